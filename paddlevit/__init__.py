@@ -1,0 +1,35 @@
+"""Train, fine-tune, evaluate and deploy HVT, CvT, HRFormer and PiT with PaddlePaddle."""
+
+import importlib.util
+import os
+import sys
+import warnings
+
+__version__ = "0.1.0"
+
+if importlib.util.find_spec("paddle") is None:
+    raise ImportError(
+        "paddlevit needs PaddlePaddle 3.x, which is not installed. For a CPU:  pip install 'paddlepaddle>=3.0'\n"
+        "For a GPU:  pip install 'paddlepaddle-gpu>=3.0' with the package index for your CUDA version that "
+        "https://www.paddlepaddle.org.cn/en/install/quick names"
+    )
+
+# Paddle's stride kernels make slices and transposes into views, and on a CPU every operator that then reads a view
+# slower: a training step takes about 2.7 times as long. The flag is read once, when paddle is imported.
+# FLAGS_use_stride_kernel=1 in the environment keeps them.
+if "paddle" not in sys.modules:
+    os.environ.setdefault("FLAGS_use_stride_kernel", "0")
+elif "FLAGS_use_stride_kernel" not in os.environ:
+    warnings.warn(
+        "paddle was imported before paddlevit, so its stride kernels stay on: on a CPU that makes training 2 to 3 "
+        "times slower. Import paddlevit first, or set FLAGS_use_stride_kernel=0 in the environment.",
+        stacklevel=2,
+    )
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="No ccache found")  # only matters to who compiles Paddle extensions
+    import paddle  # noqa: F401
+
+from paddlevit.models import build_model, list_models
+
+__all__ = ["__version__", "build_model", "list_models"]

@@ -1,0 +1,166 @@
+"""Checkpoints: complete, verified, and replaced atomically.
+
+A checkpoint is `<stem>.pdparams`, with an EMA `<stem>_ema.pdparams`, and `<stem>.pdstate`, which is written last and
+holds checksums of the others: without it, or where they do not match, the checkpoint does not count. The stem is
+epoch_<NNN> after that many epochs, epoch_<NNN>_step_<NNNNNN> in the middle of the next. A .pdstate is an .npz archive
+without pickles: nothing in it can run.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from paddlevit.errors import MissingFileError, UserError
+
+logger = logging.getLogger(__name__)
+
+_STEM = re.compile(r"epoch_(\d+)(?:_step_(\d+))?")
+
+
+def save(folder: Path, state: Dict[str, Any], *, keep: int) -> Path:
+    """Write the checkpoint of `state` (see Trainer.state), drop all but the newest `keep`, and return its .pdstate.
+
+    Raises UserError where the folder cannot be written or the disk is full; earlier checkpoints stay as they were.
+    """
+    progress = state["progress"]
+    stem = f"epoch_{progress['epoch']:03d}" + (f"_step_{progress['step']:06d}" if progress["step"] else "")
+    sums = {}
+    for suffix, weights in ((".pdparams", state["model"]), ("_ema.pdparams", state["ema"])):
+        if weights is not None:
+            path = folder / f"{stem}{suffix}"
+            write_weights(path, weights)
+            sums[path.name] = _sha256(path)
+    arrays = {f"optimizer/{name}": value for name, value in state["optimizer"].items()}
+    arrays["progress"] = np.asarray(json.dumps({**progress, "sha256": sums}))
+    path = folder / f"{stem}.pdstate"
+    _write(path, lambda part: _write_npz(part, arrays))
+    _prune(folder, keep)
+    return path
+
+
+def write_weights(path: Path, weights: Dict[str, Tensor]) -> None:
+    """Write a plain state dict, atomically."""
+    _write(path, lambda part: paddle.save(weights, str(part)))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, atomically."""
+    _write(target, lambda part: shutil.copyfile(source, part))
+
+
+def find(where: Path) -> Path:
+    """The .pdstate that `where` names: a checkpoint, with or without a suffix, or the newest complete one of a folder.
+
+    Raises MissingFileError where there is none, UserError where the one that was named is damaged.
+    """
+    if where.is_dir():
+        path = newest(where)
+        if path is None:
+            raise MissingFileError(f"-resume {where}: the folder holds no complete checkpoint (epoch_<NNN>.pdstate)")
+        return path
+    stem = where.name[: -len(where.suffix)] if where.suffix in (".pdparams", ".pdstate") else where.name
+    path = where.with_name(f"{stem}.pdstate")
+    if not path.is_file():
+        raise MissingFileError(
+            f"-resume {where}: there is no {path}; name a checkpoint (epoch_<NNN>) or a run's folder"
+        )
+    damage = _damage(path)
+    if damage:
+        raise UserError(f"-resume {where}: {damage}")
+    return path
+
+
+def newest(folder: Path) -> Optional[Path]:
+    """The .pdstate of the newest complete checkpoint in `folder`; damaged ones are named in the log and passed over."""
+    for path in reversed(_all(folder)):
+        damage = _damage(path)
+        if not damage:
+            return path
+        logger.warning("checkpoint passed over: %s", damage)
+    return None
+
+
+def load(path: Path, read_weights: Callable[[Path], Dict[str, np.ndarray]]) -> Dict[str, Any]:
+    """The state that `save` wrote, from its .pdstate: "model", "ema" (None without one), "optimizer", "progress"."""
+    with np.load(path, allow_pickle=False) as archive:
+        progress = json.loads(str(archive["progress"]))
+        optimizer = {key[len("optimizer/") :]: archive[key] for key in archive.files if key.startswith("optimizer/")}
+    stem = path.name[: -len(path.suffix)]
+    ema = path.with_name(f"{stem}_ema.pdparams")
+    return {
+        "model": read_weights(path.with_name(f"{stem}.pdparams")),
+        "ema": read_weights(ema) if ema.name in progress["sha256"] else None,
+        "optimizer": optimizer,
+        "progress": progress,
+    }
+
+
+def _all(folder: Path) -> List[Path]:
+    """Every .pdstate of `folder`, oldest first."""
+    found = [(match, path) for path in folder.glob("epoch_*.pdstate") if (match := _STEM.fullmatch(path.stem))]
+    return [path for match, path in sorted(found, key=lambda item: [int(number or 0) for number in item[0].groups()])]
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint; empty where it is complete."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            broken = archive.zip.testzip()
+            sums = json.loads(str(archive["progress"]))["sha256"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        return f"{path} cannot be read ({error})"
+    if broken:
+        return f"{path} is damaged (its part {broken})"
+    for name, expected in sums.items():
+        weights = path.with_name(name)
+        if not weights.is_file():
+            return f"{weights}, which belongs to {path.name}, is missing"
+        if _sha256(weights) != expected:
+            return f"{weights} is not what was saved (its checksum differs)"
+    return ""
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints; the .pdstate first, so that no half checkpoint looks complete."""
+    for path in _all(folder)[:-keep]:
+        path.unlink()
+        for suffix in (".pdparams", "_ema.pdparams"):
+            path.with_name(f"{path.stem}{suffix}").unlink(missing_ok=True)
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside `path`, see it on the disk, and put it in `path`'s place in one step."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; what was saved before is untouched"
+        ) from error
+
+
+def _write_npz(path: Path, arrays: Dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""The command line of training and evaluation: argv -> frozen configuration -> processes."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import List, NoReturn, Optional, Sequence
+
+from yacs.config import CfgNode
+
+from paddlevit import run, runtime
+from paddlevit.config import get_config, update_config, with_values
+from paddlevit.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (-h lists the flags)")
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of `argv`; `-flag value`, `-flag=value` and `--flag value` all work. Raises UserError."""
+    parser = _Parser(description="Train or evaluate a network.", allow_abbrev=False, prog="main")
+
+    def flag(name: str, **options: object) -> None:
+        parser.add_argument(f"-{name}", f"--{name}", **options)
+
+    flag("cfg", metavar="FILE", help="yaml file, or the name of a shipped variant such as pit_ti_224")
+    flag("dataset", help="imagenet2012 (default), cifar10 or cifar100")
+    flag("data_path", metavar="DIR", help="folder of the data set")
+    flag("batch_size", type=int, help="images per process and step")
+    flag("batch_size_eval", type=int, help="images per process and step of the evaluation")
+    flag("image_size", type=int, help="side of the square input image")
+    flag("num_classes", type=int, help="number of classes (default: what the data has)")
+    flag("accum_iter", type=int, help="batches per optimizer step")
+    flag("num_workers", type=int, help="decoding processes per process (-1: chosen by the cores)")
+    flag("pretrained", metavar="FILE", help="weights to start from, or to evaluate; of any source")
+    flag("reinit_head", action="store_true", help="start with a new classifier when the number of classes differs")
+    flag("resume", metavar="WHERE", help="a checkpoint, a run's folder, or auto: the newest checkpoint in -output")
+    flag("last_epoch", type=int, help="epochs to count as done")
+    flag("teacher", help="variant of the teacher (default regnety_160)")
+    flag("teacher_model_path", metavar="FILE", help="weights of the teacher")
+    flag("output", metavar="DIR", help="folder of the run (default: output/<variant>-<train or eval>-<time>)")
+    flag("eval", action="store_true", help="evaluate and stop")
+    flag("amp", action="store_true", help="mixed precision")
+    flag("amp_dtype", help="float16 (default) or bfloat16")
+    flag("device", help="auto (default: a GPU where there is one), gpu or cpu")
+    flag("nprocs", type=int, help="processes to start (default: one per visible GPU)")
+    flag("seed", type=int, help="seed of everything random (default 0)")
+    flag("opts", nargs="*", metavar="KEY VALUE", help="any keys of the configuration")
+    return parser.parse_args(argv)
+
+
+def main(argv: Optional[Sequence[str]] = None, *, nprocs: Optional[int] = None, distill: bool = False) -> int:
+    """Train or evaluate as `argv` says and return the exit code; 2, with a message, after a user's mistake.
+
+    `nprocs` 1 never starts other processes; `distill` trains with a teacher even where the configuration has none.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        config = _configure(argv, distill)
+        if not runtime.launched() and "OUTPUT" in config:
+            argv += ["-output", config.OUTPUT]
+        return runtime.launch(lambda: _start(config), argv, nprocs=nprocs or config.NPROCS, device=config.DEVICE)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _configure(argv: List[str], distill: bool) -> CfgNode:
+    args = parse_args(argv)
+    if args.cfg is None:
+        raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
+    config = update_config(get_config(), args)
+    values = {}
+    if distill and config.TRAIN.DISTILLATION_TYPE == "none":
+        values["TRAIN.DISTILLATION_TYPE"] = "hard"
+    if not config.OUTPUT:
+        values["OUTPUT"] = _default_output(args.cfg, config)
+    return with_values(config, values)
+
+
+def _default_output(cfg: str, config: CfgNode) -> str:
+    resume = Path(config.MODEL.RESUME)
+    if config.MODEL.RESUME == "auto":
+        raise UserError("-resume auto needs the run's folder: -output DIR")
+    if config.MODEL.RESUME:
+        return str(resume if resume.is_dir() else resume.parent)
+    if runtime.launched():
+        raise UserError("several processes need one folder: -output DIR")
+    kind = "eval" if config.EVAL else "train"
+    return f"./output/{Path(cfg).stem}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _start(config: CfgNode) -> int:
+    runtime.setup(config.DEVICE, config.SEED)
+    return run.validate(config) if config.EVAL else run.train(config)

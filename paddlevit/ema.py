@@ -1,0 +1,34 @@
+"""Exponential moving average of a network's weights (Polyak & Juditsky 1992)."""
+
+import copy
+
+import paddle
+from paddle import nn
+
+
+class ModelEma:
+    """A second copy of `model` in float32 whose weights follow it: e <- d e + (1 - d) w after every optimizer step.
+
+    With `warmup`, d is (1 + steps) / (10 + steps) while that is smaller than `decay`, so that a short run does not end
+    near its random start. Running statistics of BatchNorm are averaged too; integer buffers are copied.
+    """
+
+    def __init__(self, model: nn.Layer, *, decay: float, warmup: bool = True) -> None:
+        self.model = copy.deepcopy(model)
+        self.model.eval()
+        self.decay = decay
+        self.warmup = warmup
+        for tensor in self.model.state_dict().values():
+            tensor.stop_gradient = True
+        self._pairs = list(zip(self.model.state_dict().values(), model.state_dict().values()))
+
+    @paddle.no_grad()
+    def update(self, steps: int) -> None:
+        """Follow the network after its optimizer step number `steps`, counted from 1."""
+        decay = min(self.decay, (1 + steps) / (10 + steps)) if self.warmup else self.decay
+        for average, value in self._pairs:
+            if average.is_floating_point():
+                average.scale_(decay)
+                average.add_(value.astype(average.dtype) * (1.0 - decay))
+            else:
+                average.set_value(value)

@@ -1,0 +1,163 @@
+"""The training loop and exact evaluation."""
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, Optional, Tuple
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from paddlevit.ema import ModelEma
+from paddlevit.metrics import EvalTotals
+from paddlevit.objectives import Objective
+from paddlevit.optim import load_optimizer_arrays, optimizer_arrays
+from paddlevit.runtime import rank
+
+Batches = Iterable[Tuple[Tensor, Tensor]]
+
+
+class Stopped(Exception):
+    """Training was asked to stop by the signal `signum`; the trainer stands between two optimizer steps."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by signal {signum}")
+        self.signum = signum
+
+
+@dataclass
+class Trainer:
+    """Everything that takes part in training, and all that a resumed run must restore.
+
+    Randomness is drawn from (seed, epoch, step, rank), so no generator's state needs saving: a resumed run goes on with
+    the numbers that an undisturbed one would have drawn.
+    """
+
+    model: nn.Layer
+    objective: Objective
+    mixup: Callable[[Tensor, Tensor, Tuple[int, ...]], Tuple[Tensor, Tensor]]
+    optimizer: paddle.optimizer.Optimizer
+    lr_at: Callable[[float], float]
+    steps_per_epoch: int
+    accum_iter: int = 1
+    seed: int = 0
+    ema: Optional[ModelEma] = None
+    network: Optional[nn.Layer] = None  # what the objective calls: the model, or what synchronises it with other ranks
+    scaler: Optional[paddle.amp.GradScaler] = None
+    autocast: Callable[[], ContextManager] = nullcontext
+    stop_signal: int = 0
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # batches done in the current epoch
+    updates: int = 0  # optimizer steps done
+    lr: float = 0.0  # of the last optimizer step
+
+    def __post_init__(self) -> None:
+        self.network = self.network or self.model
+        self.scaler = self.scaler or paddle.amp.GradScaler(enable=False)
+
+    def train_epoch(self, batches: Batches, on_step: Callable[[Tensor, float], None]) -> None:
+        """Train on the rest of the current epoch. After every batch `on_step(loss, seconds waited for data)` is called.
+
+        Raises Stopped between two optimizer steps when `stop_signal` was set.
+        """
+        self.model.train()
+        for images, labels, waited in _timed(batches):
+            on_step(self.train_step(images, labels), waited)
+            if self.stop_signal and self.step % self.accum_iter == 0 and self.step < self.steps_per_epoch:
+                raise Stopped(self.stop_signal)
+        assert self.step == self.steps_per_epoch, f"{self.step} batches instead of {self.steps_per_epoch}"
+        self.epoch, self.step = self.epoch + 1, 0
+
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One batch forward and backward, and an optimizer step where the batch completes one; the loss of the batch."""
+        key = (self.seed, self.epoch, self.step, rank())
+        paddle.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        images, targets = self.mixup(images, labels, key)
+        first = self.step - self.step % self.accum_iter
+        batches = min(self.accum_iter, self.steps_per_epoch - first)
+        completes = self.step - first + 1 == batches
+        with nullcontext() if completes else self._no_sync():
+            with self.autocast():
+                loss, _ = self.objective(self.network, images, targets)
+            self.scaler.scale(loss / batches).backward()
+        if completes:
+            self._update(first)
+        self.step += 1
+        return loss.detach()
+
+    def _update(self, step: int) -> None:
+        self.lr = self.lr_at(self.epoch + step / self.steps_per_epoch)
+        self.optimizer.set_lr(self.lr)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.clear_grad()
+        self.updates += 1
+        if self.ema is not None:
+            self.ema.update(self.updates)
+
+    def _no_sync(self) -> ContextManager:
+        return self.network.no_sync() if hasattr(self.network, "no_sync") else nullcontext()
+
+    def state(self) -> Dict[str, Any]:
+        """What a resumed run needs: weights by name, the optimizer's arrays by parameter name, and the progress."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.model.state_dict(),
+            "optimizer": optimizer_arrays(self.optimizer, self.model),
+            "progress": {
+                "epoch": self.epoch,
+                "step": self.step,
+                "updates": self.updates,
+                "scaler": {name: _plain(value) for name, value in self.scaler.state_dict().items()},
+            },
+        }
+
+    def load_state(self, optimizer: Dict[str, np.ndarray], progress: Dict[str, Any]) -> None:
+        """Put back what `state` returned, apart from the weights, which the caller has loaded into model and EMA."""
+        load_optimizer_arrays(self.optimizer, self.model, optimizer)
+        self.epoch, self.step, self.updates = progress["epoch"], progress["step"], progress["updates"]
+        if progress["scaler"]:
+            saved = progress["scaler"]
+            self.scaler.load_state_dict({**saved, "scale": np.asarray([saved["scale"]], dtype="float32")})
+
+
+@paddle.no_grad()
+def evaluate(
+    model: nn.Layer,
+    batches: Batches,
+    *,
+    autocast: Callable[[], ContextManager] = nullcontext,
+    on_batch: Callable[[Tensor], None] = lambda logits: None,
+) -> Dict[str, float]:
+    """{"loss", "acc1", "acc5", "num_images"} over the batches of all processes; every image counts once.
+
+    `on_batch` is called with the logits of each batch of this process, in order.
+    """
+    was_training = model.training
+    model.eval()
+    totals = EvalTotals()
+    for images, labels in batches:
+        with autocast():
+            logits = model(images)
+        totals.add(logits, labels)
+        on_batch(logits)
+    if was_training:
+        model.train()
+    return totals.result()
+
+
+def _timed(batches: Batches) -> Iterator[Tuple[Tensor, Tensor, float]]:
+    """The batches, each with the seconds that were spent waiting for it."""
+    iterator = iter(batches)
+    while True:
+        start = time.perf_counter()
+        batch = next(iterator, None)
+        if batch is None:
+            return
+        yield (*batch, time.perf_counter() - start)
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).item() if isinstance(value, (np.ndarray, np.generic, Tensor)) else value

@@ -1,0 +1,141 @@
+"""Hierarchical Vision Transformer (Pan et al., "Scalable Vision Transformers with Hierarchical Pooling", ICCV 2021)."""
+
+from typing import Dict, Tuple
+
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from yacs.config import CfgNode
+
+from paddlevit.errors import UserError
+from paddlevit.hvt.convert import SOURCES
+from paddlevit.layers import (
+    Block,
+    classifier,
+    create_parameter,
+    drop_path_rates,
+    init_conv_like_torch_linear_trunc_normal,
+)
+
+
+class PatchEmbed(nn.Layer):
+    """Non-overlapping patches by a convolution; [N, 3, S, S] -> tokens [N, L, dim]."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2D(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose([0, 2, 1])
+
+
+class PooledBlock(Block):
+    """A transformer block that ends with hierarchical pooling (section 3.2, equation 5); [N, L, dim] -> [N, L', dim].
+
+    Max pooling along the tokens without padding, L' = (L - kernel) // stride + 1, then a position embedding of its own.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, kernel: int, stride: int, pooled_length: int, **block: float
+    ) -> None:
+        super().__init__(dim, num_heads, **block)
+        self.kernel = kernel
+        self.stride = stride
+        self.pos_embed = create_parameter([1, pooled_length, dim])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        x = F.max_pool1d(x.transpose([0, 2, 1]), self.kernel, self.stride).transpose([0, 2, 1])
+        return x + self.pos_embed
+
+
+class HVT(nn.Layer):
+    """HVT: transformer blocks that shorten the sequence as a CNN shrinks its maps (section 3.2, figure 2).
+
+    Every `pool_block_width`-th block, from the first on, ends with a pooling; 0 pools nowhere. There is no class token:
+    the head sees the mean over the tokens (section 3.3). `num_classes` 0 leaves the head out. Raises UserError where
+    the sequence becomes shorter than the pooling kernel.
+    """
+
+    weight_sources: Dict = SOURCES
+    head_prefixes: Tuple[str, ...] = ("head.",)
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        in_channels: int = 3,
+        *,
+        num_classes: int = 1000,
+        patch_size: int = 16,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        pool_kernel_size: int = 3,
+        pool_stride: int = 2,
+        pool_block_width: int = 12,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if image_size < patch_size:
+            raise UserError(f"DATA.IMAGE_SIZE {image_size} is smaller than MODEL.PATCH_SIZE {patch_size}")
+        length = (image_size // patch_size) ** 2
+        self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size)
+        self.pos_embed = create_parameter([1, length, embed_dim])
+        self.pos_dropout = nn.Dropout(dropout)
+        self.layers = nn.LayerList()
+        for i, rate in enumerate(drop_path_rates(drop_path, depth)):
+            block = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, dropout=dropout, drop_path=rate)
+            block["attention_dropout"] = attention_dropout
+            if pool_block_width == 0 or i % pool_block_width:
+                self.layers.append(Block(embed_dim, num_heads, **block))
+                continue
+            _check_poolable(i, length, pool_kernel_size)
+            length = (length - pool_kernel_size) // pool_stride + 1
+            pool = dict(kernel=pool_kernel_size, stride=pool_stride, pooled_length=length)
+            self.layers.append(PooledBlock(embed_dim, num_heads, **pool, **block))
+        self.norm = nn.LayerNorm(embed_dim, epsilon=1e-6)
+        self.head = classifier(embed_dim, num_classes)
+        self.apply(init_conv_like_torch_linear_trunc_normal)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """What the head sees: the mean over the normalised tokens [N, embed_dim]."""
+        x = self.pos_dropout(self.patch_embed(images) + self.pos_embed)
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x).mean(axis=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.forward_features(images))
+
+
+def _check_poolable(block: int, length: int, kernel: int) -> None:
+    if length < kernel:
+        raise UserError(
+            f"block {block} of HVT would pool {length} tokens with MODEL.POOL_KERNEL_SIZE {kernel}: use a larger "
+            "DATA.IMAGE_SIZE or MODEL.POOL_BLOCK_WIDTH"
+        )
+
+
+def build_hvt(config: CfgNode) -> HVT:
+    """The HVT that `config` describes."""
+    model = config.MODEL
+    return HVT(
+        config.DATA.IMAGE_SIZE,
+        config.DATA.IMAGE_CHANNELS,
+        num_classes=model.NUM_CLASSES,
+        patch_size=model.PATCH_SIZE,
+        embed_dim=model.EMBED_DIM,
+        depth=model.DEPTH,
+        num_heads=model.NUM_HEADS,
+        mlp_ratio=model.MLP_RATIO,
+        qkv_bias=model.QKV_BIAS,
+        pool_kernel_size=model.POOL_KERNEL_SIZE,
+        pool_stride=model.POOL_STRIDE,
+        pool_block_width=model.POOL_BLOCK_WIDTH,
+        dropout=model.DROPOUT,
+        attention_dropout=model.ATTENTION_DROPOUT,
+        drop_path=model.DROPPATH,
+    )

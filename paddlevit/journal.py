@@ -1,0 +1,156 @@
+"""What a run tells: lines of the log, metrics.jsonl, and a progress bar where a person is looking."""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, Optional
+
+from paddle import Tensor
+from tqdm import tqdm
+
+from paddlevit.metrics import RunningMean
+from paddlevit.runtime import is_main
+
+logger = logging.getLogger(__name__)
+
+
+def progress(batches: Iterable, total: int, what: str) -> Iterator:
+    """The batches, under a progress bar where standard error is a terminal."""
+    return iter(tqdm(batches, total=total, desc=what, leave=False, disable=not _watched(), dynamic_ncols=True))
+
+
+class Journal:
+    """Follows one training run: a line every `report_freq` steps, and one for every evaluation.
+
+    `images_per_step` counts the images of one batch over all processes. Losses are read from the device only when a
+    line is written.
+    """
+
+    def __init__(
+        self, path: Path, *, report_freq: int, num_epochs: int, steps_per_epoch: int, images_per_step: int
+    ) -> None:
+        self.path = path
+        self.report_freq = report_freq
+        self.num_epochs = num_epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.images_per_step = images_per_step
+        self._loss = RunningMean()
+        self._bar: Optional[tqdm] = None
+
+    def rewind(self, epoch: int, step: int) -> None:
+        """Forget the lines that a resumed run writes again: those after `epoch` epochs and `step` steps."""
+        if not is_main() or not self.path.is_file():
+            return
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines(True) if _before(line, epoch, step)]
+        part = self.path.with_name(f"{self.path.name}.part")
+        part.write_text("".join(kept), encoding="utf-8")
+        os.replace(part, self.path)
+
+    def start_epoch(self, epoch: int, step: int) -> None:
+        """Epoch number `epoch`, counted from 1, goes on after `step` of its steps."""
+        self._epoch = epoch
+        self._step = self._reported = step
+        self._waited = 0.0
+        self._since = time.perf_counter()
+        self._bar = tqdm(
+            total=self.steps_per_epoch,
+            initial=step,
+            desc=f"epoch {epoch}/{self.num_epochs}",
+            leave=False,
+            disable=not _watched(),
+            dynamic_ncols=True,
+        )
+
+    def step(self, loss: Tensor, waited: float, lr: float) -> None:
+        """A batch is done: its loss, the seconds waited for its data, the learning rate."""
+        self._loss.add(loss)
+        self._waited += waited
+        self._step += 1
+        self._bar.update()
+        if self._step % self.report_freq == 0 or self._step == self.steps_per_epoch:
+            self._report(lr)
+
+    def end_epoch(self) -> None:
+        """The epoch is over, or broken off."""
+        self._bar.close()
+
+    def evaluation(self, epoch: int, weights: str, result: Dict[str, float], **extra: Any) -> None:
+        """An evaluation after `epoch` epochs; `weights` is "model" or "ema"."""
+        self._write({"phase": "val", "epoch": epoch, "weights": weights, **result, **extra})
+        logger.info(
+            "epoch %d/%d  %s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %d images%s",
+            epoch,
+            self.num_epochs,
+            "validation" if weights == "model" else f"validation, {weights}",
+            result["acc1"],
+            result["acc5"],
+            result["loss"],
+            result["num_images"],
+            " (best, from the saved file)" if extra.get("best") else "",
+        )
+
+    def _report(self, lr: float) -> None:
+        loss = self._loss.read()
+        seconds = time.perf_counter() - self._since
+        speed = (self._step - self._reported) * self.images_per_step / seconds
+        waiting = self._waited / seconds
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {loss} in epoch {self._epoch}, steps {self._reported + 1} to {self._step}, at "
+                f"learning rate {lr:.3g}: lower TRAIN.BASE_LR, set TRAIN.GRAD_CLIP 1.0, or train without -amp"
+            )
+        self._write(
+            {
+                "phase": "train",
+                "epoch": self._epoch,
+                "step": self._step,
+                "steps_per_epoch": self.steps_per_epoch,
+                "loss": loss,
+                "lr": lr,
+                "images_per_sec": round(speed, 1),
+                "data_wait": round(waiting, 4),
+            }
+        )
+        left = self._seconds_left(speed)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {speed:.0f} images/s, run ends in {left}")
+        logger.info(
+            "epoch %d/%d  step %d/%d  loss %.4f  lr %.3e  %.0f images/s  waiting for data %.0f %%  %s left",
+            self._epoch,
+            self.num_epochs,
+            self._step,
+            self.steps_per_epoch,
+            loss,
+            lr,
+            speed,
+            100 * waiting,
+            left,
+            extra={"every_step": True},
+        )
+        self._reported, self._waited, self._since = self._step, 0.0, time.perf_counter()
+
+    def _seconds_left(self, speed: float) -> str:
+        steps = (self.num_epochs - self._epoch + 1) * self.steps_per_epoch - self._step
+        return tqdm.format_interval(steps * self.images_per_step / speed)
+
+    def _write(self, record: Dict[str, Any]) -> None:
+        if is_main():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def _watched() -> bool:
+    return is_main() and sys.stderr.isatty()
+
+
+def _before(line: str, epoch: int, step: int) -> bool:
+    try:
+        record = json.loads(line)
+        if record["phase"] == "val":
+            return record["epoch"] <= epoch and not record.get("best")
+        return (record["epoch"] - 1, record["step"]) <= (epoch, step)
+    except (ValueError, KeyError):
+        return False

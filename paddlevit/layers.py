@@ -1,0 +1,165 @@
+"""Layers and initialisers that more than one family is built of."""
+
+import math
+from typing import Callable, List, Optional
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+
+def trunc_normal_(param: Tensor, std: float = 0.02) -> None:
+    """Fill `param` from a normal distribution cut off at -2 and 2 (absolute values, not multiples of `std`)."""
+    nn.initializer.TruncatedNormal(std=std)(param)
+
+
+def zeros_(param: Tensor) -> None:
+    """Fill `param` with zeros."""
+    nn.initializer.Constant(0.0)(param)
+
+
+def init_like_torch(layer: nn.Layer) -> None:
+    """Give a linear or convolution layer PyTorch's default start: U(-k, k), k = 1 / sqrt(fan_in), bias included.
+
+    Paddle starts from Xavier or Kaiming with zero biases instead; networks whose official code leaves its layers
+    alone need this to be equal in distribution. Other layers are left as they are.
+    """
+    if isinstance(layer, nn.Linear):
+        fan_in = layer.weight.shape[0]
+    elif isinstance(layer, nn.Conv2D):
+        fan_in = math.prod(layer.weight.shape[1:])
+    else:
+        return
+    uniform = nn.initializer.Uniform(-(fan_in**-0.5), fan_in**-0.5)
+    uniform(layer.weight)
+    if layer.bias is not None:
+        uniform(layer.bias)
+
+
+def init_conv_like_torch_linear_trunc_normal(layer: nn.Layer) -> None:
+    """Start of HVT and CvT: linear weights truncated normal 0.02 with zero bias, convolutions as PyTorch's default."""
+    if isinstance(layer, nn.Linear):
+        trunc_normal_(layer.weight)
+        if layer.bias is not None:
+            zeros_(layer.bias)
+    else:
+        init_like_torch(layer)
+
+
+def drop_path_rates(rate: float, depth: int) -> List[float]:
+    """Stochastic-depth rates of `depth` blocks, linear from 0 to `rate` (Huang et al. 2016, section 3)."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), the approximation of GELU that CvT was trained with (Hendrycks & Gimpel 2016, section 2)."""
+    return x * F.sigmoid(1.702 * x)
+
+
+class DropPath(nn.Layer):
+    """Stochastic depth: in training, drop a residual branch per sample and scale the kept ones by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        mask = paddle.bernoulli(paddle.full([x.shape[0]] + [1] * (x.ndim - 1), keep, dtype=x.dtype))
+        return x * (mask / keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class Mlp(nn.Layer):
+    """Two linear layers with an activation between them; [..., dim] -> [..., dim]."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int, *, dropout: float = 0.0, activation: Callable[[Tensor], Tensor] = F.gelu
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.activation(self.fc1(x)))
+        return self.dropout(self.fc2(x))
+
+
+class Attention(nn.Layer):
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2); [N, L, dim] -> [N, L, dim].
+
+    The attention probabilities [N, heads, L, L] pass through `attn_dropout`, where a forward hook can take them out.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        attention_dropout: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"the width {dim} of an attention layer is not a multiple of its {num_heads} heads")
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        # Paddle reads bias_attr=None as "with a bias"; only False leaves it out.
+        self.qkv = nn.Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
+        self.proj = nn.Linear(dim, dim)
+        self.attn_dropout = nn.Dropout(attention_dropout)
+        self.proj_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, dim = x.shape
+        # One transpose, then three contiguous tensors: slices of qkv cost twice as much in the backward pass.
+        qkv = self.qkv(x).reshape([n, length, 3, self.num_heads, dim // self.num_heads]).transpose([2, 0, 3, 1, 4])
+        q, k, v = qkv.unbind(0)
+        probs = self.attn_dropout(F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True)))
+        return self.proj_dropout(self.proj(paddle.matmul(probs, v).transpose([0, 2, 1, 3]).reshape([n, length, dim])))
+
+
+class Block(nn.Layer):
+    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)); [N, L, dim] -> [N, L, dim]."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, epsilon=norm_eps)
+        self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, attention_dropout=attention_dropout, dropout=dropout)
+        self.norm2 = nn.LayerNorm(dim, epsilon=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout=dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def classifier(in_features: int, num_classes: int) -> nn.Layer:
+    """The linear head, or the identity for `num_classes` 0 (features instead of logits)."""
+    return nn.Linear(in_features, num_classes) if num_classes > 0 else nn.Identity()
+
+
+def create_parameter(shape: List[int], init: Optional[Callable[[Tensor], None]] = trunc_normal_) -> Tensor:
+    """A trainable tensor of the default dtype, filled by `init`."""
+    param = paddle.create_parameter(shape, dtype=paddle.get_default_dtype())
+    init(param)
+    return param

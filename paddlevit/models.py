@@ -1,0 +1,25 @@
+"""Every family, by the name that MODEL.TYPE gives it."""
+
+from typing import Callable, Dict, List
+
+from paddle import nn
+from yacs.config import CfgNode
+
+from paddlevit.config import variant_names
+from paddlevit.hvt import build_hvt
+from paddlevit.pit import build_pit
+
+FAMILIES: Dict[str, Callable[[CfgNode], nn.Layer]] = {
+    "hvt": build_hvt,
+    "pit": build_pit,
+}
+
+
+def build_model(config: CfgNode) -> nn.Layer:
+    """The network that `config` describes: images float32 [N, C, H, W] -> logits [N, MODEL.NUM_CLASSES]."""
+    return FAMILIES[config.MODEL.TYPE](config)
+
+
+def list_models(pattern: str = "*") -> List[str]:
+    """Names of the shipped variants that match `pattern` ('pit_*_224'), sorted."""
+    return variant_names(pattern)

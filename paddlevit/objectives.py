@@ -1,0 +1,72 @@
+"""What training minimises: objective(model, images, targets) -> (loss, logits)."""
+
+from typing import Callable, Tuple, Union
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from paddlevit.errors import UserError
+
+Objective = Callable[[Callable, Tensor, Tensor], Tuple[Tensor, Tensor]]
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the batch of -sum_k targets_k log softmax(logits)_k; logits and targets [N, K]."""
+    if logits.dtype in (paddle.float16, paddle.bfloat16):
+        logits = logits.astype("float32")
+    return -(targets.astype(logits.dtype) * F.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
+
+
+def _two_heads(output: Union[Tensor, Tuple[Tensor, Tensor]]) -> Tuple[Tensor, Tensor]:
+    """Class and distillation logits; a network with one head gives the same for both."""
+    return output if isinstance(output, (tuple, list)) else (output, output)
+
+
+class Supervised:
+    """Cross-entropy with the targets; the mean of both heads' where the network has two."""
+
+    def __call__(self, model: Callable, images: Tensor, targets: Tensor) -> Tuple[Tensor, Tensor]:
+        logits, distill_logits = _two_heads(model(images))
+        loss = soft_cross_entropy(logits, targets)
+        if distill_logits is not logits:
+            loss = (loss + soft_cross_entropy(distill_logits, targets)) / 2
+        return loss, logits
+
+
+class Distilled:
+    """Cross-entropy with the targets and, on the distillation head, with a teacher (Touvron et al. 2021, section 3).
+
+    Soft (equation 2): (1 - alpha) CE(y) + alpha tau^2 KL(teacher / tau || student / tau), the divergence being the mean
+    over the batch of the sum over the classes. Hard (equation 3): (1 - alpha) CE(y) + alpha CE(argmax teacher). The
+    teacher sees the same, mixed, images, in evaluation mode and without gradients.
+    """
+
+    def __init__(self, teacher: nn.Layer, *, kind: str, alpha: float = 0.5, tau: float = 1.0) -> None:
+        if not 0.0 <= alpha <= 1.0:
+            raise UserError(f"TRAIN.DISTILLATION_ALPHA is {alpha}, allowed: 0 to 1")
+        if tau <= 0.0:
+            raise UserError(f"TRAIN.DISTILLATION_TAU is {tau}, allowed: above 0")
+        self.teacher = teacher
+        self.teacher.eval()
+        for param in teacher.parameters():
+            param.stop_gradient = True
+        self.kind = kind
+        self.alpha = alpha
+        self.tau = tau
+
+    def __call__(self, model: Callable, images: Tensor, targets: Tensor) -> Tuple[Tensor, Tensor]:
+        with paddle.no_grad():
+            teacher_logits = self.teacher(images).astype("float32")
+        logits, distill_logits = _two_heads(model(images))
+        base = soft_cross_entropy(logits, targets)
+        if self.kind == "hard":
+            distillation = F.cross_entropy(distill_logits.astype("float32"), teacher_logits.argmax(axis=-1))
+        else:
+            distillation = self._divergence(distill_logits.astype("float32"), teacher_logits)
+        return (1 - self.alpha) * base + self.alpha * distillation, logits
+
+    def _divergence(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        log_student = F.log_softmax(logits / self.tau, axis=-1)
+        log_teacher = F.log_softmax(teacher_logits / self.tau, axis=-1)
+        return (log_teacher.exp() * (log_teacher - log_student)).sum(axis=-1).mean() * self.tau**2

@@ -1,0 +1,146 @@
+"""Pooling-based Vision Transformer (Heo et al., "Rethinking Spatial Dimensions of Vision Transformers", ICCV 2021)."""
+
+from typing import Dict, Sequence, Tuple, Union
+
+import paddle
+from paddle import Tensor, nn
+from yacs.config import CfgNode
+
+from paddlevit.errors import UserError
+from paddlevit.layers import Block, classifier, create_parameter, init_like_torch
+from paddlevit.pit.convert import SOURCES
+
+
+class PatchEmbed(nn.Layer):
+    """Overlapping patches by a convolution without padding; [N, 3, S, S] -> map [N, dim, P, P]."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(in_channels, dim, kernel_size=patch_size, stride=stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images)
+
+
+class Pooling(nn.Layer):
+    """Section 3.2, figure 4: halves the map by a depthwise convolution that doubles its channels; tokens by a linear."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(dim, out_dim, kernel_size=3, stride=2, padding=1, groups=dim)
+        self.fc = nn.Linear(dim, out_dim)
+
+    def forward(self, feature_map: Tensor, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+        return self.conv(feature_map), self.fc(tokens)
+
+
+class Transformer(nn.Layer):
+    """The blocks between two poolings; map [N, dim, P, P] and tokens [N, T, dim] -> the same shapes."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.blocks = nn.LayerList(blocks)
+
+    def forward(self, feature_map: Tensor, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+        shape, num_tokens = feature_map.shape, tokens.shape[1]
+        x = paddle.concat([tokens, feature_map.flatten(2).transpose([0, 2, 1])], axis=1)
+        for block in self.blocks:
+            x = block(x)
+        tokens, x = paddle.split(x, [num_tokens, x.shape[1] - num_tokens], axis=1)
+        return x.transpose([0, 2, 1]).reshape(shape), tokens
+
+
+class PiT(nn.Layer):
+    """PiT: three stages of transformer blocks with pooling between them (section 3.2, table 9).
+
+    `base_dims` are the widths of a head and `num_heads` their numbers, so stage i is base_dims[i] * num_heads[i] wide.
+    With `distilled` there is a second token and head (Touvron et al. 2021, section 3.2): in training the network
+    returns both logits, in evaluation their mean. `num_classes` 0 leaves the heads out. Raises ValueError where the
+    image is smaller than a patch.
+    """
+
+    weight_sources: Dict = SOURCES
+    head_prefixes: Tuple[str, ...] = ("head.", "head_dist.")
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        in_channels: int = 3,
+        *,
+        num_classes: int = 1000,
+        patch_size: int = 16,
+        stride: int = 8,
+        base_dims: Sequence[int] = (48, 48, 48),
+        depth: Sequence[int] = (2, 6, 4),
+        num_heads: Sequence[int] = (3, 6, 12),
+        mlp_ratio: float = 4.0,
+        distilled: bool = False,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not len(base_dims) == len(depth) == len(num_heads):
+            raise UserError(
+                f"MODEL.BASE_DIMS {list(base_dims)}, MODEL.DEPTH {list(depth)} and MODEL.NUM_HEADS {list(num_heads)} "
+                "of PiT are lists of equal length, one entry per stage"
+            )
+        if image_size < patch_size:
+            raise UserError(f"DATA.IMAGE_SIZE {image_size} is smaller than MODEL.PATCH_SIZE {patch_size}")
+        dims = [base * heads for base, heads in zip(base_dims, num_heads)]
+        # Block i drops with rate * i / total, so the rate itself is never reached: the official schedule.
+        rates = iter([drop_path * i / sum(depth) for i in range(sum(depth))])
+        block = dict(mlp_ratio=mlp_ratio, dropout=dropout, attention_dropout=attention_dropout)
+        side = (image_size - patch_size) // stride + 1
+        self.distilled = distilled
+        self.patch_embed = PatchEmbed(in_channels, dims[0], patch_size, stride)
+        self.pos_embed = create_parameter([1, dims[0], side, side])
+        self.cls_token = create_parameter([1, 2 if distilled else 1, dims[0]])
+        self.pos_dropout = nn.Dropout(dropout)
+        self.transformers = nn.LayerList(
+            Transformer([Block(dim, heads, drop_path=next(rates), **block) for _ in range(blocks)])
+            for dim, heads, blocks in zip(dims, num_heads, depth)
+        )
+        self.pools = nn.LayerList(Pooling(dim, out_dim) for dim, out_dim in zip(dims[:-1], dims[1:]))
+        self.norm = nn.LayerNorm(dims[-1], epsilon=1e-6)
+        self.head = classifier(dims[-1], num_classes)
+        if distilled:
+            self.head_dist = classifier(dims[-1], num_classes)
+        self.apply(init_like_torch)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """What the heads see: the normalised class token [N, D], or class and distillation tokens [N, 2, D]."""
+        feature_map = self.pos_dropout(self.patch_embed(images) + self.pos_embed)
+        tokens = self.cls_token.expand([feature_map.shape[0], -1, -1])
+        feature_map, tokens = self.transformers[0](feature_map, tokens)
+        for pool, transformer in zip(self.pools, self.transformers[1:]):
+            feature_map, tokens = transformer(*pool(feature_map, tokens))
+        tokens = self.norm(tokens)
+        return tokens if self.distilled else tokens[:, 0]
+
+    def forward(self, images: Tensor) -> Union[Tensor, Tuple[Tensor, Tensor]]:
+        features = self.forward_features(images)
+        if not self.distilled:
+            return self.head(features)
+        logits, distill_logits = self.head(features[:, 0]), self.head_dist(features[:, 1])
+        return (logits, distill_logits) if self.training else (logits + distill_logits) / 2
+
+
+def build_pit(config: CfgNode) -> PiT:
+    """The PiT that `config` describes."""
+    model = config.MODEL
+    return PiT(
+        config.DATA.IMAGE_SIZE,
+        config.DATA.IMAGE_CHANNELS,
+        num_classes=model.NUM_CLASSES,
+        patch_size=model.PATCH_SIZE,
+        stride=model.STRIDE,
+        base_dims=model.BASE_DIMS,
+        depth=model.DEPTH,
+        num_heads=model.NUM_HEADS,
+        mlp_ratio=model.MLP_RATIO,
+        distilled=model.DISTILLED,
+        dropout=model.DROPOUT,
+        attention_dropout=model.ATTENTION_DROPOUT,
+        drop_path=model.DROPPATH,
+    )

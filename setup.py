@@ -1,0 +1,50 @@
+"""Packaging: the shipped yaml files are installed with the package, PaddlePaddle itself only by an extra."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "paddlevit" / "__init__.py").read_text(encoding="utf-8")).group(1)
+
+TEST = ["pytest>=7", "hypothesis>=6", "ruff==0.17.5", "scikit-learn>=1.0"]
+
+setup(
+    name="paddlevit",
+    version=VERSION,
+    description="Train, fine-tune, evaluate and deploy HVT, CvT, HRFormer and PiT with PaddlePaddle",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9",
+    packages=find_packages(include=["paddlevit", "paddlevit.*"]),
+    package_data={"paddlevit": ["configs/*/*.yaml"]},
+    install_requires=[
+        "numpy>=1.21",
+        "pillow>=9.5,<13",  # 13 resizes differently, so published accuracies could not be reproduced
+        "pyyaml>=5.4",
+        "safetensors>=0.4",
+        "tqdm>=4.60",
+        "yacs>=0.1.8",
+    ],
+    extras_require={
+        # A GPU user's build must not be overwritten by the CPU one, so neither is required.
+        "cpu": ["paddlepaddle>=3.0,<4"],
+        "gpu": ["paddlepaddle-gpu>=3.0,<4"],
+        "demo": ["scikit-learn>=1.0"],
+        "export": ["paddle2onnx>=2.1", "onnxruntime>=1.16", "openvino>=2024.0"],
+        "log": ["tensorboardX>=2.6", "visualdl>=2.5"],
+        "test": TEST,
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+)

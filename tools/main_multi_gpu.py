@@ -1,0 +1,11 @@
+"""Train or evaluate on all visible GPUs (or -nprocs processes); -h lists the flags."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from paddlevit.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
