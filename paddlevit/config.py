@@ -26,7 +26,7 @@ _DEFAULTS: Dict[str, Any] = {
         "BATCH_SIZE_EVAL": None,  # per process; null: BATCH_SIZE
         "IMAGE_SIZE": 224,
         "IMAGE_CHANNELS": 3,
-        "CROP_PCT": 0.875,  # evaluation: the shorter side is resized to IMAGE_SIZE / CROP_PCT, then the centre is cut out
+        "CROP_PCT": 0.875,  # evaluation: resize the shorter side to IMAGE_SIZE / CROP_PCT, cut out the centre
         "RESIZE_MODE": "crop",  # evaluation: crop, or squash (both sides to IMAGE_SIZE, nothing cut off)
         "INTERPOLATION": "bicubic",  # or bilinear
         "IMAGENET_MEAN": [0.485, 0.456, 0.406],
@@ -275,21 +275,25 @@ def _pairs(opts: Sequence[Any]) -> List[_Source]:
 
 def _resolve(sources: List[_Source]) -> CfgNode:
     schema = _schema(sources)
-    values = {key: copy.deepcopy(value) for key, value, _ in _flat(schema, "")}
-    given = set()
+    defaults = {key: value for key, value, _ in _flat(schema, "")}
+    values = copy.deepcopy(defaults)
+    inference_said_by = ""
     for key, value, where in sources:
         if key not in values:
             raise _unknown(key, where, values, schema["MODEL"]["TYPE"])
-        values[key] = _checked(
-            key, value, _OPTIONAL.get(key, values[key]) if values[key] is None else values[key], where
-        )
-        given.add(key)
+        values[key] = _checked(key, value, _OPTIONAL.get(key, defaults[key]), where)
+        if key == "DATA.INFER_NUM_CLASSES":
+            inference_said_by = where
+        elif key == "MODEL.NUM_CLASSES" and where != inference_said_by:
+            values["DATA.INFER_NUM_CLASSES"] = False
     values["MODEL.TYPE"] = schema["MODEL"]["TYPE"]
-    if "MODEL.NUM_CLASSES" in given and "DATA.INFER_NUM_CLASSES" not in given:
-        values["DATA.INFER_NUM_CLASSES"] = False
     # PaddleViT's yaml files say by the objective whether the network has a second head.
     if values.get("MODEL.DISTILLED", False) is None:
         values["MODEL.DISTILLED"] = values["TRAIN.DISTILLATION_TYPE"] != "none"
+    return _nested(values)
+
+
+def _nested(values: Dict[str, Any]) -> CfgNode:
     config = CfgNode()
     for key, value in values.items():
         *parents, leaf = key.split(".")

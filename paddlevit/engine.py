@@ -18,7 +18,7 @@ from paddlevit.runtime import rank
 Batches = Iterable[Tuple[Tensor, Tensor]]
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - no error
     """Training was asked to stop by the signal `signum`; the trainer stands between two optimizer steps."""
 
     def __init__(self, signum: int) -> None:
@@ -71,7 +71,7 @@ class Trainer:
         self.epoch, self.step = self.epoch + 1, 0
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One batch forward and backward, and an optimizer step where the batch completes one; the loss of the batch."""
+        """One batch forward and backward, and an optimizer step where it completes one; returns the batch's loss."""
         key = (self.seed, self.epoch, self.step, rank())
         paddle.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         images, targets = self.mixup(images, labels, key)

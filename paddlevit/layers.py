@@ -7,6 +7,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from paddlevit.errors import UserError
+
 
 def trunc_normal_(param: Tensor, std: float = 0.02) -> None:
     """Fill `param` from a normal distribution cut off at -2 and 2 (absolute values, not multiples of `std`)."""
@@ -52,7 +54,7 @@ def drop_path_rates(rate: float, depth: int) -> List[float]:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the approximation of GELU that CvT was trained with (Hendrycks & Gimpel 2016, section 2)."""
+    """x * sigmoid(1.702 x), the approximation of GELU that CvT uses (Hendrycks & Gimpel 2016, section 2)."""
     return x * F.sigmoid(1.702 * x)
 
 
@@ -108,7 +110,7 @@ class Attention(nn.Layer):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"the width {dim} of an attention layer is not a multiple of its {num_heads} heads")
+            raise UserError(f"the width {dim} of an attention layer is not a multiple of its {num_heads} heads")
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         # Paddle reads bias_attr=None as "with a bias"; only False leaves it out.

@@ -26,7 +26,7 @@ def decay_split(model: nn.Layer, excluded: Sequence[str]) -> Tuple[Dict[str, Ten
 
 
 def scaled_lr(lr: float, images_per_step: int, reference: Optional[int]) -> float:
-    """`lr`, stated for `reference` images per optimizer step, for `images_per_step` (Goyal et al. 2017, section 2.1)."""
+    """`lr`, stated for `reference` images per optimizer step, at `images_per_step` (Goyal et al. 2017, 2.1)."""
     return lr if reference is None else lr * images_per_step / reference
 
 

@@ -239,7 +239,8 @@ def _open_folder(config: CfgNode) -> Path:
     taken = not config.EVAL and not config.MODEL.RESUME and next(folder.glob("epoch_*.pd*"), None)
     if taken:
         raise UserError(
-            f"-output {folder} already holds a run ({taken.name}): go on with it by -resume auto, or name another folder"
+            f"-output {folder} already holds a run ({taken.name}): go on with it by -resume auto, or name another "
+            "folder"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -87,14 +87,14 @@ class HVT(nn.Layer):
         self.pos_dropout = nn.Dropout(dropout)
         self.layers = nn.LayerList()
         for i, rate in enumerate(drop_path_rates(drop_path, depth)):
-            block = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, dropout=dropout, drop_path=rate)
+            block = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "dropout": dropout, "drop_path": rate}
             block["attention_dropout"] = attention_dropout
             if pool_block_width == 0 or i % pool_block_width:
                 self.layers.append(Block(embed_dim, num_heads, **block))
                 continue
             _check_poolable(i, length, pool_kernel_size)
             length = (length - pool_kernel_size) // pool_stride + 1
-            pool = dict(kernel=pool_kernel_size, stride=pool_stride, pooled_length=length)
+            pool = {"kernel": pool_kernel_size, "stride": pool_stride, "pooled_length": length}
             self.layers.append(PooledBlock(embed_dim, num_heads, **pool, **block))
         self.norm = nn.LayerNorm(embed_dim, epsilon=1e-6)
         self.head = classifier(embed_dim, num_classes)

@@ -23,7 +23,7 @@ class PatchEmbed(nn.Layer):
 
 
 class Pooling(nn.Layer):
-    """Section 3.2, figure 4: halves the map by a depthwise convolution that doubles its channels; tokens by a linear."""
+    """Section 3.2, figure 4: a depthwise convolution halves the map and widens it, a linear layer widens the tokens."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class PiT(nn.Layer):
         dims = [base * heads for base, heads in zip(base_dims, num_heads)]
         # Block i drops with rate * i / total, so the rate itself is never reached: the official schedule.
         rates = iter([drop_path * i / sum(depth) for i in range(sum(depth))])
-        block = dict(mlp_ratio=mlp_ratio, dropout=dropout, attention_dropout=attention_dropout)
+        block = {"mlp_ratio": mlp_ratio, "dropout": dropout, "attention_dropout": attention_dropout}
         side = (image_size - patch_size) // stride + 1
         self.distilled = distilled
         self.patch_embed = PatchEmbed(in_channels, dims[0], patch_size, stride)

@@ -1,0 +1,5 @@
+"""RegNetY: the convolutional teacher of distilled PiT."""
+
+from paddlevit.regnet.model import RegNet, build_regnet
+
+__all__ = ["RegNet", "build_regnet"]

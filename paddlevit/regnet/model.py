@@ -1,0 +1,161 @@
+"""RegNetY (Radosavovic et al., "Designing Network Design Spaces", CVPR 2020): the teacher of distilled PiT."""
+
+from typing import Sequence, Tuple
+
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from yacs.config import CfgNode
+
+from paddlevit.errors import UserError
+from paddlevit.layers import classifier, zeros_
+
+
+def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2D:
+    """A convolution without bias that keeps the map's size, or divides it by `stride`, rounding up."""
+    return nn.Conv2D(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias_attr=False)
+
+
+class SqueezeExcitation(nn.Layer):
+    """Channel attention (Hu et al. 2018, section 3); [N, C, H, W] -> the same shape."""
+
+    def __init__(self, channels: int, hidden_channels: int) -> None:
+        super().__init__()
+        self.conv1_1x1 = nn.Conv2D(channels, hidden_channels, 1)
+        self.conv2_1x1 = nn.Conv2D(hidden_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.conv2_1x1(F.relu(self.conv1_1x1(F.adaptive_avg_pool2d(x, 1))))
+        return x * F.sigmoid(gate)
+
+
+class Downsample(nn.Layer):
+    """The shortcut of a block that changes the map's size or width."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1x1 = conv(in_channels, out_channels, stride=stride)
+        self.bn = nn.BatchNorm2D(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv1x1(x))
+
+
+class Block(nn.Layer):
+    """The Y block: a residual bottleneck of ratio 1 with group convolution and squeeze-excitation (figure 4, table 4).
+
+    The hidden width of squeeze-excitation is `se_ratio` of the block's input width, not of its own.
+    """
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, group_width: int, se_ratio: float) -> None:
+        super().__init__()
+        self.conv1 = conv(in_channels, width)
+        self.bn1 = nn.BatchNorm2D(width)
+        self.conv2 = conv(width, width, 3, stride, groups=width // group_width)
+        self.bn2 = nn.BatchNorm2D(width)
+        self.se = SqueezeExcitation(width, round(in_channels * se_ratio))
+        self.downsample = None
+        if in_channels != width or stride != 1:
+            self.downsample = Downsample(in_channels, width, stride)
+        self.conv3 = conv(width, width)
+        self.bn3 = nn.BatchNorm2D(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.se(F.relu(self.bn2(self.conv2(x))))
+        return F.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+class Stage(nn.Layer):
+    """`depth` blocks, of which the first halves the map; [N, C, H, W] -> [N, width, H / 2, W / 2], rounded up."""
+
+    def __init__(self, in_channels: int, width: int, depth: int, *, group_width: int, se_ratio: float) -> None:
+        super().__init__()
+        self.blocks = nn.LayerList(
+            Block(
+                width if i else in_channels,
+                width,
+                stride=1 if i else 2,
+                group_width=group_width,
+                se_ratio=se_ratio,
+            )
+            for i in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class RegNet(nn.Layer):
+    """RegNetY: a stem, four stages, average pooling and a linear head (section 3.2); the defaults are RegNetY-16GF.
+
+    Every width is a multiple of `group_width`, the channels of one group of the 3 x 3 convolutions. `num_classes` 0
+    leaves the linear layer out. Raises UserError where the widths do not fit.
+    """
+
+    head_prefixes: Tuple[str, ...] = ("head.2.",)
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        *,
+        num_classes: int = 1000,
+        widths: Sequence[int] = (224, 448, 1232, 3024),
+        depths: Sequence[int] = (2, 4, 11, 1),
+        group_width: int = 112,
+        stem_width: int = 32,
+        se_ratio: float = 0.25,
+    ) -> None:
+        super().__init__()
+        if len(widths) != len(depths) or any(width % group_width for width in widths):
+            raise UserError(
+                f"MODEL.WIDTHS {list(widths)} and MODEL.DEPTHS {list(depths)} of RegNet are lists of equal length, one "
+                f"entry per stage, and every width is a multiple of MODEL.GROUP_WIDTH {group_width}"
+            )
+        self.stem = nn.Sequential(conv(in_channels, stem_width, 3, stride=2), nn.BatchNorm2D(stem_width), nn.ReLU())
+        self.stages = nn.Sequential(
+            *(
+                Stage(in_width, width, depth, group_width=group_width, se_ratio=se_ratio)
+                for in_width, width, depth in zip([stem_width, *widths], widths, depths)
+            )
+        )
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2D(1), nn.Flatten(), classifier(widths[-1], num_classes))
+        self.apply(_init)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """What the linear layer sees: the mean over the last map [N, widths[-1]]."""
+        pool, flatten, _ = self.head
+        return flatten(pool(self.stages(self.stem(images))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head[2](self.forward_features(images))
+
+
+def _init(layer: nn.Layer) -> None:
+    """Start of a training from scratch: He et al. 2015, equation 14, for convolutions; blocks begin as the identity."""
+    if isinstance(layer, nn.Conv2D):
+        out_channels, _, height, width = layer.weight.shape
+        fan_out = out_channels * height * width / layer._groups
+        nn.initializer.Normal(std=(2.0 / fan_out) ** 0.5)(layer.weight)
+    elif isinstance(layer, nn.Linear):
+        nn.initializer.Normal(std=0.01)(layer.weight)
+    elif isinstance(layer, Block):
+        zeros_(layer.bn3.weight)
+    if isinstance(layer, (nn.Conv2D, nn.Linear)) and layer.bias is not None:
+        zeros_(layer.bias)
+
+
+def build_regnet(config: CfgNode) -> RegNet:
+    """The RegNetY that `config` describes."""
+    model = config.MODEL
+    return RegNet(
+        config.DATA.IMAGE_CHANNELS,
+        num_classes=model.NUM_CLASSES,
+        widths=model.WIDTHS,
+        depths=model.DEPTHS,
+        group_width=model.GROUP_WIDTH,
+        stem_width=model.STEM_WIDTH,
+        se_ratio=model.SE_RATIO,
+    )

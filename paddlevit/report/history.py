@@ -1,0 +1,137 @@
+"""What metrics.jsonl tells of a run."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Optional
+
+from paddlevit.errors import UserError
+
+_AFTER_ALL_STEPS = math.inf
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line: of series "train", or the evaluation of series "model" or "ema"."""
+
+    series: str
+    epoch: float  # counted from 1
+    step: float  # batches done in the epoch; inf for an evaluation, which stands after all of them
+    values: dict[str, Any]
+
+    def number(self, key: str) -> float:
+        """The value of `key`; NaN where it is missing or no finite number."""
+        return _number(self.values.get(key))
+
+    def has_gap(self) -> bool:
+        """Whether a value is null, NaN or infinite."""
+        return any(value is None or value in (math.inf, -math.inf) or value != value for value in self.values.values())
+
+
+@dataclass(frozen=True)
+class History:
+    """A run's lines in order, without those that a resumed run wrote again."""
+
+    records: list[Record]
+    closing: Optional[Record]  # the saved best weights, evaluated once more at the end of a finished run
+    unread: int  # lines that could not be read
+
+    @cached_property
+    def _longest_epoch(self) -> float:
+        return max((record.step for record in self._of("train")), default=1.0)
+
+    def points(self, series: str, key: str) -> list[tuple[float, float]]:
+        """(epochs done, value of `key`) of a series; the value is NaN where the line has none."""
+        return [(self._epochs_done(record), record.number(key)) for record in self._of(series)]
+
+    def epoch_range(self) -> tuple[int, int]:
+        """The first and the last whole number of epochs done that a curve reaches."""
+        places = [self._epochs_done(record) for record in self.records or [self.best()]]
+        low, high = math.floor(min(places)), math.ceil(max(places))
+        return (low, high) if low < high else (high - 1, high)
+
+    def best(self) -> Optional[Record]:
+        """The evaluation of the saved best weights or, in a run that has not finished, the best one so far."""
+        if self.closing is not None:
+            return self.closing
+        evaluated = [record for record in self.records if not math.isnan(record.number("acc1"))]
+        return max(evaluated, key=lambda record: record.number("acc1"), default=None)
+
+    def numbers(self, key: str) -> list[float]:
+        """The finite values of `key` in the training lines."""
+        return [y for _, y in self.points("train", key) if not math.isnan(y)]
+
+    def _of(self, series: str) -> Iterator[Record]:
+        return (record for record in self.records if record.series == series)
+
+    def _epochs_done(self, record: Record) -> float:
+        if math.isinf(record.step):
+            return record.epoch
+        steps = record.number("steps_per_epoch")
+        steps = self._longest_epoch if math.isnan(steps) else steps
+        return record.epoch - 1 + min(record.step / max(steps, 1.0), 1.0)
+
+
+def read_history(path: Path) -> History:
+    """The run that `path`, a metrics.jsonl, describes.
+
+    A line takes the place of earlier ones that it repeats, and of all that stand after it: a resumed run writes those
+    anew. Lines that cannot be read, such as the last one of a killed run, are counted. Raises UserError where the file
+    is missing or holds no readable line.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: a report needs the figures of a run") from None
+    records: list[Record] = []
+    closing = None
+    unread = 0
+    for line in lines:
+        record = _read(line)
+        if record is None:
+            unread += bool(line.strip())
+        elif record.values.get("best"):
+            closing = record
+        else:
+            closing = None
+            _put(records, record)
+    if not records and closing is None:
+        what = f"none of its {unread} lines can be read" if unread else "it is empty"
+        raise UserError(f"{path} holds no figures of a run: {what}")
+    return History(records, closing, unread)
+
+
+def _read(line: bytes) -> Optional[Record]:
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or values.get("phase") not in ("train", "val"):
+        return None
+    epoch = _number(values.get("epoch"))
+    if math.isnan(epoch):
+        return None
+    if values["phase"] == "val":
+        return Record("ema" if values.get("weights") == "ema" else "model", epoch, _AFTER_ALL_STEPS, values)
+    step = _number(values.get("step"))
+    return Record("train", epoch, 1.0 if math.isnan(step) else step, values)
+
+
+def _put(records: list[Record], new: Record) -> None:
+    place = (new.epoch, new.step)
+    beside = []
+    while records and (records[-1].epoch, records[-1].step) >= place:
+        old = records.pop()
+        if (old.epoch, old.step) == place and old.series != new.series:
+            beside.append(old)
+    records += [*reversed(beside), new]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    # What is larger than any figure of a run would only flatten the rest of its curve.
+    return float(value) if abs(value) < 1e30 else math.nan

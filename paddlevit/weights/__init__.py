@@ -1,0 +1,8 @@
+"""Reading other people's weights files and loading them into the networks."""
+
+from paddlevit.weights.convert import convert_state_dict
+from paddlevit.weights.load import load_weights
+from paddlevit.weights.readers import read_state_dict
+from paddlevit.weights.report import LoadReport, WeightsError
+
+__all__ = ["LoadReport", "WeightsError", "convert_state_dict", "load_weights", "read_state_dict"]

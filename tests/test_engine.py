@@ -1,0 +1,150 @@
+"""Accumulation against a large batch, going on bit for bit, the EMA, exact evaluation."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from paddlevit.config import get_config
+from paddlevit.data.mixup import SmoothTargets
+from paddlevit.ema import ModelEma
+from paddlevit.engine import Stopped, Trainer, evaluate
+from paddlevit.objectives import Supervised
+from paddlevit.optim import build_optimizer
+
+
+def tiny_trainer(*, accum_iter=1, steps=8, ema=False, seed=0):
+    paddle.seed(3)
+    model = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Dropout(0.2), nn.Linear(5, 3))
+    return Trainer(
+        model=model,
+        objective=Supervised(),
+        mixup=SmoothTargets(3, 0.1),
+        optimizer=build_optimizer(get_config("pit_ti_224", ["TRAIN.GRAD_CLIP", 1.0]), model),
+        lr_at=lambda epoch: 0.01 * (1 + epoch),
+        steps_per_epoch=steps,
+        accum_iter=accum_iter,
+        seed=seed,
+        ema=ModelEma(model, decay=0.9) if ema else None,
+    )
+
+
+def batches(count, size=4, start=0):
+    for i in range(start, count):
+        rng = np.random.default_rng(i)
+        yield (
+            paddle.to_tensor(rng.standard_normal((size, 6)).astype("float32")),
+            paddle.to_tensor(rng.integers(0, 3, size)),
+        )
+
+
+def ignore(loss, waited):
+    pass
+
+
+def weights(trainer):
+    return {name: value.numpy().copy() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_same(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], err_msg=name, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def test_accumulation_equals_one_large_batch_even_where_the_last_group_is_smaller():
+    small, large = tiny_trainer(accum_iter=4, steps=6), tiny_trainer(accum_iter=1, steps=2)
+    for trainer in (small, large):
+        trainer.model[2].p = 0.0
+    pieces = list(batches(6, 4))
+    merged = [
+        tuple(paddle.concat(parts) for parts in zip(*pieces[:4])),
+        tuple(paddle.concat(p) for p in zip(*pieces[4:])),
+    ]
+    # The learning rate is that of the first batch of a group.
+    large.lr_at = lambda epoch: 0.01 * (1 + {0.0: 0.0, 0.5: 4 / 6}[epoch])
+    small.train_epoch(pieces, ignore)
+    large.train_epoch(merged, ignore)
+    assert (small.updates, large.updates) == (2, 2)
+    assert_same(weights(small), weights(large), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 7])
+def test_a_stopped_and_restored_trainer_goes_on_bit_for_bit(stop_after):
+    whole = tiny_trainer(ema=True)
+    for _ in range(2):
+        whole.train_epoch(batches(8), ignore)
+
+    first = tiny_trainer(ema=True)
+
+    def stop(loss, waited):
+        if first.step == stop_after:
+            first.stop_signal = 15
+
+    with pytest.raises(Stopped):
+        first.train_epoch(batches(8), stop)
+    state = first.state()
+    saved = {key: {name: value.numpy().copy() for name, value in state[key].items()} for key in ("model", "ema")}
+
+    nn.Linear(2, 2)  # another number of layers was built before
+    second = tiny_trainer(ema=True)
+    second.model.set_state_dict(saved["model"])
+    second.ema.model.set_state_dict(saved["ema"])
+    second.load_state(state["optimizer"], state["progress"])
+    assert (second.epoch, second.step) == (0, stop_after)
+    second.train_epoch(batches(8, start=stop_after), ignore)
+    second.train_epoch(batches(8), ignore)
+    assert_same(weights(second), weights(whole))
+    assert_same(
+        {name: value.numpy() for name, value in second.ema.model.state_dict().items()},
+        {name: value.numpy() for name, value in whole.ema.model.state_dict().items()},
+    )
+
+
+def test_another_seed_draws_other_dropout():
+    one, same, other = tiny_trainer(seed=0), tiny_trainer(seed=0), tiny_trainer(seed=1)
+    for trainer in (one, same, other):
+        trainer.train_epoch(batches(8), ignore)
+    assert_same(weights(one), weights(same))
+    assert not np.array_equal(weights(one)["0.weight"], weights(other)["0.weight"])
+
+
+def test_ema_follows_every_optimizer_step_and_warms_up():
+    trainer = tiny_trainer(accum_iter=2, ema=True)
+    start = weights(trainer)["3.bias"].astype("float64")
+    average, steps = start, 0
+
+    for images, labels in batches(8):
+        trainer.train_step(images, labels)
+        if trainer.step % 2 == 0:
+            steps += 1
+            decay = min(0.9, (1 + steps) / (10 + steps))
+            average = decay * average + (1 - decay) * weights(trainer)["3.bias"]
+    assert steps == trainer.updates == 4
+    np.testing.assert_allclose(trainer.ema.model.state_dict()["3.bias"].numpy(), average, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_evaluation_is_exact_whatever_the_batch_size(size):
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((101, 6)).astype("float32"), rng.integers(0, 9, 101)
+    model = nn.Linear(6, 9)
+    loader = [
+        (paddle.to_tensor(images[i : i + size]), paddle.to_tensor(labels[i : i + size])) for i in range(0, 101, size)
+    ]
+    seen = []
+    result = evaluate(model, loader, on_batch=lambda logits: seen.append(len(logits)))
+    logits = images.astype("float64") @ model.weight.numpy() + model.bias.numpy()
+    order = np.argsort(-logits, axis=1)
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert result["num_images"] == sum(seen) == 101
+    assert result["acc1"] == pytest.approx(100 * (order[:, 0] == labels).mean(), abs=1e-9)
+    assert result["acc5"] == pytest.approx(100 * (order[:, :5] == labels[:, None]).any(1).mean(), abs=1e-9)
+    assert result["loss"] == pytest.approx(-log_probs[np.arange(101), labels].mean(), rel=1e-6)
+    assert model.training
+
+
+def test_fewer_than_five_classes():
+    model = nn.Linear(6, 3)
+    result = evaluate(model, batches(3))
+    assert result["acc5"] == 100.0

@@ -1,0 +1,105 @@
+"""Five steps of the official networks through our Trainer and optimizer, in float64: losses, gradients, weights."""
+
+import numpy as np
+import paddle
+import pytest
+
+from golden import golden_images, golden_state, training
+from paddlevit import build_model
+from paddlevit.config import get_config
+from paddlevit.data.mixup import SmoothTargets
+from paddlevit.engine import Trainer
+from paddlevit.layers import DropPath
+from paddlevit.objectives import Supervised
+from paddlevit.optim import build_optimizer
+from paddlevit.weights import convert_state_dict, load_weights
+
+RUNS = [
+    ("pit_ti_224", "first"),
+    ("pit_ti_224", "slow"),
+    ("pit_ti_distilled_224", "first"),
+    ("hvt_ti_1_patch16_224", "first"),
+    ("cvt-13-224x224", "first"),
+    ("hrt_tiny", "first"),
+]
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    paddle.set_default_dtype("float64")
+    yield
+    paddle.set_default_dtype("float32")
+
+
+def trainer_of(name, lr):
+    """Our trainer at the start of the golden run of `name`: no drop path, constant learning rate, no clipping."""
+    config = get_config(name, ["TRAIN.GRAD_CLIP", None, "TRAIN.WEIGHT_DECAY", 0.05])
+    model = build_model(config)
+    load_weights(model, golden_state(name, "official"), source="official")
+    for module in model.sublayers():
+        if isinstance(module, DropPath):
+            module.rate = 0.0
+    return Trainer(
+        model=model,
+        objective=Supervised(),
+        mixup=SmoothTargets(config.MODEL.NUM_CLASSES, 0.0),
+        optimizer=build_optimizer(config, model),
+        lr_at=lambda epoch: lr,
+        steps_per_epoch=6,
+    )
+
+
+def our_names(name, model):
+    """Official parameter name -> ours, told by a number that the conversion carries along."""
+    state = golden_state(name, "official")
+    tagged = {key: np.full(value.shape, i, dtype="float32") for i, (key, value) in enumerate(state.items())}
+    for key, value in state.items():
+        if value.dtype.kind == "i":
+            tagged[key] = value
+    keys = list(state)
+    return {keys[int(value.ravel()[0])]: ours for ours, value in convert_state_dict(tagged, model, "official").items()}
+
+
+@pytest.mark.parametrize(("name", "run"), RUNS)
+def test_golden_training_run(name, run):
+    golden = training(name)
+    record = golden if run == "first" else golden["slow"]
+    trainer = trainer_of(name, record.get("lr", golden["optimizer"]["lr"]))
+    ours = our_names(name, trainer.model)
+    images = paddle.to_tensor(golden_images(0, golden["batch"], golden["image_size"]).astype("float64"))
+    labels = paddle.to_tensor(golden["labels"])
+    losses, norms, after = [], {}, {}
+
+    scale = trainer.scaler.scale
+    params = dict(trainer.model.named_parameters())
+
+    def watch(step):
+        def stepped(optimizer):
+            if not norms:
+                norms.update(
+                    {key: float(np.linalg.norm(params[ours[key]].grad.numpy())) for key in golden["grad_norms_f64"]}
+                )
+            step(optimizer)
+
+        return stepped
+
+    trainer.scaler.step = watch(trainer.scaler.step)
+    assert scale is not None
+
+    def collect(loss, waited):
+        losses.append(loss.item())
+        if trainer.step == 5 and run == "first":
+            after.update(
+                {
+                    key: float(np.linalg.norm(params[ours[key]].numpy()))
+                    for key in golden["param_norms_after_5_steps_f64"]
+                }
+            )
+
+    trainer.train_epoch([(images, labels)] * 6, collect)
+    np.testing.assert_allclose(losses, record["losses_f64"], rtol=0, atol=1e-7)
+    total = golden["grad_total_norm_f64"]
+    for key, expected in golden["grad_norms_f64"].items():
+        assert abs(norms[key] - expected) <= 1e-9 * total + 1e-9 * expected, key
+    for key, value in after.items():
+        assert value == pytest.approx(golden["param_norms_after_5_steps_f64"][key], rel=1e-7), key
