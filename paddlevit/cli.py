@@ -1,30 +1,22 @@
 """The command line of training and evaluation: argv -> frozen configuration -> processes."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
-from typing import List, NoReturn, Optional, Sequence
+from typing import List, Optional, Sequence
 
 from yacs.config import CfgNode
 
 from paddlevit import run, runtime
+from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import get_config, update_config, with_values
 from paddlevit.errors import UserError
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (-h lists the flags)")
-
-
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`; `-flag value`, `-flag=value` and `--flag value` all work. Raises UserError."""
-    parser = _Parser(description="Train or evaluate a network.", allow_abbrev=False, prog="main")
-
-    def flag(name: str, **options: object) -> None:
-        parser.add_argument(f"-{name}", f"--{name}", **options)
-
+    parser = Parser(description="Train or evaluate a network.")
+    flag = parser.flag
     flag("cfg", metavar="FILE", help="yaml file, or the name of a shipped variant such as pit_ti_224")
     flag("dataset", help="imagenet2012 (default), cifar10 or cifar100")
     flag("data_path", metavar="DIR", help="folder of the data set")
@@ -51,22 +43,15 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Optional[Sequence[str]] = None, *, nprocs: Optional[int] = None, distill: bool = False) -> int:
+@exit_code
+def main(argv: List[str], *, nprocs: Optional[int] = None, distill: bool = False) -> int:
     """Train or evaluate as `argv` says and return the exit code; 2, with a message, after a user's mistake.
 
     `nprocs` 1 never starts other processes; `distill` trains with a teacher even where the configuration has none.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        config = _configure(argv, distill)
-        if not runtime.launched() and "OUTPUT" in config:
-            argv += ["-output", config.OUTPUT]
-        return runtime.launch(lambda: _start(config), argv, nprocs=nprocs or config.NPROCS, device=config.DEVICE)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    config = _configure(argv, distill)
+    arguments = argv if runtime.launched() else [*argv, "-output", config.OUTPUT]
+    return runtime.launch(lambda: _start(config), arguments, nprocs=nprocs or config.NPROCS, device=config.DEVICE)
 
 
 def _configure(argv: List[str], distill: bool) -> CfgNode:

@@ -7,6 +7,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
+from paddlevit.cvt.convert import SOURCES
 from paddlevit.errors import UserError
 from paddlevit.layers import (
     DropPath,
@@ -22,7 +23,7 @@ NORM_EPS = 1e-5
 
 
 class ConvTokenEmbedding(nn.Layer):
-    """Section 3.1: overlapping patches by a convolution; map [N, C, H, W] -> normalised tokens [N, H' W', dim], H', W'."""
+    """Section 3.1: overlapping patches by a convolution; map [N, C, H, W] -> tokens [N, H' W', dim], H' and W'."""
 
     def __init__(self, in_channels: int, dim: int, *, kernel: int, stride: int, padding: int) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class ConvTokenEmbedding(nn.Layer):
 
 
 def depthwise_projection(dim: int, kernel: int, stride: int, padding: int) -> nn.Sequential:
-    """The depthwise convolution and batch normalisation of section 3.2.1; the linear layer that follows is pointwise."""
+    """The depthwise half of a separable convolution (section 3.2.1); the linear layer that follows is the other."""
     return nn.Sequential(
         nn.Conv2D(dim, dim, kernel, stride, padding, groups=dim, bias_attr=False), nn.BatchNorm2D(dim, epsilon=NORM_EPS)
     )
@@ -175,11 +176,12 @@ class Stage(nn.Layer):
 class CvT(nn.Layer):
     """CvT: stages of transformer blocks with convolutions in place of position embeddings (section 3, table 2).
 
-    Arguments that are sequences have one entry per stage. The head sees the class token of the last stage or, where that
-    has none, the mean over its tokens; `num_classes` 0 leaves the head out. The weights fit images of any size. Raises
-    UserError where the entries do not fit together.
+    Arguments that are sequences have one entry per stage. The head sees the class token of the last stage or, where
+    that has none, the mean over its tokens; `num_classes` 0 leaves the head out. The weights fit images of any size.
+    Raises UserError where the entries do not fit together.
     """
 
+    weight_sources: Dict = SOURCES
     head_prefixes: Tuple[str, ...] = ("head.",)
 
     def __init__(

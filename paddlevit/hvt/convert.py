@@ -1,7 +1,7 @@
 """Names of HVT's parameters in other people's checkpoints.
 
-A source's table is plain data, read by `paddlevit.weights`: `layout` (torch keeps linear weights as [out, in], paddle as
-[in, out]) and `rules`, regular expressions and their replacements that lead to our names.
+A source's table is plain data, read by `paddlevit.weights`: `layout` (torch keeps linear weights as [out, in], paddle
+as [in, out]) and `rules`, regular expressions and their replacements that lead to our names.
 """
 
 SOURCES = {

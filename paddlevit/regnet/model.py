@@ -1,6 +1,6 @@
 """RegNetY (Radosavovic et al., "Designing Network Design Spaces", CVPR 2020): the teacher of distilled PiT."""
 
-from typing import Sequence, Tuple
+from typing import Dict, Sequence, Tuple
 
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
 from paddlevit.layers import classifier, zeros_
+from paddlevit.regnet.convert import SOURCES
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2D:
@@ -95,6 +96,7 @@ class RegNet(nn.Layer):
     leaves the linear layer out. Raises UserError where the widths do not fit.
     """
 
+    weight_sources: Dict = SOURCES
     head_prefixes: Tuple[str, ...] = ("head.2.",)
 
     def __init__(

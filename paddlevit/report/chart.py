@@ -73,7 +73,9 @@ def line_chart(
 def axis_ticks(low: float, high: float) -> list[float]:
     """At most seven round numbers in even steps of 1, 2 or 5 times a power of ten; the ends enclose `low` to `high`."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
-        low, high = (min(low, 0.0), max(high, 0.0)) if low or high else (0.0, 1.0)
+        low, high = min(low, 0.0), max(high, 0.0)
+    if high - low < 1e-30:
+        low, high = 0.0, 1.0
     step = _nice_step((high - low) / 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
@@ -131,7 +133,9 @@ def _runs(points: Sequence[Point]) -> list[list[Point]]:
 
 def _curve(series: Series, frame: _Frame, text: Callable[[float], str]) -> str:
     runs = _runs(series.points)
-    few = sum(map(len, runs)) <= _MOST_MARKERS
+    total = sum(map(len, runs))
+    few = total <= _MOST_MARKERS
+    kind = ' class="dense"' if total > _MOST_POINTS // 2 else ""
     lines, dots = [], []
     for run in runs:
         places = [frame.at(x, y) for x, y in run]
@@ -141,7 +145,7 @@ def _curve(series: Series, frame: _Frame, text: Callable[[float], str]) -> str:
         for (px, py), (x, y) in zip(places, run):
             told = escape(f"epoch {x:.4g}: {series.name} {text(y)}")
             dots.append(f'<circle{shown} cx="{px:.1f}" cy="{py:.1f}" r="3"><title>{told}</title></circle>')
-    return f'<g class="curve {series.style}"><path d="{"".join(lines)}"/>{"".join(dots)}</g>'
+    return f'<g class="curve {series.style}"><path{kind} d="{"".join(lines)}"/>{"".join(dots)}</g>'
 
 
 def _legend_entry(series: Series, text: Callable[[float], str]) -> str:

@@ -204,11 +204,12 @@ def _chart(history: History, plot: _Plot) -> str:
 
 
 def _loss_remark(config: dict[str, Any]) -> str:
-    keys = {"SMOOTHING": "label smoothing", "MIXUP_ALPHA": "mixup", "CUTMIX_ALPHA": "CutMix"}
-    used = [name for key, name in keys.items() if _value(config, f"TRAIN.{key}", 0)]
+    mixed = _value(config, "TRAIN.MIXUP_ALPHA", 0) or _value(config, "TRAIN.CUTMIX_ALPHA", 0)
+    smoothed = _value(config, "TRAIN.SMOOTHING", 0)
+    used = ["label smoothing"] * bool(smoothed) + ["mixed images"] * bool(mixed)
     if not used:
         return ""
-    return f"<p>The training loss includes {', '.join(used)}, so it may well stay above the validation loss.</p>"
+    return f"<p>The training loss includes {' and '.join(used)}, so it may well stay above the validation loss.</p>"
 
 
 def _duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ _MOST_CLASSES_IN_MATRIX = 50
 _MOST_CONFUSIONS = 30
 _MOST_CLASSES_OPEN = 30
 _MOST_MISTAKES = 12
+_MOST_CLASSES_WIDE = 24  # above that the cells of the matrix are small
 _SHORT_NAME = 4  # characters that fit upright above a column of the matrix
 _TINY = 64  # pixels; smaller pictures are shown with sharp edges
 _HEAT_LEVELS = 9  # as in style.css
@@ -77,11 +78,11 @@ def _confusion_section(predictions: Predictions) -> str:
     if predictions.num_classes <= _MOST_CLASSES_IN_MATRIX:
         head = "Confusion matrix"
         told += " Each row is a true class, each column what it was taken for."
-        body = _matrix(predictions)
+        body, kind = _matrix(predictions), ' class="fit"'
     else:
         head = "Most frequent confusions"
-        body = _confusion_table(predictions)
-    return f"<section><h2>{head}</h2><p>{told}</p>{body}</section>"
+        body, kind = _confusion_table(predictions), ""
+    return f"<section{kind}><h2>{head}</h2><p>{told}</p>{body}</section>"
 
 
 def _matrix(predictions: Predictions) -> str:
@@ -90,14 +91,15 @@ def _matrix(predictions: Predictions) -> str:
     true, predicted, count = predictions.confusions()
     counts[true, predicted] = count
     names = [predictions.class_name(i) for i in range(size)]
-    upright = " upright" if max(map(len, names)) <= _SHORT_NAME else ""
+    kind = " upright" if max(map(len, names)) <= _SHORT_NAME else ""
+    kind += " small" if size > _MOST_CLASSES_WIDE else ""
     columns = "".join(f'<th scope="col" title="{escape(name)}"><span>{_bdi(name)}</span></th>' for name in names)
     rows = []
     for i, name in enumerate(names):
         cells = "".join(_cell(counts, i, j) for j in range(size))
         rows.append(f'<tr><th scope="row" title="{escape(name)}"><span>{_bdi(name)}</span></th>{cells}</tr>')
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="matrix{upright}">'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="matrix{kind}">'
         f'<thead><tr><td class="corner">true ↓<br>predicted →</td>{columns}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -150,7 +152,7 @@ def _class_section(predictions: Predictions) -> str:
 def _class_table(rows: Sequence[str]) -> str:
     return (
         '<table class="list classes"><thead><tr><th>class</th><th class="n">accuracy</th><th class="bar"></th>'
-        f'<th class="n">right of images</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'<th class="n">right</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
 
 

@@ -213,7 +213,8 @@ class _TorchZip:
     def read(self, info: zipfile.ZipInfo, dtype: np.dtype, start: int, count: int) -> np.ndarray:
         flat = np.empty(count, dtype)
         with naming(self.path), self.archive.open(info) as entry:
-            entry.seek(start * dtype.itemsize)
+            if start:
+                entry.seek(start * dtype.itemsize)
             if entry.readinto(flat.view(np.uint8)) != flat.nbytes:
                 raise EOFError(f"{info.filename} is cut short")
         return flat.astype(dtype.newbyteorder("="), copy=False)
@@ -222,22 +223,20 @@ class _TorchZip:
 def _read_safetensors(path: str) -> dict[str, LazyArray]:
     try:
         file = safe_open(path, framework="numpy")
-        return {name: _safetensor(path, file, name) for name in file.keys()}
     except SafetensorError as error:
         raise WeightsError(f"{path} is no whole .safetensors file ({error})") from None
+    with open(path, "rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        header = json.loads(raw.read(length))
+    return {name: _safetensor(path, file, name, header[name], 8 + length) for name in file.keys()}  # noqa: SIM118
 
 
-def _safetensor(path: str, file: Any, name: str) -> LazyArray:
-    view = file.get_slice(name)
-    if view.get_dtype() == "BF16":
-        # NumPy has no bfloat16, so the library cannot hand it over; it has checked the header.
-        return LazyArray(view.get_shape(), lambda: _bfloat16(path, name))
-    return LazyArray(view.get_shape(), lambda: file.get_tensor(name))
-
-
-def _bfloat16(path: str, name: str) -> np.ndarray:
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
+def _safetensor(path: str, file: Any, name: str, entry: dict[str, Any], data: int) -> LazyArray:
+    """NumPy has no bfloat16, so the library, which has checked the header, cannot hand that over: read here."""
+    if entry["dtype"] != "BF16":
+        return LazyArray(entry["shape"], lambda: file.get_tensor(name))
     start, end = entry["data_offsets"]
-    return np.fromfile(path, "<u2", count=(end - start) // 2, offset=8 + length + start).reshape(entry["shape"])
+    return LazyArray(
+        entry["shape"],
+        lambda: np.fromfile(path, "<u2", count=(end - start) // 2, offset=data + start).reshape(entry["shape"]),
+    )

@@ -1,0 +1,41 @@
+"""What every command line of the project shares: single-dash flags, and mistakes that end with a message and code 2."""
+
+import argparse
+import functools
+import sys
+from typing import Any, Callable, NoReturn, Optional, Sequence
+
+from paddlevit.errors import UserError
+
+Main = Callable[..., int]
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose mistakes are UserErrors; `-flag value`, `-flag=value` and `--flag value` all work."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def flag(self, name: str, **options: Any) -> None:
+        """Add the flag -name, which --name means too."""
+        self.add_argument(f"-{name}", f"--{name}", **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse where the command line makes no sense."""
+        raise UserError(f"{message} (-h lists the flags)")
+
+
+def exit_code(main: Main) -> Main:
+    """`main(argv=None, ...) -> int` that turns a UserError into a message and 2, and Ctrl-C into 130."""
+
+    @functools.wraps(main)
+    def guarded(argv: Optional[Sequence[str]] = None, **options: Any) -> int:
+        try:
+            return main(list(sys.argv[1:] if argv is None else argv), **options)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+
+    return guarded

@@ -1,0 +1,179 @@
+"""Mixup, CutMix and label smoothing: mixup(images, labels, key) -> (images, soft targets)."""
+
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+from yacs.config import CfgNode
+
+from paddlevit.errors import UserError
+
+Key = Tuple[int, ...]
+_Box = Tuple[int, int, int, int]  # top, bottom, left, right
+
+# One key serves several consumers of randomness in a step: this number keeps mixup's stream apart.
+_STREAM = 2
+
+
+class _Mix(NamedTuple):
+    """How an image is mixed: the share of its own label, and the box that comes from its partner (CutMix)."""
+
+    lam: float = 1.0
+    box: Optional[_Box] = None
+
+
+class SmoothTargets:
+    """Images as they are, labels as smoothed one-hot targets: smoothing / K for every class, 1 - smoothing on top."""
+
+    def __init__(self, num_classes: int, smoothing: float = 0.0) -> None:
+        self.num_classes = num_classes
+        self.smoothing = smoothing
+
+    def __call__(self, images: Tensor, labels: Tensor, key: Key) -> Tuple[Tensor, Tensor]:
+        """(images [N, C, H, W], float32 targets [N, K]) for integer labels [N]; `key` is not used."""
+        return images, self._smooth(F.one_hot(labels, self.num_classes))
+
+    def _smooth(self, targets: Tensor) -> Tensor:
+        return targets * (1.0 - self.smoothing) + self.smoothing / self.num_classes
+
+
+class Mixup(SmoothTargets):
+    """Mixup (Zhang et al. 2018, equations 1 and 2) and CutMix (Yun et al. 2019, section 3.1).
+
+    Image i is mixed with image N - 1 - i. Mixup blends, lam x_i + (1 - lam) x_j with lam ~ Beta(a, a); CutMix pastes a
+    box of x_j with the share 1 - lam of the area, its centre anywhere in the image. Targets are mixed alike, with lam
+    corrected to the area that the box has within the image. `prob` is the probability of mixing at all, `switch_prob`
+    that of CutMix where both are on (alpha above 0). `cutmix_minmax`: smallest and largest share of each side for the
+    box, in place of lam ~ Beta.
+
+    `mode`: one lam and box per 'batch', per image ('elem') or per 'pair' of images that are mixed with each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        mixup_alpha: float = 0.8,
+        cutmix_alpha: float = 1.0,
+        cutmix_minmax: Optional[Sequence[float]] = None,
+        prob: float = 1.0,
+        switch_prob: float = 0.5,
+        mode: str = "batch",
+        smoothing: float = 0.1,
+    ) -> None:
+        super().__init__(num_classes, smoothing)
+        self.mixup_alpha = mixup_alpha
+        self.cutmix_alpha = cutmix_alpha
+        self.cutmix_minmax = cutmix_minmax
+        self.prob = prob
+        if mixup_alpha > 0.0:
+            self.cutmix_prob = switch_prob if cutmix_alpha > 0.0 or cutmix_minmax else 0.0
+        else:
+            self.cutmix_prob = 1.0
+        self.mode = mode
+
+    @paddle.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor, key: Key) -> Tuple[Tensor, Tensor]:
+        """(mixed images [N, C, H, W], float32 targets [N, K]) for integer labels [N].
+
+        The same key gives the same mix. The input is left as it is; there is no host sync.
+        """
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=(_STREAM,))))
+        num, _, height, width = images.shape
+        partner = paddle.arange(num - 1, -1, -1, dtype="int64")
+        targets = F.one_hot(labels, self.num_classes)
+        if self.mode == "batch":
+            mix = self._draw(height, width, rng)
+            lam = mix.lam
+            images = _mix_batch(images, partner, mix)
+        else:
+            mixes = [self._draw(height, width, rng) for _ in range(num if self.mode == "elem" else (num + 1) // 2)]
+            if self.mode == "pair":
+                mixes += mixes[: num // 2][::-1]
+            lam = _column([mix.lam for mix in mixes], like=targets)
+            images = _mix_each(images, partner, mixes)
+        return images, self._smooth(paddle.gather(targets, partner) * (1.0 - lam) + targets * lam)
+
+    def _draw(self, height: int, width: int, rng: np.random.Generator) -> _Mix:
+        if rng.random() >= self.prob:
+            return _Mix()
+        if rng.random() >= self.cutmix_prob:
+            return _Mix(lam=float(rng.beta(self.mixup_alpha, self.mixup_alpha)))
+        top, bottom, left, right = box = self._box(height, width, rng)
+        return _Mix(lam=1.0 - (bottom - top) * (right - left) / (height * width), box=box)
+
+    def _box(self, height: int, width: int, rng: np.random.Generator) -> _Box:
+        if self.cutmix_minmax:
+            low, high = self.cutmix_minmax
+            h, w = (int(rng.integers(int(side * low), int(side * high), endpoint=True)) for side in (height, width))
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return top, top + h, left, left + w
+        side = (1.0 - rng.beta(self.cutmix_alpha, self.cutmix_alpha)) ** 0.5
+        h, w = int(height * side), int(width * side)
+        top, left = int(rng.integers(height)) - h // 2, int(rng.integers(width)) - w // 2
+        return max(top, 0), min(top + h, height), max(left, 0), min(left + w, width)
+
+
+def _mix_batch(images: Tensor, partner: Tensor, mix: _Mix) -> Tensor:
+    """All images mixed alike. Filling one new tensor in place costs a third of adding two products."""
+    if mix.lam == 1.0:
+        return images
+    if mix.box is None:
+        return paddle.gather(images, partner).lerp_(images, mix.lam)
+    top, bottom, left, right = mix.box
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = paddle.gather(images[:, :, top:bottom, left:right], partner)
+    return mixed
+
+
+def _mix_each(images: Tensor, partner: Tensor, mixes: List[_Mix]) -> Tensor:
+    """Image i mixed by mixes[i]."""
+    num, _, height, width = images.shape
+    others = paddle.gather(images, partner)
+    share = [1.0 - mix.lam if mix.box is None else 0.0 for mix in mixes]
+    mixed = images.lerp(others, _column(share, like=images).reshape([num, 1, 1, 1]))
+    if not any(mix.box for mix in mixes):
+        return mixed
+    top, bottom, left, right = np.array([mix.box or (0, 0, 0, 0) for mix in mixes]).T[:, :, None]
+    rows, columns = np.arange(height), np.arange(width)
+    in_rows = paddle.to_tensor((rows >= top) & (rows < bottom), place=images.place)
+    in_columns = paddle.to_tensor((columns >= left) & (columns < right), place=images.place)
+    inside = in_rows.reshape([num, 1, height, 1]) & in_columns.reshape([num, 1, 1, width])
+    return paddle.where(inside, others, mixed)
+
+
+def _column(values: List[float], *, like: Tensor) -> Tensor:
+    return paddle.to_tensor(np.array(values, dtype=np.float32)[:, None], place=like.place).astype(like.dtype)
+
+
+def build_mixup(config: CfgNode) -> Callable[[Tensor, Tensor, Key], Tuple[Tensor, Tensor]]:
+    """Mixup as TRAIN asks for it; SmoothTargets where neither MIXUP_ALPHA, CUTMIX_ALPHA nor CUTMIX_MINMAX does.
+
+    Raises UserError where a key is out of its range.
+    """
+    train, num_classes = config.TRAIN, config.MODEL.NUM_CLASSES
+    if num_classes < 1:
+        raise UserError(f"MODEL.NUM_CLASSES is {num_classes}, allowed in training: 1 and above")
+    for key in ("SMOOTHING", "MIXUP_PROB", "MIXUP_SWITCH_PROB"):
+        if not 0.0 <= train[key] <= 1.0:
+            raise UserError(f"TRAIN.{key} is {train[key]}, allowed: 0 to 1")
+    for key in ("MIXUP_ALPHA", "CUTMIX_ALPHA"):
+        if not 0.0 <= train[key] < float("inf"):
+            raise UserError(f"TRAIN.{key} is {train[key]}, allowed: 0 and above")
+    minmax = train.CUTMIX_MINMAX
+    if minmax is not None and (len(minmax) != 2 or not 0.0 <= minmax[0] <= minmax[1] <= 1.0):
+        raise UserError(f"TRAIN.CUTMIX_MINMAX is {minmax}, allowed: two numbers from 0 to 1, the smaller one first")
+    if train.MIXUP_PROB == 0.0 or not (train.MIXUP_ALPHA or train.CUTMIX_ALPHA or minmax):
+        return SmoothTargets(num_classes, train.SMOOTHING)
+    return Mixup(
+        num_classes=num_classes,
+        mixup_alpha=train.MIXUP_ALPHA,
+        cutmix_alpha=train.CUTMIX_ALPHA,
+        cutmix_minmax=minmax,
+        prob=train.MIXUP_PROB,
+        switch_prob=train.MIXUP_SWITCH_PROB,
+        mode=train.MIXUP_MODE,
+        smoothing=train.SMOOTHING,
+    )

@@ -1,0 +1,169 @@
+"""From a decoded Pillow image (mode RGB or L) to the uint8 pixels that a network is trained or evaluated on.
+
+transform(image, rng) returns an array [DATA.IMAGE_SIZE, DATA.IMAGE_SIZE, C]; all randomness comes from `rng`.
+"""
+
+import math
+from typing import Callable, Optional, Sequence, Tuple
+
+import numpy as np
+from PIL import Image
+from yacs.config import CfgNode
+
+from paddlevit.data.augment import Augmentation, build_augmentation
+from paddlevit.errors import UserError
+
+Transform = Callable[[Image.Image, Optional[np.random.Generator]], np.ndarray]
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+# An image of 1 x 100,000 pixels, whole, would take gigabytes once its shorter side has 256.
+_MAX_RESIZED_PIXELS = 1 << 25
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """The pixels [H, W, C], writable; C is 1 for mode L."""
+    pixels = np.array(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+class CenterCrop:
+    """The usual evaluation: the shorter side becomes int(size / crop_pct), then the centre is cut out.
+
+    The longer side is truncated, int(short * long / shorter), and the offsets are rounded half to even, so that pixels
+    are those that published accuracies were measured with. One exception: where the resized image would have over 33
+    million pixels (sides 1 : 500 and more), only the part that is kept is resized, which moves values by a few levels.
+    """
+
+    def __init__(self, size: int, *, crop_pct: float, resample: Image.Resampling) -> None:
+        self.size = size
+        self.short = int(size / crop_pct)
+        self.resample = resample
+
+    def __call__(self, image: Image.Image, rng: Optional[np.random.Generator] = None) -> np.ndarray:
+        shorter = min(image.size)
+        width, height = (int(self.short * side / shorter) for side in image.size)
+        left, top = int(round((width - self.size) / 2.0)), int(round((height - self.size) / 2.0))
+        box = (left, top, left + self.size, top + self.size)
+        if width * height > _MAX_RESIZED_PIXELS:
+            source = tuple(side * shorter / self.short for side in box)
+            return to_array(image.resize((self.size, self.size), self.resample, box=source))
+        return to_array(_resized(image, (width, height), self.resample).crop(box))
+
+
+class Squash:
+    """Evaluation of CvT at 384 pixels: both sides become `size`, and nothing is cut off."""
+
+    def __init__(self, size: int, *, resample: Image.Resampling) -> None:
+        self.size = size
+        self.resample = resample
+
+    def __call__(self, image: Image.Image, rng: Optional[np.random.Generator] = None) -> np.ndarray:
+        return to_array(_resized(image, (self.size, self.size), self.resample))
+
+
+class RandomResizedCrop:
+    """A random part of the image, resized to size x size (Szegedy et al. 2015, section 6).
+
+    `scale`: smallest and largest share of the area; `ratio`: smallest and largest width / height.
+    """
+
+    TRIES = 10
+
+    def __init__(
+        self, size: int, *, scale: Sequence[float], ratio: Sequence[float], resample: Image.Resampling
+    ) -> None:
+        self.size = size
+        self.scale = tuple(scale)
+        self.ratio = tuple(ratio)
+        self.resample = resample
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Tuple[int, int, int, int]:
+        """(left, top, right, bottom) of the part to keep.
+
+        The area is uniform, the ratio log-uniform, the place uniform. After ten parts that do not fit, the largest
+        centred one whose ratio is within the bounds.
+        """
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(self.TRIES):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(low, high))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+                return left, top, left + w, top + h
+        w = min(width, max(1, round(height * self.ratio[1])))
+        h = min(height, max(1, round(width / self.ratio[0])))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        part = image.crop(self.box(*image.size, rng))
+        return _resized(part, (self.size, self.size), self.resample)
+
+
+class PaddedCrop:
+    """The image, at size x size, moved by up to `padding` pixels along each axis; zeros come in from outside."""
+
+    def __init__(self, size: int, *, padding: int, resample: Image.Resampling) -> None:
+        self.size = size
+        self.padding = padding
+        self.resample = resample
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        image = _resized(image, (self.size, self.size), self.resample)
+        left, top = (int(offset) for offset in rng.integers(-self.padding, self.padding, size=2, endpoint=True))
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+class TrainTransform:
+    """Crop, mirror with probability `hflip`, then augment."""
+
+    def __init__(self, crop: Augmentation, *, hflip: float, augmentation: Optional[Augmentation]) -> None:
+        self.crop = crop
+        self.hflip = hflip
+        self.augmentation = augmentation
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        image = self.crop(image, rng)
+        if rng.random() < self.hflip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.augmentation is not None:
+            image = self.augmentation(image, rng)
+        return to_array(image)
+
+
+def build_eval_transform(config: CfgNode) -> Transform:
+    """The transform of validation and test images; it needs no generator.
+
+    Raises UserError where DATA.CROP_PCT is out of its range.
+    """
+    data = config.DATA
+    resample = _FILTERS[data.INTERPOLATION]
+    if data.RESIZE_MODE == "squash":
+        return Squash(data.IMAGE_SIZE, resample=resample)
+    if not 0.0 < data.CROP_PCT <= 1.0:
+        raise UserError(f"DATA.CROP_PCT is {data.CROP_PCT}, allowed: above 0, at most 1")
+    return CenterCrop(data.IMAGE_SIZE, crop_pct=data.CROP_PCT, resample=resample)
+
+
+def build_train_transform(config: CfgNode) -> Transform:
+    """The transform of training images. Raises UserError where a key of TRAIN is out of its range."""
+    train, size = config.TRAIN, config.DATA.IMAGE_SIZE
+    resample = _FILTERS[config.DATA.INTERPOLATION]
+    for key in ("CROP_SCALE", "CROP_RATIO"):
+        if len(train[key]) != 2 or not 0.0 < train[key][0] <= train[key][1] < math.inf:
+            raise UserError(f"TRAIN.{key} is {train[key]}, allowed: two numbers above 0, the smaller one first")
+    if train.CROP_PADDING < 0:
+        raise UserError(f"TRAIN.CROP_PADDING is {train.CROP_PADDING}, allowed: 0 and above")
+    if not 0.0 <= train.HFLIP <= 1.0:
+        raise UserError(f"TRAIN.HFLIP is {train.HFLIP}, allowed: 0 to 1")
+    if train.CROP == "padded":
+        crop = PaddedCrop(size, padding=train.CROP_PADDING, resample=resample)
+    else:
+        crop = RandomResizedCrop(size, scale=train.CROP_SCALE, ratio=train.CROP_RATIO, resample=resample)
+    return TrainTransform(crop, hflip=train.HFLIP, augmentation=build_augmentation(config))
+
+
+def _resized(image: Image.Image, size: Tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    return image if image.size == size else image.resize(size, resample)

@@ -1,0 +1,120 @@
+"""Parameters, multiply-accumulates and activations of one image."""
+
+import contextlib
+import math
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+from unittest import mock
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+Counts = Dict[str, int]
+
+
+def count(model: nn.Layer, image_size: int) -> Dict[str, Any]:
+    """{"params", "macs", "attention_macs", "activations", "parts"} for one square image of `image_size` pixels.
+
+    A multiply-accumulate is one product added to a sum, in convolutions, linear layers and matrix products, so those
+    of attention (query with key, probabilities with value) count; norms, activations, softmax, pooling and biases do
+    not. Activations are the elements that convolutions, linear layers and matrix products return. "parts" gives
+    "params", "macs" and "activations" by the name of the stage or layer that they belong to, in order.
+    """
+    counter = _Counter()
+    was_training = model.training
+    model.eval()
+    removers = [hook for name, part in _parts(model) for hook in counter.follow(name, part)]
+    removers += [
+        layer.register_forward_post_hook(counter.convolution)
+        for layer in model.sublayers(include_self=True)
+        if isinstance(layer, nn.Conv2D)
+    ]
+    try:
+        with counter.listening(), paddle.no_grad():
+            model(paddle.zeros([1, _channels(model), image_size, image_size], dtype=paddle.get_default_dtype()))
+    finally:
+        for remover in removers:
+            remover.remove()
+        if was_training:
+            model.train()
+    parts = {name: {"params": parameters(part), **counter.counts(name)} for name, part in _parts(model)}
+    params = parameters(model)
+    outside = {"params": params - sum(part["params"] for part in parts.values()), **counter.counts("")}
+    parts = {"(outside)": outside, **parts}
+    return {
+        "params": params,
+        **counter.totals,
+        "parts": {name: part for name, part in parts.items() if any(part.values())},
+    }
+
+
+def parameters(model: nn.Layer) -> int:
+    """Number of weights that training can change; BatchNorm's running statistics, which Paddle lists too, are none."""
+    return sum(
+        math.prod(param.shape)
+        for name, param in model.named_parameters()
+        if not name.endswith(("._mean", "._variance"))
+    )
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.totals: Counts = {"macs": 0, "attention_macs": 0, "activations": 0}
+        self._by_part: Dict[str, Counts] = {}
+        self._inside: List[str] = [""]
+
+    def counts(self, name: str) -> Counts:
+        return self._by_part.get(name, {"macs": 0, "activations": 0})
+
+    def follow(self, name: str, part: nn.Layer) -> Tuple[Any, Any]:
+        """Book what is computed while `part` runs under `name`; the hooks to remove again."""
+        enter = part.register_forward_pre_hook(lambda layer, inputs: self._inside.append(name))
+        leave = part.register_forward_post_hook(lambda layer, inputs, output: self._inside.pop() and None)
+        return enter, leave
+
+    def convolution(self, layer: nn.Layer, inputs: Any, output: Tensor) -> None:
+        self._add(output.size * math.prod(layer.weight.shape[1:]), output)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Count the matrix products of linear layers and of attention."""
+
+        def linear(x: Tensor, weight: Tensor, *args: Any, **options: Any) -> Tensor:
+            output = real_linear(x, weight, *args, **options)
+            self._add(output.size * weight.shape[0], output)
+            return output
+
+        def matmul(x: Tensor, y: Tensor, *args: Any, **options: Any) -> Tensor:
+            output = real_matmul(x, y, *args, **options)
+            transposed = options.get("transpose_x", args[0] if args else False)
+            macs = output.size * x.shape[-2 if transposed else -1]
+            self._add(macs, output)
+            self.totals["attention_macs"] += macs
+            return output
+
+        real_linear: Callable = F.linear
+        real_matmul: Callable = paddle.matmul
+        with mock.patch.object(F, "linear", linear), mock.patch.object(paddle, "matmul", matmul):
+            yield
+
+    def _add(self, macs: int, output: Tensor) -> None:
+        part = self._by_part.setdefault(self._inside[-1], {"macs": 0, "activations": 0})
+        for counts in (self.totals, part):
+            counts["macs"] += macs
+            counts["activations"] += output.size
+
+
+def _parts(model: nn.Layer) -> List[Tuple[str, nn.Layer]]:
+    """The children of `model`, lists and sequences of layers taken apart."""
+    parts = []
+    for name, child in model.named_children():
+        if isinstance(child, (nn.LayerList, nn.Sequential)):
+            parts += [(f"{name}.{i}", layer) for i, layer in enumerate(child)]
+        else:
+            parts.append((name, child))
+    return parts
+
+
+def _channels(model: nn.Layer) -> int:
+    first = next(layer for layer in model.sublayers() if isinstance(layer, nn.Conv2D))
+    return first.weight.shape[1] * first._groups

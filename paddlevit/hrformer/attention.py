@@ -1,0 +1,147 @@
+"""Transformer block of HRFormer (section 3): self-attention in windows and a feed-forward network with a convolution."""
+
+from typing import Optional, Tuple
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from paddlevit.hrformer.convert import relative_position_index
+from paddlevit.layers import DropPath, create_parameter
+
+
+def window_padding(size: int, window: int) -> Tuple[int, int]:
+    """Zeros before and after `size` places that make it a multiple of `window`; the odd one comes after."""
+    missing = -size % window
+    return missing // 2, missing - missing // 2
+
+
+def split_windows(feature_map: Tensor, window: int) -> Tensor:
+    """Map [N, C, H, W] -> tokens [N, windows, window^2, C]; zeros around a map that is no multiple of the window."""
+    channels, height, width = feature_map.shape[1:]
+    padding = [*window_padding(width, window), *window_padding(height, window)]
+    if any(padding):
+        feature_map = F.pad(feature_map, padding)
+        height, width = feature_map.shape[2:]
+    # One transpose moves the channels last and cuts the windows out: the partition costs no copy of its own.
+    grid = feature_map.reshape([-1, channels, height // window, window, width // window, window])
+    return grid.transpose([0, 2, 4, 3, 5, 1]).reshape([-1, height * width // window**2, window**2, channels])
+
+
+def join_windows(tokens: Tensor, height: int, width: int, window: int) -> Tensor:
+    """Tokens [N, windows, window^2, C] -> map [N, C, height, width], the padding of `split_windows` cut off."""
+    channels = tokens.shape[-1]
+    rows, columns = -(-height // window), -(-width // window)
+    grid = tokens.reshape([-1, rows, columns, window, window, channels]).transpose([0, 5, 1, 3, 2, 4])
+    feature_map = grid.reshape([-1, channels, rows * window, columns * window])
+    if height % window or width % window:
+        top, left = window_padding(height, window)[0], window_padding(width, window)[0]
+        return feature_map[:, :, top : top + height, left : left + width]
+    return feature_map
+
+
+def inside_map(height: int, width: int, window: int, dtype: paddle.dtype) -> Optional[Tensor]:
+    """1 at the tokens of the map and 0 at those of the padding, [windows, window^2, 1]; None without padding."""
+    if height % window == 0 and width % window == 0:
+        return None
+    return split_windows(paddle.ones([1, 1, height, width], dtype=dtype), window)[0]
+
+
+class RelativeAttention(nn.Layer):
+    """Multi-head self-attention with a bias for each relative position (equation 2); [B, window^2, dim] -> the same.
+
+    B counts the windows of all images. The attention probabilities [B, heads, window^2, window^2] pass through
+    `attn_dropout`, where a forward hook can take them out.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.length = window**2
+        self.scale = (dim // num_heads) ** -0.5
+        self.relative_position_bias_table = create_parameter([(2 * window - 1) ** 2, num_heads])
+        index = paddle.to_tensor(relative_position_index([self.length, self.length]).ravel())
+        self.register_buffer("relative_position_index", index, persistable=False)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.q_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        self.attn_dropout = nn.Dropout(0.0)
+
+    def position_bias(self) -> Tensor:
+        """[heads, window^2, window^2]."""
+        bias = paddle.gather(self.relative_position_bias_table, self.relative_position_index)
+        return bias.transpose([1, 0]).reshape([self.num_heads, self.length, self.length])
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
+        scores = paddle.matmul(q * self.scale, k, transpose_y=True) + self.position_bias()
+        probs = self.attn_dropout(F.softmax(scores))
+        return self.out_proj(paddle.matmul(probs, v).transpose([0, 2, 1, 3]).reshape(x.shape))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, L, dim] -> [B, heads, L, dim / heads]."""
+        return x.reshape([-1, self.length, self.num_heads, x.shape[-1] // self.num_heads]).transpose([0, 2, 1, 3])
+
+
+class WindowAttention(nn.Layer):
+    """Local-window self-attention (section 3, figure 1 left); [N, windows, window^2, dim] -> the same shape.
+
+    Padding stands as zeros behind the normalisation and before the projections, and it is not masked in the softmax:
+    its keys and values are the biases of their projections. That is what the official networks are trained with at
+    sizes that need padding. `inside` zeroes it; None where there is none.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        self.attn = RelativeAttention(dim, num_heads, window)
+
+    def forward(self, tokens: Tensor, inside: Optional[Tensor] = None) -> Tensor:
+        if inside is not None:
+            tokens = tokens * inside
+        shape = [-1, *tokens.shape[1:]]
+        return self.attn(tokens.flatten(0, 1)).reshape(shape)
+
+
+class ConvMlp(nn.Layer):
+    """Feed-forward network with a 3 x 3 depthwise convolution (figure 1 right); [N, dim, H, W] -> the same shape.
+
+    GELU follows every batch normalisation, the last one too.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2D(dim, hidden_dim, 1)
+        self.norm1 = nn.BatchNorm2D(hidden_dim)
+        self.dw3x3 = nn.Conv2D(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.norm2 = nn.BatchNorm2D(hidden_dim)
+        self.fc2 = nn.Conv2D(hidden_dim, dim, 1)
+        self.norm3 = nn.BatchNorm2D(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(self.fc1(x)))
+        x = F.gelu(self.norm2(self.dw3x3(x)))
+        return F.gelu(self.norm3(self.fc2(x)))
+
+
+class Block(nn.Layer):
+    """HRFormer block (figure 1): window attention, then the convolutional network, pre-norm; [N, dim, H, W] -> same."""
+
+    def __init__(self, dim: int, num_heads: int, *, window: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.window = window
+        self.attn = WindowAttention(dim, num_heads, window)
+        self.norm1 = nn.LayerNorm(dim, epsilon=1e-6)
+        self.norm2 = nn.LayerNorm(dim, epsilon=1e-6)
+        self.mlp = ConvMlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        # The tokens stay in their windows until the convolutions: norms and residuals do not care where a token is.
+        tokens = split_windows(x, self.window)
+        inside = inside_map(height, width, self.window, x.dtype)
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), inside))
+        x = join_windows(tokens, height, width, self.window)
+        normed = join_windows(self.norm2(tokens), height, width, self.window)
+        return x + self.drop_path(self.mlp(normed))

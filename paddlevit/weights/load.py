@@ -1,0 +1,141 @@
+"""The one loader: any known weights file into a network, or an error that says what does not fit."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from paddlevit.weights.convert import Target, Translated, recognise
+from paddlevit.weights.lazy import LazyArray, naming
+from paddlevit.weights.readers import find, flatten, open_state_dict
+from paddlevit.weights.report import LoadReport, WeightsError, listing
+from paddlevit.weights.resize import can_resize, resize_position_embedding
+
+logger = logging.getLogger(__name__)
+
+
+def load_weights(
+    model: nn.Layer,
+    path_or_state: Union[str, "os.PathLike[str]", Mapping[str, Any]],
+    *,
+    source: str = "auto",
+    reinit: Sequence[str] = (),
+    strict: bool = True,
+) -> LoadReport:
+    """Fills `model` from a weights file or state dict of any known source; returns what became of each name.
+
+    Values are cast to the parameters' dtype; position embeddings are interpolated to the network's image size.
+    Parameters whose name begins with one of `reinit` keep their values, whatever the file has for them. Where anything
+    else is missing, unexpected or of another shape, WeightsError lists it and the network stays as it was;
+    `strict=False` loads what fits and logs the rest. WeightsError also for a damaged file (which may be noticed when
+    some parameters are filled already), MissingFileError where there is none. One array is in memory at a time.
+    """
+    if isinstance(path_or_state, Mapping):
+        where, state = "the state dict", flatten(path_or_state)
+    else:
+        where, state = find(path_or_state), open_state_dict(path_or_state)
+    with naming(where):
+        target = Target.of(model)
+        translated = recognise(state, target, source)
+        plan = _plan(translated, target, (reinit,) if isinstance(reinit, str) else tuple(reinit))
+        problems = plan.problems(translated, target)
+        if problems and strict:
+            hints = _hints(plan, translated, target, tuple(getattr(model, "head_prefixes", ())))
+            raise WeightsError(
+                "\n".join([f"{where} (source {plan.report.source}) does not fit the network", *problems, *hints])
+            )
+        if problems:
+            logger.warning("%s: loaded in part\n%s", where, "\n".join(problems))
+        parameters = model.state_dict()
+        for name, array in plan.arrays.items():
+            _fill(parameters[name], array.read())
+    return plan.report
+
+
+@dataclass
+class _Plan:
+    report: LoadReport
+    arrays: dict[str, LazyArray] = field(default_factory=dict)
+    excused: list[str] = field(default_factory=list)
+
+    def problems(self, translated: Translated, target: Target) -> list[str]:
+        """One line per kind of misfit, with names and shapes."""
+        shapes, arrays = target.shapes, translated.arrays
+        missing = [f"{name} {list(shapes[name])}" for name in self.report.missing]
+        unexpected = [
+            f"{translated.origin[name]} {list(array.shape)}"
+            for name, array in arrays.items()
+            if name not in shapes and name not in self.excused
+        ]
+        mismatched = [
+            f"{name} {list(arrays[name].shape)} (network: {list(shapes[name])})" for name in self.report.mismatched
+        ]
+        kinds = (("missing in the file", missing), ("unknown to the network", unexpected))
+        kinds += (("of another shape in the file", mismatched),)
+        return [f"{len(items)} {kind}: {listing(items)}" for kind, items in kinds if items]
+
+
+def _plan(translated: Translated, target: Target, reinit: tuple[str, ...]) -> _Plan:
+    arrays, shapes = translated.arrays, target.shapes
+    for prefix in reinit:
+        if not any(name.startswith(prefix) for name in [*shapes, *arrays]):
+            raise WeightsError(f"reinit names '{prefix}', but no parameter begins so")
+    plan = _Plan(LoadReport(translated.source))
+    for name, shape in shapes.items():
+        array = arrays.get(name)
+        if reinit and name.startswith(reinit):
+            plan.report.reinitialised.append(name)
+        elif array is None:
+            plan.report.missing.append(name)
+        elif array.shape == shape:
+            plan.arrays[name] = array
+        elif can_resize(name, array.shape, shape):
+            plan.arrays[name] = _resized(name, array, shape)
+            plan.report.resized.append(name)
+        else:
+            plan.report.mismatched.append(name)
+    plan.report.loaded = list(plan.arrays)
+    plan.report.unexpected = [translated.origin[name] for name in arrays if name not in shapes]
+    plan.excused = [name for name in arrays if reinit and name.startswith(reinit)]
+    return plan
+
+
+def _resized(name: str, array: LazyArray, shape: tuple[int, ...]) -> LazyArray:
+    def change(values: np.ndarray) -> np.ndarray:
+        return resize_position_embedding(name, values.astype(np.float64), shape)
+
+    return array.then(change, shape)
+
+
+def _hints(plan: _Plan, translated: Translated, target: Target, heads: tuple[str, ...]) -> list[str]:
+    """What the user can do about the two usual misfits: another number of classes, and distilled against plain."""
+    hints = []
+    classes = [name for name in plan.report.mismatched if heads and name.startswith(heads)]
+    if classes:
+        name = classes[0]
+        prefixes = tuple(prefix for prefix in heads if any(key.startswith(prefix) for key in target.shapes))
+        hints.append(
+            f"the file has {translated.arrays[name].shape[-1]} classes, the network {target.shapes[name][-1]}: set "
+            f"MODEL.NUM_CLASSES, or start with a new classifier (reinit={prefixes} in Python, -reinit_head on the "
+            "command line)"
+        )
+    distilled = [any(name.startswith("head_dist.") for name in names) for names in (translated.arrays, target.shapes)]
+    if distilled[0] != distilled[1] and "head_dist." in heads:
+        who = ("the file is of a distilled network, the network", "the network is distilled, the file")
+        hints.append(
+            f"{who[0 if distilled[0] else 1]} is not (it has one token and one head less): see MODEL.DISTILLED"
+        )
+    return hints
+
+
+def _fill(parameter: Tensor, values: np.ndarray) -> None:
+    dtype = str(parameter.dtype).rsplit(".", 1)[-1]
+    if dtype == "bfloat16":
+        parameter.set_value(paddle.to_tensor(values.astype(np.float32)).astype(dtype))
+    else:
+        parameter.set_value(np.asarray(values, dtype=dtype, order="C"))

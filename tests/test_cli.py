@@ -1,0 +1,297 @@
+"""The command line as users meet it: whole runs on real digits, resuming, and mistakes that end with code 2."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+from paddlevit.config import get_config
+from paddlevit.pit import build_pit as build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["TRAIN.NUM_EPOCHS", "3", "TRAIN.WARMUP_EPOCHS", "1.0", "REPORT_FREQ", "1", "KEEP_LAST", "2"]
+
+
+def command(*args, tool="main_single_gpu.py"):
+    return [sys.executable, str(ROOT / "tools" / tool), *map(str, args)]
+
+
+def run(*args, tool="main_single_gpu.py", **options):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    return subprocess.run(command(*args, tool=tool), capture_output=True, text=True, env=env, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A fifth of the handwritten digits: 288 to train on, 72 to validate."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn (pip install 'paddlevit[demo]')")
+    folder = tmp_path_factory.mktemp("digits")
+    result = run("digits", folder, tool="prepare_data.py")
+    assert result.returncode == 0, result.stderr
+    for split in ("train", "val"):
+        lines = (folder / f"{split}_list.txt").read_text().splitlines()
+        (folder / f"{split}_list.txt").write_text("".join(line + "\n" for line in lines[::5]))
+    return folder
+
+
+def train_args(digits, output, *more):
+    return ["-cfg", "pit_digits", "-data_path", digits, "-output", output, *more, "-opts", *QUICK]
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    result = run(*train_args(digits, folder))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder, result
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_runs_folder_holds_what_is_promised(trained):
+    folder, _ = trained
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "log.txt", "metrics.jsonl", "best.pdparams", "report.html"} <= names
+    checkpoints = {f"epoch_{n:03d}{suffix}" for n in (2, 3) for suffix in (".pdparams", "_ema.pdparams", ".pdstate")}
+    assert {name for name in names if name.startswith("epoch_")} == checkpoints
+    assert get_config(folder / "config.yaml").MODEL.NUM_CLASSES == 10
+
+
+def test_metrics_say_what_happened(trained):
+    folder, _ = trained
+    lines = records(folder)
+    train = [line for line in lines if line["phase"] == "train"]
+    assert [(line["epoch"], line["step"]) for line in train] == [(e, s) for e in (1, 2, 3) for s in (1, 2, 3, 4)]
+    assert all({"loss", "lr", "images_per_sec"} <= line.keys() for line in train)
+    assert train[-1]["loss"] < train[0]["loss"]
+    val = [line for line in lines if line["phase"] == "val" and not line.get("best")]
+    assert [(line["epoch"], line["weights"]) for line in val] == [(e, w) for e in (1, 2, 3) for w in ("model", "ema")]
+    assert all(line["num_images"] == 72 for line in val)
+    assert lines[-1]["acc1"] == max(line["acc1"] for line in val)
+
+
+def test_the_log_in_a_pipe_has_plain_lines(trained):
+    _, result = trained
+    for text in (result.stdout, result.stderr):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+    assert "effective batch: 64 images" in result.stdout
+    assert re.search(r"epoch 1/3  step 2/4  loss \d", result.stdout)
+    assert "weight decay 0.05 on" in result.stdout
+    assert result.stderr == ""
+
+
+def test_evaluation_of_best_gives_the_last_line_digit_for_digit(trained, digits, tmp_path):
+    folder, _ = trained
+    result = run(
+        "-cfg", "pit_digits", "--data_path", digits, "-output=" + str(tmp_path), "-eval", "-pretrained", folder / "best"
+    )
+    assert result.returncode == 0, result.stderr
+    evaluated, last = json.loads((tmp_path / "eval.json").read_text()), records(folder)[-1]
+    for key in ("loss", "acc1", "acc5", "num_images"):
+        assert evaluated[key] == last[key]
+
+
+def test_the_four_lines_of_a_notebook(trained, digits):
+    folder, _ = trained
+    config = get_config(str(ROOT / "configs/demo/pit_digits.yaml"))
+    model = build_model(config)
+    model.set_state_dict(paddle.load(str(folder / "best.pdparams")))
+    model.eval()
+    lines = [line.rsplit(maxsplit=1) for line in (digits / "val_list.txt").read_text().splitlines()]
+    pixels = np.stack([np.asarray(Image.open(digits / name).convert("RGB").resize((32, 32))) for name, _ in lines])
+    images = (pixels / 255.0 - config.DATA.IMAGENET_MEAN) / config.DATA.IMAGENET_STD
+    with paddle.no_grad():
+        predicted = model(paddle.to_tensor(images.transpose(0, 3, 1, 2).astype("float32"))).argmax(-1).numpy()
+    accuracy = 100 * np.mean(predicted == [int(label) for _, label in lines])
+    assert accuracy == pytest.approx(records(folder)[-1]["acc1"], abs=1e-9)
+
+
+def weights(folder):
+    return {name: value.numpy() for name, value in paddle.load(str(folder / "epoch_003.pdparams")).items()}
+
+
+def assert_same_run(folder, undisturbed):
+    ours, theirs = weights(folder), weights(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    timed = ("images_per_sec", "data_wait")
+    plain = [[{k: v for k, v in line.items() if k not in timed} for line in records(f)] for f in (folder, undisturbed)]
+    # A line's loss is the mean since the line before, which a resumed epoch begins anew: lines are written every step.
+    assert plain[0] == plain[1]
+
+
+def start_and_wait(args, folder, pattern):
+    """Start a run and return it as soon as its log matches `pattern`."""
+    process = subprocess.Popen(
+        command(*args),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    log = folder / "log.txt"
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.is_file() and re.search(pattern, log.read_text()):
+            return process
+        time.sleep(0.005)
+    raise AssertionError(f"{pattern} never came: {process.communicate()}")
+
+
+def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(trained, digits, tmp_path):
+    args = train_args(digits, tmp_path / "run", "-resume", "auto")
+    process = start_and_wait(args, tmp_path / "run", r"epoch 2/3  step 2/4")
+    process.kill()
+    process.communicate()
+    assert not list((tmp_path / "run").glob("epoch_003*"))
+    result = run(*args)
+    assert result.returncode == 0, result.stderr
+    assert "going on from" in result.stdout
+    assert_same_run(tmp_path / "run", trained[0])
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_says_so_and_goes_on_later(trained, digits, tmp_path, signum, code):
+    args = train_args(digits, tmp_path / "run", "-resume", "auto")
+    process = start_and_wait(args, tmp_path / "run", r"epoch 2/3  step 1/4")
+    process.send_signal(signum)
+    out, err = process.communicate()
+    assert process.returncode == code, err
+    assert "stopped by SIG" in out and err == ""
+    result = run(*args)
+    assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path / "run", trained[0])
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(trained, digits, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    with (tmp_path / "run" / "epoch_003.pdparams").open("r+b") as file:
+        file.truncate(1000)
+    result = run(*train_args(digits, tmp_path / "run", "-resume", "auto"))
+    assert result.returncode == 0, result.stderr
+    assert "epoch_003.pdparams" in result.stdout and "epoch_002" in result.stdout
+    assert_same_run(tmp_path / "run", trained[0])
+
+
+def test_two_processes_train_evaluate_and_agree(digits, trained, tmp_path):
+    args = train_args(digits, tmp_path / "run", "-batch_size", 32, "-nprocs", 2, "-device", "cpu")
+    result = run(*args, tool="main_multi_gpu.py")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "run" / "log_rank1.txt").is_file()
+    ours, alone = records(tmp_path / "run"), records(trained[0])
+    assert ours[-1]["num_images"] == 72
+    assert ours[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.2)
+
+
+def failing(digits, tmp_path, name):
+    """Arguments that contain one mistake, and what the message must say."""
+    base = ["-cfg", "pit_digits", "-output", tmp_path / "out"]
+    good = [*base, "-data_path", digits]
+    own = tmp_path / "own"
+    (own / "train" / "a").mkdir(parents=True)
+    for i in range(64):
+        Image.new("L", (8, 8), i).save(own / "train" / "a" / f"{i}.png")
+    shutil.copytree(own / "train", own / "val")
+
+    def listed(text):
+        lines = "".join(f"train/a/{i}.png 0\n" for i in range(64))
+        (own / "train_list.txt").write_text(lines + text)
+        (own / "val_list.txt").write_text("val/a/0.png 0\n")
+        return [*base, "-data_path", own]
+
+    if name == "no cfg":
+        return ["-data_path", digits], ["-cfg"]
+    if name == "unknown flag":
+        return [*good, "-bach_size", "3"], ["-bach_size"]
+    if name == "config typo":
+        return [*good, "-opts", "TRAIN.BASE_LRR", "1"], ["TRAIN.BASE_LRR", "TRAIN.BASE_LR"]
+    if name == "wrong type":
+        return [*good, "-opts", "TRAIN.NUM_EPOCHS", "many"], ["TRAIN.NUM_EPOCHS", "many", "whole number"]
+    if name == "missing data folder":
+        return [*base, "-data_path", tmp_path / "nowhere"], ["nowhere"]
+    if name == "line without a label":
+        return listed("train/a/0.png\n"), ["train_list.txt", "65"]
+    if name == "label no number":
+        return listed("train/a/0.png cat\n"), ["train_list.txt", "65", "cat"]
+    if name == "missing image":
+        return listed("train/a/gone.png 0\n"), ["train_list.txt", "65", "gone.png"]
+    if name == "label too large":
+        return [*listed("train/a/0.png 12\n"), "-num_classes", 10], ["12", "10"]
+    if name == "unreadable image":
+        (own / "train" / "a" / "5.png").write_bytes(b"no image")
+        return [*base, "-data_path", own], ["5.png"]
+    if name == "weights of another network":
+        return [*good, "-eval", "-pretrained", other_weights(tmp_path)], ["other.pdparams"]
+    if name == "no weights to evaluate":
+        return [*good, "-eval"], ["-pretrained"]
+    if name == "missing weights":
+        return [*good, "-eval", "-pretrained", tmp_path / "gone"], ["gone"]
+    if name == "another run's folder":
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "epoch_001.pdparams").write_bytes(b"")
+        return good, ["out", "-resume auto"]
+    if name == "no gpu":
+        return [*good, "-device", "gpu"], ["-device gpu", "-device cpu"]
+    if name == "nothing to resume":
+        return [*good, "-resume", tmp_path / "gone"], ["gone"]
+    if name == "folder that cannot be made":
+        (tmp_path / "out").write_text("a file")
+        return good, ["out"]
+    raise AssertionError(name)
+
+
+def other_weights(tmp_path):
+    model = build_model(get_config("pit_digits", ["MODEL.NUM_HEADS", [2, 2, 2]]))
+    paddle.save(model.state_dict(), str(tmp_path / "other.pdparams"))
+    return tmp_path / "other.pdparams"
+
+
+MISTAKES = [
+    "no cfg",
+    "unknown flag",
+    "config typo",
+    "wrong type",
+    "missing data folder",
+    "line without a label",
+    "label no number",
+    "missing image",
+    "label too large",
+    "unreadable image",
+    "weights of another network",
+    "no weights to evaluate",
+    "missing weights",
+    "another run's folder",
+    "no gpu",
+    "nothing to resume",
+    "folder that cannot be made",
+]
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mistake_ends_with_a_message_and_code_2(digits, tmp_path, name, workers):
+    if workers and name != "unreadable image":
+        pytest.skip("workers matter to reading images only")
+    if name == "no gpu" and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+        pytest.skip("there is a GPU")
+    args, said = failing(digits, tmp_path, name)
+    at = args.index("-opts") if "-opts" in args else len(args)
+    result = run(*args[:at], "-num_workers", workers, *args[at:])
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stderr.startswith("error: "), result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) <= 12
+    for part in said:
+        assert str(part) in result.stderr, result.stderr

@@ -1,0 +1,247 @@
+"""CvT: golden numbers, a training run, names, shapes at any size, initialisation, drop-path schedules, recipes."""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+
+from golden import cases, golden_images, golden_state, info, manifest, reference, tolerance, training
+from paddlevit.config import get_config
+from paddlevit.cvt import CvT, build_cvt
+from paddlevit.errors import UserError
+from paddlevit.layers import DropPath
+from paddlevit.weights import load_weights
+
+VARIANTS = [name for name, fmt in cases() if fmt == "paddlevit" and name.startswith("cvt")]
+GOLDEN = [("cvt-13-224x224", fmt) for fmt in ("paddlevit", "official", "hf")] + [("cvt-21-384x384", "paddlevit")]
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    paddle.set_default_dtype(request.param)
+    yield request.param
+    paddle.set_default_dtype("float32")
+
+
+@pytest.fixture
+def float64():
+    paddle.set_default_dtype("float64")
+    yield
+    paddle.set_default_dtype("float32")
+
+
+def small_cvt(**options):
+    """Three stages on 32 x 32 pictures: maps of 8, 4 and 2 places a side."""
+    small = dict(num_classes=7, dim_embed=(8, 16, 24), num_heads=(1, 2, 3), depth=(1, 2, 3))
+    return CvT(**{**small, **options})
+
+
+def load_golden(model, name, fmt, dtype):
+    state = golden_state(name, fmt)
+    if fmt == "paddlevit":
+        missing, unexpected = model.set_state_dict({key: value.astype(dtype) for key, value in state.items()})
+        assert (missing, unexpected) == ([], [])
+    else:
+        load_weights(model, state, source=fmt)
+
+
+@pytest.mark.parametrize(("name", "fmt"), GOLDEN)
+def test_golden_logits(name, fmt, dtype):
+    model = build_cvt(get_config(name))
+    load_golden(model, name, fmt, dtype)
+    model.eval()
+    images = paddle.to_tensor(golden_images(0, info(name)["batch"], info(name)["image_size"]).astype(dtype))
+    with paddle.no_grad():
+        logits = model(images).numpy()
+    np.testing.assert_allclose(logits, reference(name, fmt)["logits_f64"], rtol=0, atol=tolerance(name, fmt)[dtype])
+
+
+def official_name(name):
+    for ours, theirs in (
+        ("stages.", "stage"), ("_q.0.", "_q.conv."), ("_k.0.", "_k.conv."), ("_v.0.", "_v.conv."),
+        ("_q.1.", "_q.bn."), ("_k.1.", "_k.bn."), ("_v.1.", "_v.bn."), ("._mean", ".running_mean"),
+    ):  # fmt: skip
+        name = name.replace(ours, theirs)
+    return name
+
+
+def test_golden_training_run(float64):
+    """Loss, gradients and running means of the first step, then five steps of AdamW at the slow learning rate."""
+    golden = training("cvt-13-224x224")
+    limits = golden["tolerance"]
+    model = build_cvt(get_config("cvt-13-224x224", ["MODEL.DROP_PATH_RATE", [0.0, 0.0, 0.0]]))
+    load_golden(model, "cvt-13-224x224", "official", "float64")
+    model.train()
+    params = {official_name(name): param for name, param in model.named_parameters() if not param.stop_gradient}
+    decaying = {p.name for name, p in params.items() if p.ndim > 1 and name not in golden["no_decay_keys_ndim_ge_2"]}
+    optimizer = paddle.optimizer.AdamW(
+        golden["slow"]["lr"],
+        parameters=list(params.values()),
+        weight_decay=golden["optimizer"]["weight_decay"],
+        apply_decay_param_fun=decaying.__contains__,
+    )
+    images = paddle.to_tensor(golden_images(0, golden["batch"], golden["image_size"]).astype("float64"))
+    labels = paddle.to_tensor(golden["labels"])
+    losses = []
+    for step in range(6):
+        loss = F.cross_entropy(model(images), labels)
+        losses.append(loss.item())
+        if step == 5:
+            break
+        loss.backward()
+        if step == 0:
+            norms = {name: np.linalg.norm(param.grad.numpy()) for name, param in params.items()}
+            means = {official_name(name): np.linalg.norm(value.numpy()) for name, value in model.named_buffers()}
+        optimizer.step()
+        optimizer.clear_grad()
+
+    np.testing.assert_allclose(losses, golden["slow"]["losses_f64"], rtol=0, atol=limits["f64_losses_abs"])
+    assert norms.keys() == golden["grad_norms_f64"].keys()
+    limit = limits["f64_grad_norm_abs_over_total"] * golden["grad_total_norm_f64"]
+    for name, expected in golden["grad_norms_f64"].items():
+        assert norms[name] == pytest.approx(expected, rel=0, abs=limit), name
+    for name, expected in golden["batchnorm_norms_after_first_forward_f64"].items():
+        if name.endswith("running_mean"):
+            assert means[name] == pytest.approx(expected, rel=1e-8), name
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_names_shapes_and_parameters(name):
+    model = build_cvt(get_config(name))
+    theirs = [(key, shape) for key, shape, _, _ in manifest(name, "paddlevit")["entries"]]
+    assert [(key, list(value.shape)) for key, value in model.state_dict().items()] == theirs
+    assert sum(param.size for param in model.parameters() if not param.stop_gradient) == info(name)["params"]
+
+
+def test_yaml_file_with_paddlevits_keys(tmp_path):
+    path = tmp_path / "their.yaml"
+    path.write_text(
+        "DATA: {IMAGE_SIZE: 224, CROP_PCT: 0.875}\n"
+        "MODEL: {TYPE: CvT, NAME: CvT-21-224, NUM_CLASSES: 1000, NUM_STAGES: 3, PATCH_SIZE: [7, 3, 3],\n"
+        "  PATCH_STRIDE: [4, 2, 2], PATCH_PADDING: [2, 1, 1], DIM_EMBED: [64, 192, 384], NUM_HEADS: [1, 3, 6],\n"
+        "  DEPTH: [1, 4, 16], ATTN_DROP_RATE: [0.0, 0.0, 0.0], DROP_RATE: [0.0, 0.0, 0.0],\n"
+        "  DROP_PATH_RATE: [0.0, 0.0, 0.1], CLS_TOKEN: [False, False, True]}\n"
+        "TRAIN: {BASE_LR: 1.25e-4, WARMUP_START_LR: 1e-6, LINEAR_SCALED_LR: 128}\n"
+    )
+    theirs, ours = get_config(path).MODEL, get_config("cvt-21-224x224").MODEL
+    assert {**theirs, "NAME": ""} == {**ours, "NAME": ""}
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 20), (3, 3)])
+def test_any_size_and_batch_of_one(size):
+    model = small_cvt()
+    model.eval()
+    images = paddle.randn([3, 3, *size])
+    logits = model(images).numpy()
+    assert logits.shape == (3, 7)
+    one = model(images[1:2])
+    assert one.shape == [1, 7]
+    np.testing.assert_allclose(one.numpy()[0], logits[1], atol=1e-5)
+
+
+def test_without_classes_the_network_returns_features():
+    model = small_cvt(num_classes=0)
+    model.eval()
+    images = paddle.randn([1, 3, 32, 32])
+    assert model(images).shape == [1, 24]
+    np.testing.assert_array_equal(model(images).numpy(), model.forward_features(images).numpy())
+    assert not [name for name, _ in model.named_parameters() if name.startswith("head.")]
+
+
+def test_without_class_token_the_head_sees_the_mean():
+    model = small_cvt(cls_token=(False, False, False), num_classes=0)
+    model.eval()
+    maps = []
+    model.stages[2].register_forward_post_hook(lambda layer, inputs, outputs: maps.append(outputs[0].numpy()))
+    features = model(paddle.randn([2, 3, 40, 24])).numpy()
+    tokens = maps[0].reshape(2, 24, -1)
+    tokens = (tokens - tokens.mean(1, keepdims=True)) / np.sqrt(tokens.var(1, keepdims=True) + 1e-5)
+    assert maps[0].shape == (2, 24, 3, 2)
+    np.testing.assert_allclose(features, tokens.mean(2), atol=1e-5)
+
+
+def test_attention_probabilities_can_be_taken_out():
+    model = small_cvt()
+    model.eval()
+    probs = []
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.attn.attn_dropout.register_forward_post_hook(lambda layer, inputs, output: probs.append(output.numpy()))
+    model(paddle.randn([2, 3, 32, 48]))
+    # Maps of 8 x 12, 4 x 6 and 2 x 3 places; keys from every second one in both directions; one class token at the end.
+    shapes = [(2, 1, 96, 24)] + 2 * [(2, 2, 24, 6)] + 3 * [(2, 3, 7, 3)]
+    assert [p.shape for p in probs] == shapes
+    for p in probs:
+        np.testing.assert_allclose(p.sum(-1), 1.0, atol=1e-5)
+
+
+def test_drop_path_grows_within_each_stage():
+    model = small_cvt(drop_path_rate=(0.3, 0.1, 0.2))
+    rates = [[m.rate for m in stage.sublayers() if isinstance(m, DropPath)] for stage in model.stages]
+    assert rates == [[0.0], pytest.approx([0.0, 0.1]), pytest.approx([0.0, 0.1, 0.2])]
+
+
+def test_dropout_rates_reach_their_layers():
+    model = small_cvt(drop_rate=(0.1, 0.2, 0.3), attn_drop_rate=(0.4, 0.5, 0.6))
+    for stage, rate, attn_rate in zip(model.stages, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)):
+        for name, layer in stage.named_sublayers():
+            if isinstance(layer, paddle.nn.Dropout):
+                assert layer.p == (attn_rate if name.endswith("attn_dropout") else rate), name
+
+
+def test_initialisation_is_the_official_one():
+    paddle.seed(0)
+    model = build_cvt(get_config("cvt-13-224x224"))
+    for layer in model.sublayers():
+        weight = layer.weight.numpy() if hasattr(layer, "weight") else None
+        if isinstance(layer, paddle.nn.Linear):
+            assert weight.std() == pytest.approx(0.02, rel=0.05)
+            assert abs(weight.mean()) < 5 * 0.02 / weight.size**0.5
+            assert not layer.bias.numpy().any()
+        elif isinstance(layer, paddle.nn.Conv2D):
+            bound = float(np.prod(weight.shape[1:])) ** -0.5
+            for values in [weight] if layer.bias is None else [weight, layer.bias.numpy()]:
+                assert np.abs(values).max() <= bound
+                assert values.std() == pytest.approx(bound / 3**0.5, rel=6 * 0.45 / values.size**0.5)
+        elif isinstance(layer, (paddle.nn.LayerNorm, paddle.nn.BatchNorm2D)):
+            assert (weight == 1).all()
+            assert not layer.bias.numpy().any()
+    assert model.stages[2].cls_token.numpy().std() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("opts", "said"),
+    [
+        (["MODEL.DEPTH", [1, 2]], ["MODEL.DEPTH", "[1, 2]", "2 entries", "NUM_STAGES is 3"]),
+        (["MODEL.NUM_STAGES", 2], ["NUM_STAGES is 2", "3 entries"]),
+        (["MODEL.NUM_HEADS", [1, 3, 5]], ["DIM_EMBED 384", "NUM_HEADS 5"]),
+        (["MODEL.STRIDE_Q", [1, 2, 1]], ["STRIDE_Q 2", "stride 1"]),
+        (["MODEL.KERNEL_QKV", [3, 3, 5]], ["KERNEL_QKV 5", "PADDING_Q 1"]),
+    ],
+)
+def test_impossible_networks_are_named(opts, said):
+    with pytest.raises(UserError) as caught:
+        build_cvt(get_config("cvt-13-224x224", opts))
+    assert all(part in str(caught.value) for part in said), caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "peak_lr", "weight_decay", "drop_path"),
+    [
+        ("cvt-13-224x224", 2048, 2.0e-3, 0.05, 0.1),
+        ("cvt-21-224x224", 1024, 1.0e-3, 0.1, 0.1),
+        ("cvt-13-384x384", 2048, 2.0e-3, 0.05, 0.1),
+        ("cvt-21-384x384", 1024, 1.0e-3, 0.1, 0.1),
+        ("cvt-w24-384x384", 1024, 1.0e-3, 0.1, 0.3),
+    ],
+)
+def test_recipes_are_the_official_ones(name, batch, peak_lr, weight_decay, drop_path):
+    config = get_config(name)
+    train = config.TRAIN
+    assert train.BASE_LR * batch / train.LINEAR_SCALED_LR == pytest.approx(peak_lr)
+    assert (train.WARMUP_START_LR, train.END_LR, train.SCALE_ALL_LRS) == (1e-6, 1e-5, False)
+    assert train.WEIGHT_DECAY == weight_decay
+    assert config.MODEL.DROP_PATH_RATE == [0.0, 0.0, drop_path]
+    assert (config.DATA.RESIZE_MODE == "squash") == (config.DATA.IMAGE_SIZE == 384)
+    assert train.RAND_AUGMENT == (name != "cvt-21-224x224")
+    assert train.REPEATED_AUG == (3 if name == "cvt-21-224x224" else 1)

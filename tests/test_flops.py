@@ -1,0 +1,54 @@
+"""Counts against the official networks' figures, and against a hand count."""
+
+import json
+
+import pytest
+from golden import cases, info
+from paddle import nn
+
+from paddlevit import build_model
+from paddlevit.commands.count_flops import main
+from paddlevit.config import get_config
+from paddlevit.flops import count
+
+# Built and run once each; the largest ones (0.3 G parameters, or 384 pixels) cost more than they tell.
+SLOW = {"cvt-w24-384x384", "cvt-13-384x384", "cvt-21-384x384", "pit_b_distilled_384"}
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in cases()} - SLOW))
+def test_published_networks(name):
+    config = get_config(name)
+    counts = count(build_model(config), config.DATA.IMAGE_SIZE)
+    assert counts["params"] == info(name)["params"]
+    assert counts["macs"] / 1e9 == pytest.approx(info(name)["macs_g"], rel=1e-5)
+    for key in ("params", "macs", "activations"):
+        assert sum(part[key] for part in counts["parts"].values()) == counts[key]
+
+
+def test_by_hand():
+    model = nn.Sequential(nn.Conv2D(3, 8, 3, stride=2, padding=1, groups=1), nn.Flatten(), nn.Linear(8 * 16, 5))
+    counts = count(model, 8)
+    conv = 8 * 16 * 3 * 9
+    assert counts["macs"] == conv + 8 * 16 * 5
+    assert counts["params"] == 8 * 27 + 8 + 128 * 5 + 5
+    assert counts["activations"] == 8 * 16 + 5
+    assert counts["attention_macs"] == 0
+    assert model.training
+
+
+def test_attention_products_are_counted():
+    config = get_config("hvt_s0_patch16_224", ["DATA.IMAGE_SIZE", 64, "MODEL.DEPTH", 2])
+    counts = count(build_model(config), 64)
+    assert counts["attention_macs"] == 2 * 2 * 16 * 16 * 384
+    again = count(build_model(config), 64)
+    assert again["macs"] == counts["macs"]
+
+
+def test_command(capsys):
+    assert main(["-cfg", "pit_digits", "-json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["params"] == count(build_model(get_config("pit_digits")), 32)["params"]
+    assert main(["-cfg", "pit_digits"]) == 0
+    assert "total" in capsys.readouterr().out
+    assert main(["-cfg", "pit_digits", "-image_size", "2"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -1,0 +1,12 @@
+"""Write a weights file of any known source as a .pdparams file; -h lists the flags."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from paddlevit.models import build_model
+from paddlevit.weights.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(build_model))
