@@ -1,135 +1,28 @@
-"""The page of a run: what it shows against independent figures, and what it survives."""
+"""The page of a run shows the figures it was given, escaped, and fetches nothing."""
 
 import base64
-import io
-import json
 import math
 import os
 import re
 from collections import Counter
 from datetime import datetime
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from run_pages import (
+    CLOSING,
+    CONFIG,
+    LINES,
+    picture,
+    predictions_of,
+    random_predictions,
+    report,
+    run_folder,
+    train,
+    val,
+)
 
-from paddlevit.errors import MissingFileError, UserError
-from paddlevit.report import Predictions, write_report
-from paddlevit.report.chart import axis_ticks, thinned, tick_labels
-
-VOID = {"meta", "img", "br", "link", "input"}
-CONFIG = {
-    "MODEL": {"NAME": "pit_digits", "TYPE": "pit"},
-    "DATA": {"DATASET": "imagenet2012", "DATA_PATH": "./data/digits"},
-    "TRAIN": {"NUM_EPOCHS": 3, "SMOOTHING": 0.1, "MIXUP_ALPHA": 0.0, "CUTMIX_ALPHA": 0.0},
-}
-
-
-class Page(HTMLParser):
-    """The parsed page; every element must be closed in order."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.source, self.open, self.tags = text, [], []  # tags: name, attributes, enclosing classes
-        self.texts, self.tables, self.titles, self.headline = [], [], [], {}
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        self.text = re.sub(r"\s+", " ", "".join(self.texts))
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.append((tag, attrs, " ".join(classes for _, classes in self.open).split()))
-        if tag not in VOID:
-            self.open.append((tag, attrs.get("class") or ""))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs), " ".join(classes for _, classes in self.open).split()))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop()[0] == tag, f"</{tag}> at {self.getpos()}"
-
-    def handle_data(self, data):
-        inside = [tag for tag, _ in self.open]
-        if "style" in inside or "script" in inside:
-            return
-        self.texts.append(data)
-        if "svg" in inside and inside[-1] == "title":
-            self.titles.append(data)
-        if "td" in inside or "th" in inside:
-            self.tables[-1][-1][-1] += data
-        if inside[-1:] == ["dt"]:
-            self._tile = data
-        if "dl" in inside and inside[-1] in ("b", "span"):
-            self.headline.setdefault(self._tile, []).append(data)
-
-    def attributes(self, tag):
-        return [attrs for name, attrs, _ in self.tags if name == tag]
-
-
-def train(epoch, step=10, **values):
-    line = {"phase": "train", "epoch": epoch, "step": step, "steps_per_epoch": 10, "loss": 1.5, "lr": 1e-3}
-    return {**line, "images_per_sec": 1000.0, "data_wait": 0.02, **values}
-
-
-def val(epoch, acc1, weights="model", **values):
-    line = {"phase": "val", "epoch": epoch, "weights": weights, "loss": 0.25, "acc1": acc1, "acc5": 99.5}
-    return {**line, "num_images": 360, **values}
-
-
-def run_folder(folder, lines, config=CONFIG):
-    text = "".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    return folder
-
-
-def report(folder, lines, predictions=None, config=CONFIG):
-    path = write_report(run_folder(folder, lines, config), predictions)
-    assert path == folder / "report.html"
-    return Page(path.read_text(encoding="utf-8"))
-
-
-def picture(index, kind="PNG"):
-    data = io.BytesIO()
-    Image.fromarray(np.full((16, 16), index % 256, "uint8")).save(data, kind)
-    return data.getvalue()
-
-
-def predictions_of(labels, predicted, class_names, **values):
-    labels, predicted = np.asarray(labels, "int64"), np.asarray(predicted, "int64")
-    confidence = np.random.default_rng(7).random(len(labels)).astype("float32")
-    known = {"confidence": confidence, "names": lambda i: f"val/{i}.png", "thumbnail": picture, **values}
-    return Predictions(labels=labels, predicted=predicted, class_names=class_names, **known)
-
-
-def random_predictions(classes, images, seed=0, right=0.6, **values):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, classes, images)
-    predicted = np.where(rng.random(images) < right, labels, rng.integers(0, classes, images))
-    return predictions_of(labels, predicted, [f"class {i}" for i in range(classes)], **values)
-
-
-LINES = [
-    *(train(1, step, loss=2.0 - step / 10) for step in (5, 10)),
-    val(1, 61.25),
-    val(1, 55.5, "ema"),
-    train(2, 5, loss=0.75),
-    train(2, loss=0.625, images_per_sec=1234.0),
-    val(2, 97.5, acc5=99.25),
-    val(2, 98.125, "ema", loss=0.0725),
-]
-CLOSING = val(2, 98.125, "ema", loss=0.0725, acc5=99.75, best=True)
+from paddlevit.report import write_report
 
 
 def test_headline_equals_the_lines(tmp_path):
@@ -341,174 +234,3 @@ def test_thousand_classes_stay_small(tmp_path):
     losses = [float(value) for value in re.findall(r": training ([\d.]+)<", loss_chart)]
     assert 250 < len(losses) <= 302
     assert max(losses) == pytest.approx(4, abs=1e-3) and min(losses) == pytest.approx(2, abs=1e-3)
-
-
-BROKEN = [
-    json.dumps(train(1))[:-9],
-    json.dumps(train(1))[:-9] + "\n",
-    "\x00\xff binary\n",
-    "[1, 2]\n",
-    "null\n",
-    '{"phase": "train"}\n',
-    '{"phase": "test", "epoch": 1}\n',
-    '{"phase": "val", "epoch": NaN}\n',
-    '{"phase": "val", "epoch": "three"}\n',
-    "[" * 100_000 + "\n",
-]
-
-
-@pytest.mark.parametrize("line", BROKEN)
-def test_broken_line_is_left_out_and_told(tmp_path, line):
-    page = report(tmp_path, [*LINES, line])
-    assert "could not be read and are left out: 1." in page.text
-    assert page.headline["best top-1"][0] == "98.12 %"
-
-
-def test_blank_lines_are_no_broken_lines(tmp_path):
-    assert "left out" not in report(tmp_path, ["\n", *LINES, "\n", "  \n"]).text
-
-
-ODD = [math.nan, math.inf, -math.inf, None, "0.5", True, [1.0], 10**400, 1e300, -1e300]
-
-
-@pytest.mark.parametrize("odd", ODD, ids=lambda value: str(value)[:8])
-@pytest.mark.parametrize("key", ["loss", "lr", "images_per_sec", "data_wait", "step", "steps_per_epoch"])
-def test_odd_training_value_leaves_a_gap(tmp_path, key, odd):
-    page = report(tmp_path, [train(1), train(2, **{key: odd}), train(3), val(3, 50.0)])
-    assert "nan" not in page.source.lower().replace("nan_to_num", "") and "inf " not in page.text
-    assert len([t for t in page.titles if t.startswith("epoch 1: ")]) == 4
-    assert len([t for t in page.titles if t.startswith("epoch 3: ")]) == 7
-    assert page.headline["training loss"][0] == "1.5"
-
-
-def test_gap_breaks_the_line(tmp_path):
-    page = report(tmp_path, [train(epoch, loss=math.nan if epoch == 3 else epoch) for epoch in range(1, 7)])
-    path = re.search(r'<g class="curve train"><path d="([^"]*)"', page.source).group(1)
-    assert [len(part.split("L")) for part in path.split("M")[1:]] == [2, 3]
-    assert "a gap in its curve: 1." in page.text
-
-
-def test_all_values_odd(tmp_path):
-    line = {"phase": "val", "epoch": 1, "weights": None, "loss": None, "acc1": math.nan, "acc5": "x"}
-    page = report(tmp_path, [line, {"phase": "train", "epoch": 1}])
-    assert page.headline == {} and page.titles == []
-
-
-@pytest.mark.parametrize("line", [train(1), train(1, step=1), val(1, 50.0), val(7, 50.0, "ema"), CLOSING, train(0, 0)])
-def test_a_single_line_is_enough(tmp_path, line):
-    page = report(tmp_path, [line])
-    assert page.headline
-
-
-def test_last_line_of_a_repeated_epoch_wins(tmp_path):
-    lines = [train(1), val(1, 10.0), train(2), val(2, 20.0), val(2, 21.0, "ema"), train(3), val(3, 99.0)]
-    page = report(tmp_path, [*lines, train(2, 5, loss=7.0), train(2, loss=6.0), val(2, 40.0), val(2, 41.0, "ema")])
-    accuracy = [t for t in page.titles if "%" in t and "99.50" not in t and "training" not in t]
-    assert accuracy == [
-        "epoch 1: validation 10.00 %",
-        "epoch 2: validation 40.00 %",
-        "epoch 2: validation, EMA 41.00 %",
-    ]
-    losses = [t for t in page.titles if re.search(r": training \d\.?\d*$", t) and "0.001" not in t]
-    assert losses == ["epoch 1: training 1.5", "epoch 1.5: training 7", "epoch 2: training 6"]
-    assert page.headline["best top-1"] == ["41.00 %", "EMA weights, epoch 2"]
-
-
-def test_validation_line_repeated_alone(tmp_path):
-    page = report(tmp_path, [val(1, 10.0), val(1, 30.0, "ema"), val(1, 20.0)])
-    assert "epoch 1: validation 20.00 %" in page.titles and "epoch 1: validation, EMA 30.00 %" in page.titles
-    assert not any("10.00" in title for title in page.titles)
-
-
-def test_run_that_goes_on_after_its_closing_line(tmp_path):
-    page = report(tmp_path, [train(1), val(1, 50.0), val(1, 50.0, best=True), train(2, step=5)])
-    assert "not finished: its last line is from epoch 2 of 3." in page.text
-    assert page.headline["best top-1"] == ["50.00 %", "model weights, epoch 1"]
-
-
-def test_steps_per_epoch_may_be_missing(tmp_path):
-    lines = [{key: value for key, value in train(1, step).items() if key != "steps_per_epoch"} for step in (10, 20, 40)]
-    titles = report(tmp_path, lines).titles
-    assert [t.split(":")[0] for t in titles[:3]] == ["epoch 0.25", "epoch 0.5", "epoch 1"]
-
-
-@pytest.mark.parametrize("text", [None, "", "\n\n", "{broken", "[]\n"])
-def test_metrics_without_figures_are_a_users_mistake(tmp_path, text):
-    run_folder(tmp_path, LINES)
-    (tmp_path / "metrics.jsonl").unlink()
-    if text is not None:
-        (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(UserError, match=re.escape(str(tmp_path / "metrics.jsonl"))):
-        write_report(tmp_path)
-    assert not (tmp_path / "report.html").exists()
-
-
-def test_config_must_be_there_and_be_yaml(tmp_path):
-    path = run_folder(tmp_path, LINES) / "config.yaml"
-    for text in ("a: [1", "- 1\n", ""):
-        path.write_text(text)
-        with pytest.raises(UserError, match=re.escape(str(path))):
-            write_report(tmp_path)
-    path.unlink()
-    with pytest.raises(MissingFileError, match=re.escape(str(path))):
-        write_report(tmp_path)
-
-
-def test_config_without_the_usual_keys(tmp_path):
-    page = report(tmp_path, LINES, config={"MODEL": 3, "DATA": None})
-    assert tmp_path.name in page.text
-
-
-def test_full_disk_leaves_the_earlier_report(tmp_path, monkeypatch):
-    report(tmp_path, LINES)
-    before = (tmp_path / "report.html").read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match="report.html: No space left"):
-        report(tmp_path, [*LINES, CLOSING])
-    assert (tmp_path / "report.html").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl", "report.html"]
-
-
-FIGURES = st.floats(-1e29, 1e29, allow_nan=False) | st.floats(-2, 2)
-
-
-@given(FIGURES, FIGURES)
-@settings(max_examples=300, deadline=None)
-def test_axis_encloses_its_values_in_round_steps(one, other):
-    low, high = min(one, other), max(one, other)
-    ticks = axis_ticks(low, high)
-    step = ticks[1] - ticks[0]
-    assert 2 <= len(ticks) <= 8
-    assert ticks[0] - 1e-6 * step <= low and high <= ticks[-1] + 1e-6 * step
-    assert f"{step:.5e}"[:7] in ("1.00000", "2.00000", "5.00000")
-    assert len(set(tick_labels(ticks))) == len(ticks)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "labels"),
-    [
-        (0.0, 1.0, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-        (97.2, 99.1, ["97.0", "97.5", "98.0", "98.5", "99.0", "99.5"]),
-        (0.0, 5e-4, ["0", "1e-4", "2e-4", "3e-4", "4e-4", "5e-4"]),
-        (0.0, 1.1e-4, ["0", "5e-5", "1.0e-4", "1.5e-4"]),
-        (0.0, 12_000, ["0", "5,000", "10,000", "15,000"]),
-        (100.0, 100.0, ["0", "20", "40", "60", "80", "100"]),
-        (0.0, 0.0, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-    ],
-)
-def test_tick_labels(low, high, labels):
-    assert tick_labels(axis_ticks(low, high)) == labels
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=2000))
-@settings(max_examples=60, deadline=None)
-def test_thinning_keeps_ends_and_extremes(values):
-    points = [(float(i), value) for i, value in enumerate(values)]
-    kept = thinned(points, most=100)
-    assert len(kept) <= 102 and kept == sorted(set(kept)) and set(kept) <= set(points)
-    assert kept[0] == points[0] and kept[-1] == points[-1]
-    assert {min(values), max(values)} <= {y for _, y in kept}

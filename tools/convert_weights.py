@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from paddlevit.models import build_model
-from paddlevit.weights.command import main
+from paddlevit.commands.convert_weights import main
 
 if __name__ == "__main__":
-    sys.exit(main(build_model))
+    sys.exit(main())

@@ -69,8 +69,8 @@ class RandomErasing:
     def _normal(self, shape: Tuple[int, ...], images: Tensor, rng: np.random.Generator) -> Tensor:
         """Standard normal numbers from a random place of a pool on the images' device.
 
-        Drawing them anew costs ten times what everything else costs here. The pool is always the same, so that values
-        depend on the key alone.
+        Drawing them anew costs several times what everything else costs here, and on a GPU a transfer. The pool is
+        always the same, so that values depend on the key alone; two rectangles may share a stretch of it.
         """
         num_values = math.prod(images.shape[1:])
         if self._pool is None or self._pool.shape[0] != _POOL_SIZE + num_values:

@@ -46,7 +46,7 @@ class CenterCrop:
         left, top = int(round((width - self.size) / 2.0)), int(round((height - self.size) / 2.0))
         box = (left, top, left + self.size, top + self.size)
         if width * height > _MAX_RESIZED_PIXELS:
-            source = tuple(side * shorter / self.short for side in box)
+            source = [edge * old / new for edge, old, new in zip(box, image.size * 2, (width, height) * 2)]
             return to_array(image.resize((self.size, self.size), self.resample, box=source))
         return to_array(_resized(image, (width, height), self.resample).crop(box))
 

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from paddlevit.errors import UserError
 from paddlevit.hrformer.attention import Block
 from paddlevit.hrformer.convert import SOURCES
-from paddlevit.layers import classifier, drop_path_rates, init_like_torch
+from paddlevit.layers import drop_path_rates, init_like_torch
 
 STEM_CHANNELS = 64
 EXPANSION = 4  # of a bottleneck: it gives this many times the channels of its 3 x 3 convolution
@@ -162,6 +162,18 @@ def downsampling(in_channels: int, channels: int) -> nn.Sequential:
     )
 
 
+class Classifier(nn.Linear):
+    """Linear layer whose logits are as accurate for one image as for many; [N, FEATURES] -> [N, K].
+
+    For a few rows a CPU's matrix product adds up all 2,048 terms of a logit one after the other, and float32 rounding
+    grows to five times that of a large batch. Sums of eight parts stay near the rounding of the rest of the network.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(x.split(8, axis=-1), self.weight.split(8, axis=0))
+        return sum((F.linear(part, weight) for part, weight in parts), self.bias)
+
+
 class HRFormer(nn.Layer):
     """HRFormer for classification (section 3, table 1; the head is that of HRNet's classification network).
 
@@ -205,7 +217,7 @@ class HRFormer(nn.Layer):
         widths = [channels * EXPANSION for channels in HEAD_CHANNELS]
         self.downsamp_modules = nn.LayerList(downsampling(old, new) for old, new in zip(widths[:-1], widths[1:]))
         self.final_layer = nn.Sequential(nn.Conv2D(widths[-1], FEATURES, 1), nn.BatchNorm2D(FEATURES), nn.ReLU())
-        self.classifier = classifier(FEATURES, num_classes)
+        self.classifier = Classifier(FEATURES, num_classes) if num_classes else nn.Identity()
         self.apply(init_like_torch)
 
     def feature_maps(self, images: Tensor) -> List[Tensor]:

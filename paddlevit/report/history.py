@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Optional
 
@@ -33,23 +34,24 @@ class Record:
 
 @dataclass(frozen=True)
 class History:
-    """A run's lines in order, without those that a resumed run wrote again."""
+    """A run's lines by series, in order, without those that a resumed run wrote again."""
 
-    records: list[Record]
+    series: dict[str, list[Record]]
+    last_epoch: float  # of the last line
     closing: Optional[Record]  # the saved best weights, evaluated once more at the end of a finished run
     unread: int  # lines that could not be read
 
     @cached_property
     def _longest_epoch(self) -> float:
-        return max((record.step for record in self._of("train")), default=1.0)
+        return max((record.step for record in self.series["train"]), default=1.0)
 
     def points(self, series: str, key: str) -> list[tuple[float, float]]:
         """(epochs done, value of `key`) of a series; the value is NaN where the line has none."""
-        return [(self._epochs_done(record), record.number(key)) for record in self._of(series)]
+        return [(self._epochs_done(record), record.number(key)) for record in self.series[series]]
 
     def epoch_range(self) -> tuple[int, int]:
         """The first and the last whole number of epochs done that a curve reaches."""
-        places = [self._epochs_done(record) for record in self.records or [self.best()]]
+        places = [self._epochs_done(record) for record in self.records()] or [self.last_epoch]
         low, high = math.floor(min(places)), math.ceil(max(places))
         return (low, high) if low < high else (high - 1, high)
 
@@ -57,15 +59,16 @@ class History:
         """The evaluation of the saved best weights or, in a run that has not finished, the best one so far."""
         if self.closing is not None:
             return self.closing
-        evaluated = [record for record in self.records if not math.isnan(record.number("acc1"))]
+        evaluated = [record for record in self.records() if not math.isnan(record.number("acc1"))]
         return max(evaluated, key=lambda record: record.number("acc1"), default=None)
 
     def numbers(self, key: str) -> list[float]:
         """The finite values of `key` in the training lines."""
         return [y for _, y in self.points("train", key) if not math.isnan(y)]
 
-    def _of(self, series: str) -> Iterator[Record]:
-        return (record for record in self.records if record.series == series)
+    def records(self) -> Iterator[Record]:
+        """The lines of all series."""
+        return chain.from_iterable(self.series.values())
 
     def _epochs_done(self, record: Record) -> float:
         if math.isinf(record.step):
@@ -78,7 +81,7 @@ class History:
 def read_history(path: Path) -> History:
     """The run that `path`, a metrics.jsonl, describes.
 
-    A line takes the place of earlier ones that it repeats, and of all that stand after it: a resumed run writes those
+    A line takes the place of the one of its series that it repeats, and of all after that: a resumed run writes those
     anew. Lines that cannot be read, such as the last one of a killed run, are counted. Raises UserError where the file
     is missing or holds no readable line.
     """
@@ -86,22 +89,21 @@ def read_history(path: Path) -> History:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: a report needs the figures of a run") from None
-    records: list[Record] = []
-    closing = None
-    unread = 0
-    for line in lines:
-        record = _read(line)
-        if record is None:
-            unread += bool(line.strip())
-        elif record.values.get("best"):
-            closing = record
-        else:
-            closing = None
-            _put(records, record)
-    if not records and closing is None:
+    read = [_read(line) for line in lines if line.strip()]
+    records = [record for record in read if record is not None]
+    unread = len(read) - len(records)
+    if not records:
         what = f"none of its {unread} lines can be read" if unread else "it is empty"
         raise UserError(f"{path} holds no figures of a run: {what}")
-    return History(records, closing, unread)
+    closing = records[-1] if records[-1].values.get("best") else None
+    series: dict[str, list[Record]] = {"train": [], "model": [], "ema": []}
+    for record in records:
+        if not record.values.get("best"):
+            kept = series[record.series]
+            while kept and (kept[-1].epoch, kept[-1].step) >= (record.epoch, record.step):
+                kept.pop()
+            kept.append(record)
+    return History(series, records[-1].epoch, closing, unread)
 
 
 def _read(line: bytes) -> Optional[Record]:
@@ -118,16 +120,6 @@ def _read(line: bytes) -> Optional[Record]:
         return Record("ema" if values.get("weights") == "ema" else "model", epoch, _AFTER_ALL_STEPS, values)
     step = _number(values.get("step"))
     return Record("train", epoch, 1.0 if math.isnan(step) else step, values)
-
-
-def _put(records: list[Record], new: Record) -> None:
-    place = (new.epoch, new.step)
-    beside = []
-    while records and (records[-1].epoch, records[-1].step) >= place:
-        old = records.pop()
-        if (old.epoch, old.step) == place and old.series != new.series:
-            beside.append(old)
-    records += [*reversed(beside), new]
 
 
 def _number(value: Any) -> float:

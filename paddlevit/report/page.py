@@ -152,10 +152,10 @@ def _notes(history: History, config: dict[str, Any]) -> str:
     if history.closing is None:
         epochs = _value(config, "TRAIN.NUM_EPOCHS", 0)
         of = f" of {epochs}" if epochs else ""
-        notes.append(f"This run has not finished: its last line is from epoch {history.records[-1].epoch:g}{of}.")
+        notes.append(f"This run has not finished: its last line is from epoch {history.last_epoch:g}{of}.")
     if history.unread:
         notes.append(f"Lines of metrics.jsonl that could not be read and are left out: {history.unread:,}.")
-    gaps = sum(record.has_gap() for record in history.records)
+    gaps = sum(record.has_gap() for record in history.records())
     if gaps:
         notes.append(f"Lines of metrics.jsonl with a value that is not a number, a gap in its curve: {gaps:,}.")
     return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)

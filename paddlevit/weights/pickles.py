@@ -1,7 +1,7 @@
 """A machine for the part of the pickle format that weight files use (protocols 2 to 5), which cannot run code.
 
 Python's own `pickle` imports and calls whatever a file names. This machine knows no import and no call: a name is
-looked up in a table of builders that is handed to it, and any other name is refused. Long byte strings stay in the file.
+looked up in a table of builders that is handed to it, and any other name is refused. Long strings stay in the file.
 """
 
 import struct

@@ -118,7 +118,18 @@ def corpus():
 
 
 CORPUS = corpus()
-INTERESTING = [b"\xff" * 4, b"\xff" * 8, b"\x00" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b".", b"(", b"R", b"b", b"}"]
+INTERESTING = [
+    b"\xff" * 4,
+    b"\xff" * 8,
+    b"\x00" * 4,
+    b"\x7f\xff\xff\xff",
+    b"\xff\xff\xff\x7f",
+    b".",
+    b"(",
+    b"R",
+    b"b",
+    b"}",
+]
 EDITS = st.lists(
     st.tuples(
         st.sampled_from(["flip", "overwrite", "insert", "delete", "truncate", "copy"]),

@@ -1,0 +1,44 @@
+"""tools/convert_weights.py: a weights file of any known source, written as our `.pdparams`."""
+
+import os
+from pathlib import Path
+from typing import List
+
+import paddle
+from paddle import nn
+
+from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.config import get_config
+from paddlevit.errors import UserError
+from paddlevit.models import build_model
+from paddlevit.weights import load_weights
+
+
+@exit_code
+def main(argv: List[str]) -> int:
+    """Convert the file that `argv` names and print what was loaded; the exit code."""
+    parser = Parser(description="Write a weights file of any known source as a .pdparams file.")
+    parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
+    parser.flag("input", required=True, metavar="FILE", help=".pdparams, .pth, .pt, .bin or .safetensors")
+    parser.flag("output", required=True, metavar="FILE", help="the .pdparams file to write")
+    parser.flag("source", default="auto", help="official, timm, hf, paddlevit or ours (default: by names and shapes)")
+    args = parser.parse_args(argv)
+    if not args.output.endswith(".pdparams"):
+        raise UserError(f"-output {args.output} does not end in .pdparams")
+    model = build_model(get_config(args.cfg))
+    report = load_weights(model, args.input, source=args.source)
+    _save(model, args.output)
+    print(f"{report}\nwritten to {args.output}")
+    return 0
+
+
+def _save(model: nn.Layer, path: str) -> None:
+    """Write the state dict; at any time `path` holds either all of it or what it held before."""
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        paddle.save(model.state_dict(), partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"-output {path} cannot be written: {error.strerror}") from None
+    finally:
+        Path(partial).unlink(missing_ok=True)

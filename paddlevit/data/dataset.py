@@ -1,0 +1,46 @@
+"""A source and a transform as a map-style data set."""
+
+from typing import Callable, Optional, Tuple
+
+import numpy as np
+from PIL import Image
+
+from paddlevit.data.sources import Source
+
+# (seed, epoch, position in the epoch): what the randomness of a sample depends on, and nothing else.
+Key = Tuple[int, ...]
+Sample = Tuple[int, Optional[Key]]
+Transform = Callable[[Image.Image, Optional[np.random.Generator]], np.ndarray]
+
+# Other parts draw from the same seeds; this number keeps the samples' stream apart from theirs.
+_STREAM = 3
+
+
+class ImageDataset:
+    """Transformed images of a source, with their labels."""
+
+    def __init__(self, source: Source, transform: Transform, *, channels: int = 3) -> None:
+        self.source = source
+        self.transform = transform
+        self.mode = {1: "L", 3: "RGB"}[channels]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, sample: Sample) -> Tuple[np.ndarray, np.int64]:
+        """Pixels uint8 [H, W, C] and label of the image `index`, for sample = (index, key).
+
+        The same sample gives the same pixels in every process and at every time. Without a key (None) the transform is
+        given no generator. Raises UserError, naming the image, where it cannot be read.
+        """
+        index, key = sample
+        image = self.source.image(index)
+        if image.mode != self.mode:
+            image = image.convert(self.mode)
+        return self.transform(image, _generator(key)), np.int64(self.source.label(index))
+
+
+def _generator(key: Optional[Key]) -> Optional[np.random.Generator]:
+    if key is None:
+        return None
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=(_STREAM,))))

@@ -1,0 +1,447 @@
+"""Every operation at every level against NumPy, and what is drawn against what is published."""
+
+import functools
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddlevit.config import get_config
+from paddlevit.data import augment
+from paddlevit.data.augment import (
+    AUTO_AUGMENT_OPS,
+    AUTO_AUGMENT_POLICY,
+    RAND_AUGMENT_OPS,
+    AutoAugment,
+    ColorJitter,
+    Draw,
+    RandAugment,
+    build_augmentation,
+    mean_colour,
+)
+
+BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
+FILL = (124, 116, 104)
+
+
+def generator(seed=0):
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def picture(width=29, height=23, channels=3, seed=0):
+    """Pixels [H, W, C] from 20 to 199, so that stretching the contrast changes them."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([110 + 70 * np.sin(x / (3 + c) + c) * np.cos(y / (4 + c)) for c in range(channels)], axis=-1)
+    return (waves + rng.normal(0, 9, waves.shape)).clip(20, 199).astype(np.uint8)
+
+
+def to_image(pixels):
+    return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+
+
+def to_pixels(image):
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+# The references: NumPy, one function each, from the definitions.
+
+
+def luma(pixels):
+    """ITU-R 601-2 in 16-bit fixed point, as Pillow's mode L."""
+    if pixels.shape[2] == 1:
+        return pixels[:, :, 0].astype(np.int64)
+    return (pixels.astype(np.int64) @ [19595, 38470, 7471] + 0x8000) >> 16
+
+
+def blend(degenerate, pixels, factor):
+    """degenerate + factor * (pixels - degenerate), clipped and truncated, in single precision."""
+    start, end = np.broadcast_arrays(degenerate, pixels)
+    mixed = start.astype(np.float32) + np.float32(factor) * (end.astype(np.int32) - start).astype(np.float32)
+    return mixed.clip(0, 255).astype(np.uint8)
+
+
+def per_channel(function):
+    return lambda pixels, *args: np.stack([function(channel, *args) for channel in np.moveaxis(pixels, 2, 0)], axis=-1)
+
+
+@per_channel
+def autocontrast(channel):
+    low, high = int(channel.min()), int(channel.max())
+    if high <= low:
+        return channel
+    scale = 255.0 / (high - low)
+    return (channel * scale + -low * scale).clip(0, 255).astype(np.uint8)
+
+
+@per_channel
+def equalize(channel):
+    counts = np.bincount(channel.ravel(), minlength=256)
+    step = (counts.sum() - counts[counts > 0][-1]) // 255
+    if np.count_nonzero(counts) <= 1 or step == 0:
+        return channel
+    before = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return ((step // 2 + before) // step).clip(0, 255).astype(np.uint8)[channel]
+
+
+def colour(pixels, factor):
+    return blend(luma(pixels)[:, :, None], pixels, factor)
+
+
+def contrast(pixels, factor):
+    return blend(np.array(int(luma(pixels).mean() + 0.5)), pixels, factor)
+
+
+def brightness(pixels, factor):
+    return blend(np.array(0), pixels, factor)
+
+
+@per_channel
+def smooth(channel):
+    """3 x 3 mean in which the centre counts five times; the outermost pixels stay."""
+    result = channel.copy()
+    wide = channel.astype(np.int64)
+    height, width = channel.shape
+    total = 4 * wide[1:-1, 1:-1]
+    for dy in range(3):
+        for dx in range(3):
+            total = total + wide[dy : height - 2 + dy, dx : width - 2 + dx]
+    result[1:-1, 1:-1] = (total / 13 + 0.5).astype(np.uint8)
+    return result
+
+
+def sharpness(pixels, factor):
+    return blend(smooth(pixels), pixels, factor)
+
+
+def cubic(v, t):
+    """The cubic through v[1] and v[2] with parameter a = -1, which Pillow's geometric transforms use."""
+    p1, p2 = v[1], -v[0] + v[2]
+    p3, p4 = 2 * (v[0] - v[1]) + v[2] - v[3], -v[0] + v[1] - v[2] + v[3]
+    return p1 + t * (p2 + t * (p3 + t * p4))
+
+
+def affine(pixels, matrix, resample, fill):
+    """Output pixel (x, y) comes from matrix @ (x, y, 1), both at pixel centres; `fill` where that lies outside."""
+    height, width, channels = pixels.shape
+    y, x = np.mgrid[:height, :width] + 0.5
+    a, b, c, d, e, f = matrix
+    source_x, source_y = a * x + b * y + c, d * x + e * y + f
+    outside = (source_x < 0) | (source_x >= width) | (source_y < 0) | (source_y >= height)
+    left, top = np.floor(source_x - 0.5).astype(int), np.floor(source_y - 0.5).astype(int)
+    tx, ty = (source_x - 0.5 - left)[:, :, None], (source_y - 0.5 - top)[:, :, None]
+    taps = range(-1, 3) if resample == BICUBIC else range(2)
+
+    def at(dy, dx):
+        return pixels[(top + dy).clip(0, height - 1), (left + dx).clip(0, width - 1)].astype(np.float64)
+
+    rows = []
+    for dy in taps:
+        values = [at(dy, dx) for dx in taps]
+        rows.append(cubic(values, tx) if resample == BICUBIC else values[0] + (values[1] - values[0]) * tx)
+    result = cubic(rows, ty) if resample == BICUBIC else rows[0] + (rows[1] - rows[0]) * ty
+    return np.where(outside[:, :, None], np.array(fill), result.clip(0, 255)).astype(np.uint8)
+
+
+def rotation(pixels, degrees, resample, fill):
+    """Counter-clockwise about the centre."""
+    height, width, _ = pixels.shape
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    x0, y0 = width / 2, height / 2
+    matrix = (cos, -sin, x0 - cos * x0 + sin * y0, sin, cos, y0 - sin * x0 - cos * y0)
+    return affine(pixels, matrix, resample, fill)
+
+
+def table(function):
+    """A reference that maps values, whatever their place."""
+    return lambda pixels, level, draw: function(pixels.astype(int), level).astype(np.uint8)
+
+
+def geometric(matrix_of):
+    def reference(pixels, level, draw):
+        height, width, _ = pixels.shape
+        return affine(pixels, matrix_of(draw.sign * level / 10, width, height), draw.resample, draw.fill)
+
+    return reference
+
+
+def enhanced(function):
+    def increasing(pixels, level, draw):
+        return function(pixels, max(0.1, 1 + draw.sign * 0.9 * level / 10))
+
+    def plain(pixels, level, draw):
+        return function(pixels, 0.1 + 1.8 * level / 10)
+
+    return increasing, plain
+
+
+SHARED = {
+    "AutoContrast": lambda pixels, level, draw: autocontrast(pixels),
+    "Equalize": lambda pixels, level, draw: equalize(pixels),
+    "Invert": lambda pixels, level, draw: 255 - pixels,
+    "Rotate": lambda pixels, level, draw: rotation(pixels, draw.sign * level * 3, draw.resample, draw.fill),
+    "SolarizeAdd": table(lambda p, level: np.where(p < 128, np.minimum(p + int(level / 10 * 110), 255), p)),
+    "ShearX": geometric(lambda m, width, height: (1, m * 0.3, 0, 0, 1, 0)),
+    "ShearY": geometric(lambda m, width, height: (1, 0, 0, m * 0.3, 1, 0)),
+    "TranslateX": geometric(lambda m, width, height: (1, 0, m * 0.45 * width, 0, 1, 0)),
+    "TranslateY": geometric(lambda m, width, height: (1, 0, 0, 0, 1, m * 0.45 * height)),
+}
+ENHANCED = {"Color": colour, "Contrast": contrast, "Brightness": brightness, "Sharpness": sharpness}
+RAND_REFERENCE = {
+    **SHARED,
+    "Posterize": table(lambda p, level: p >> (4 + int(level / 10 * 4)) << (4 + int(level / 10 * 4))),
+    "Solarize": table(lambda p, level: np.where(p < 256 - int(level / 10 * 256), p, 255 - p)),
+    **{name: enhanced(function)[0] for name, function in ENHANCED.items()},
+}
+AUTO_REFERENCE = {
+    **SHARED,
+    "Posterize": table(lambda p, level: p >> (4 - int(level / 10 * 4)) << (4 - int(level / 10 * 4))),
+    "Solarize": table(lambda p, level: np.where(p < int(level / 10 * 256), p, 255 - p)),
+    **{name: enhanced(function)[1] for name, function in ENHANCED.items()},
+}
+
+
+class TestOperations:
+    def test_the_set_is_that_of_the_increasing_variant(self):
+        names = "AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd Color Contrast Brightness Sharpness"
+        assert list(RAND_AUGMENT_OPS) == f"{names} ShearX ShearY TranslateX TranslateY".split()
+        assert RAND_REFERENCE.keys() == RAND_AUGMENT_OPS.keys() == AUTO_AUGMENT_OPS.keys()
+
+    @pytest.mark.parametrize("level", [*range(11), 8.6403])
+    @pytest.mark.parametrize("name", RAND_AUGMENT_OPS)
+    @pytest.mark.parametrize("kind", ["rand", "auto"])
+    def test_every_operation_at_every_level(self, kind, name, level):
+        op, reference = {"rand": (RAND_AUGMENT_OPS, RAND_REFERENCE), "auto": (AUTO_AUGMENT_OPS, AUTO_REFERENCE)}[kind]
+        for channels, fill in ((3, FILL), (1, 115)):
+            pixels = picture(channels=channels)
+            for draw in (Draw(1.0, BILINEAR, fill), Draw(-1.0, BICUBIC, fill)):
+                image = op[name](to_image(pixels), float(level), draw)
+                assert image.mode == ("RGB" if channels == 3 else "L")
+                result, expected = to_pixels(image), reference[name](pixels, float(level), draw)
+                if name == "Rotate":
+                    # Pillow rounds the matrix to 15 digits: a value may fall to the other side of a whole number.
+                    assert np.abs(result.astype(int) - expected).max() <= 1
+                    assert (result != expected).mean() < 0.005
+                else:
+                    np.testing.assert_array_equal(result, expected)
+
+    @pytest.mark.parametrize("name", RAND_AUGMENT_OPS)
+    def test_higher_levels_change_more(self, name):
+        pixels = picture()
+        change = [
+            np.abs(
+                to_pixels(RAND_AUGMENT_OPS[name](to_image(pixels), level, Draw(1.0, BILINEAR, FILL)))
+                - pixels.astype(int)
+            )
+            for level in (2.0, 9.0)
+        ]
+        if name in ("AutoContrast", "Equalize", "Invert"):
+            np.testing.assert_array_equal(change[0], change[1])
+        else:
+            assert change[0].mean() < change[1].mean()
+
+    @pytest.mark.parametrize(
+        "name", sorted(set(RAND_AUGMENT_OPS) - {"AutoContrast", "Equalize", "Invert", "Posterize"})
+    )
+    def test_level_0_is_the_identity_and_costs_nothing(self, name):
+        image = to_image(picture())
+        assert RAND_AUGMENT_OPS[name](image, 0.0, Draw(1.0, BICUBIC, FILL)) is image
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
+    @pytest.mark.parametrize("name", RAND_AUGMENT_OPS)
+    def test_tiny_images(self, name, size):
+        for channels, fill in ((3, FILL), (1, 115)):
+            for ops in (RAND_AUGMENT_OPS, AUTO_AUGMENT_OPS):
+                image = to_image(picture(*size, channels=channels))
+                assert ops[name](image, 9.0, Draw(-1.0, BICUBIC, fill)).size == size
+
+    def test_mirrored_images_turn_the_other_way(self):
+        """A flip before and after is the other sign, so neither side is favoured."""
+        flip = Image.Transpose.FLIP_LEFT_RIGHT
+        image = to_image(picture(28, 28))
+        for name in ("Rotate", "TranslateX"):
+            there = RAND_AUGMENT_OPS[name](image.transpose(flip), 7.0, Draw(1.0, BILINEAR, FILL)).transpose(flip)
+            back = RAND_AUGMENT_OPS[name](image, 7.0, Draw(-1.0, BILINEAR, FILL))
+            assert np.abs(np.asarray(there).astype(int) - np.asarray(back)).max() <= 1
+
+    def test_what_comes_from_outside_has_the_fill_colour(self):
+        image = to_image(picture())
+        moved = to_pixels(RAND_AUGMENT_OPS["TranslateX"](image, 10.0, Draw(-1.0, BICUBIC, FILL)))
+        assert (moved[:, : int(0.45 * 29)] == FILL).all()
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Calls (name, level, draw) of the operations, which change nothing."""
+    calls = []
+
+    def record(name, image, level, draw):
+        calls.append((name, level, draw))
+        return image
+
+    for ops in (RAND_AUGMENT_OPS, AUTO_AUGMENT_OPS):
+        for name in ops:
+            monkeypatch.setitem(ops, name, functools.partial(record, name))
+    return calls
+
+
+def near(count, num, probability):
+    """Within five standard deviations of a binomial."""
+    return abs(count - num * probability) < 5 * np.sqrt(num * probability * (1 - probability)) + 1e-9
+
+
+class TestRandAugment:
+    def run(self, num, **changes):
+        values = {"layers": 2, "magnitude": 9, "std": 0.5, "fill": FILL, **changes}
+        transform, rng, image = RandAugment(**values), generator(), Image.new("RGB", (2, 2))
+        for _ in range(num):
+            transform(image, rng)
+
+    def test_operations_come_equally_often_and_half_are_applied(self, recorded):
+        self.run(8000)
+        assert near(len(recorded), 16000, 0.5)
+        for name, count in Counter(name for name, _, _ in recorded).items():
+            assert near(count, 16000, 0.5 / 15), name
+        assert len({name for name, _, _ in recorded}) == 15
+
+    def test_an_operation_may_come_twice(self, recorded):
+        applied, twice = 0, 0
+        for seed in range(3000):
+            recorded.clear()
+            RandAugment(layers=2, magnitude=9, std=0.5, fill=FILL)(Image.new("RGB", (2, 2)), generator(seed))
+            applied += len(recorded) == 2
+            twice += len(recorded) == 2 and recorded[0][0] == recorded[1][0]
+        assert near(applied, 3000, 0.25)
+        assert near(twice, 3000, 0.25 / 15)
+
+    def test_levels_are_normal_and_clipped(self, recorded):
+        self.run(8000)
+        levels = np.array([level for _, level, _ in recorded])
+        assert levels.max() == 10.0
+        assert near((levels == 10.0).sum(), len(levels), 0.02275)
+        assert near((levels < 8.5).sum(), len(levels), 0.15866)
+        assert near((levels < 9.0).sum(), len(levels), 0.5)
+
+    def test_levels_do_not_fall_below_0(self, recorded):
+        self.run(2000, magnitude=0)
+        levels = np.array([level for _, level, _ in recorded])
+        assert levels.min() == 0.0
+        assert near((levels == 0.0).sum(), len(levels), 0.5)
+
+    def test_without_deviation_the_level_is_fixed(self, recorded):
+        self.run(200, magnitude=7, std=0.0)
+        assert {level for _, level, _ in recorded} == {7.0}
+
+    def test_both_directions_and_filters_come_half_of_the_time(self, recorded):
+        self.run(8000)
+        draws = Counter((draw.sign, draw.resample) for _, _, draw in recorded)
+        assert set(draws) == {(sign, resample) for sign in (-1.0, 1.0) for resample in (BILINEAR, BICUBIC)}
+        assert all(near(count, len(recorded), 0.25) for count in draws.values())
+        assert {draw.fill for _, _, draw in recorded} == {FILL}
+
+    @pytest.mark.parametrize("layers", [1, 3])
+    def test_layers(self, recorded, layers):
+        self.run(2000, layers=layers)
+        assert near(len(recorded), 2000 * layers, 0.5)
+
+
+class TestAutoAugment:
+    def test_the_policy_is_the_published_one(self):
+        """Facts of table 9: 25 sub-policies of two steps; how often each operation stands in it; some rows."""
+        steps = [step for sub_policy in AUTO_AUGMENT_POLICY for step in sub_policy]
+        assert len(AUTO_AUGMENT_POLICY) == 25
+        assert len(steps) == 50
+        assert Counter(name for name, _, _ in steps) == {
+            **{"Equalize": 17, "Solarize": 7, "Color": 6, "Rotate": 6, "Posterize": 5},
+            **{"Invert": 3, "AutoContrast": 2, "Contrast": 2, "Sharpness": 1, "ShearX": 1},
+        }
+        assert AUTO_AUGMENT_POLICY[0] == (("Posterize", 0.4, 8), ("Rotate", 0.6, 9))
+        assert AUTO_AUGMENT_POLICY[17] == (("Sharpness", 0.4, 7), ("Invert", 0.6, 8))
+        assert round(sum(p for _, p, _ in steps), 6) == 31.0
+        assert sum(level for _, _, level in steps) == 287
+
+    def test_sub_policies_come_equally_often_and_steps_as_likely_as_they_say(self, recorded):
+        num, transform, rng = 20000, AutoAugment(fill=FILL), generator()
+        for _ in range(num):
+            transform(Image.new("RGB", (2, 2)), rng)
+        expected = Counter()
+        for sub_policy in AUTO_AUGMENT_POLICY:
+            for name, probability, level in sub_policy:
+                expected[name, level] += probability / 25
+        counts = Counter((name, level) for name, level, _ in recorded)
+        assert counts.keys() <= expected.keys()
+        for step, mean in expected.items():
+            assert abs(counts[step] - num * mean) < 5 * np.sqrt(num * mean) + 1e-9, step
+
+    def test_an_image_goes_through_the_operations(self):
+        image = to_image(picture())
+        outputs = {AutoAugment(fill=FILL)(image, generator(seed)).tobytes() for seed in range(40)}
+        assert len(outputs) > 15
+
+
+class TestColorJitter:
+    def jittered(self, strength, num, monkeypatch):
+        """(order, factors) of every call, from enhancers that only take notes."""
+        calls = []
+
+        class Note:
+            def __init__(self, kind, image):
+                self.kind, self.image = kind, image
+
+            def enhance(self, factor):
+                calls[-1].append((self.kind, factor))
+                return self.image
+
+        monkeypatch.setattr(ColorJitter, "KINDS", tuple(functools.partial(Note, kind) for kind in "bcs"))
+        transform, rng = ColorJitter(strength), generator()
+        for _ in range(num):
+            calls.append([])
+            transform(Image.new("RGB", (2, 2)), rng)
+        return calls
+
+    def test_orders_come_equally_often_and_factors_are_uniform(self, monkeypatch):
+        calls = self.jittered(0.4, 3000, monkeypatch)
+        orders = Counter("".join(kind for kind, _ in call) for call in calls)
+        assert len(orders) == 6
+        assert all(near(count, 3000, 1 / 6) for count in orders.values())
+        for kind in "bcs":
+            factors = np.sort([factor for call in calls for name, factor in call if name == kind])
+            assert np.abs((factors - 0.6) / 0.8 - (np.arange(3000) + 0.5) / 3000).max() < 1.95 / np.sqrt(3000)
+
+    def test_factors_are_not_negative(self, monkeypatch):
+        factors = [factor for call in self.jittered(1.5, 500, monkeypatch) for _, factor in call]
+        assert 0.0 <= min(factors) < 0.05
+        assert 2.4 < max(factors) <= 2.5
+
+    def test_pixels(self):
+        """The same draws, the references in the same order."""
+        kinds = (brightness, contrast, colour)
+        for channels in (3, 1):
+            for seed in range(6):
+                pixels, rng = picture(channels=channels), generator(seed)
+                result = to_pixels(ColorJitter(0.4)(to_image(pixels), generator(seed)))
+                for index in rng.permutation(3):
+                    pixels = kinds[index](pixels, rng.uniform(0.6, 1.4))
+                np.testing.assert_array_equal(result, pixels)
+
+
+def test_the_fill_is_the_mean_colour():
+    imagenet = [0.485, 0.456, 0.406]
+    assert mean_colour(imagenet, 3) == (124, 116, 104)
+    assert mean_colour([0.5, 0.5, 0.5], 3) == (128, 128, 128)
+    assert mean_colour(imagenet, 1) == 114
+    assert mean_colour([0.1307], 1) == 33
+
+
+def test_build_passes_the_keys_on():
+    config = get_config(
+        None,
+        ["TRAIN.RAND_AUGMENT_LAYERS", 3, "TRAIN.RAND_AUGMENT_MAGNITUDE", 5, "TRAIN.RAND_AUGMENT_STD", 0.25],
+    )
+    built = build_augmentation(config)
+    assert (built.layers, built.magnitude, built.std, built.fill) == (3, 5, 0.25, FILL)
+    jitter = build_augmentation(get_config(None, ["TRAIN.RAND_AUGMENT", False, "TRAIN.COLOR_JITTER", 0.3]))
+    assert (jitter.low, jitter.high) == (0.7, 1.3)
+    assert augment.MAX_LEVEL == 10.0
