@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     packages=find_packages(include=["paddlevit", "paddlevit.*"]),
-    package_data={"paddlevit": ["configs/*/*.yaml"]},
+    package_data={"paddlevit": ["configs/*/*.yaml", "report/*.css", "report/*.js"]},
     install_requires=[
         "numpy>=1.21",
         "pillow>=9.5,<13",  # 13 resizes differently, so published accuracies could not be reproduced

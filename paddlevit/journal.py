@@ -112,6 +112,7 @@ class Journal:
                 "loss": loss,
                 "lr": lr,
                 "images_per_sec": round(speed, 1),
+                "seconds": round(seconds, 3),
                 "data_wait": round(waiting, 4),
             }
         )

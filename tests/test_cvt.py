@@ -231,4 +231,4 @@ def test_recipes_are_the_official_ones(name, batch, peak_lr, weight_decay, drop_
     assert (train.WEIGHT_DECAY, config.MODEL.DROP_PATH_RATE[2]) == (weight_decay, drop_path)
     assert (config.DATA.RESIZE_MODE == "squash") == (config.DATA.IMAGE_SIZE == 384)
     without_augmentation = name == "cvt-21-224x224"
-    assert (train.RAND_AUGMENT, train.REPEATED_AUG) == ((False, 3) if without_augmentation else (True, 1))
+    assert ((False, 3) if without_augmentation else (True, 1)) == (train.RAND_AUGMENT, train.REPEATED_AUG)

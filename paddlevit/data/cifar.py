@@ -3,17 +3,15 @@
 import io
 import pickle
 import tarfile
+import zlib
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
 
 from paddlevit.data.sources import Source
 from paddlevit.errors import MissingFileError, UserError
-
-_SIDE = 32
-_VALUES = 3 * _SIDE * _SIDE
 
 
 class _Layout(NamedTuple):
@@ -76,21 +74,135 @@ class CifarSource(Source):
 
 
 def open_cifar(path: Path, dataset: str, *, split: str) -> CifarSource:
-    """The images of a split of 'cifar10' or 'cifar100' in the archive `path`, or in a folder.
+    """The images of a split ('train' or 'val') of 'cifar10' or 'cifar100'.
 
-    The folder is the unpacked archive, or holds it, packed or unpacked. Raises MissingFileError where nothing of that
-    is there, and UserError where a file is damaged or holds anything but the data set.
+    `path` is the official archive, or a folder: the unpacked archive, or one that holds it, packed or unpacked. Raises
+    MissingFileError where nothing of that is there, and UserError where a file is damaged or holds anything else.
     """
     layout = _LAYOUTS[dataset]
+    place = _find(path, layout)
+    read = _read_folder if place.is_dir() else _read_archive
+    contents = read(place, [layout.names_file, *layout.files[split]])
+    class_names = [
+        entry.decode("utf-8", "replace")
+        for entry in _fields(contents[layout.names_file], place / layout.names_file, [layout.names])[0]
+    ]
     pixels, labels, files = [], [], []
-    for name, content in _contents(path, layout, split):
-        if name.endswith(layout.names_file):
-            class_names = [entry.decode("utf-8", "replace") for entry in _field(content, layout.names, name)]
-            continue
-        images = _images(_field(content, b"data", name), name)
+    for name in layout.files[split]:
+        images, classes = _images(contents[name], place / name, layout.labels, len(class_names))
         pixels.append(images)
-        labels.append(np.asarray(_field(content, layout.labels, name), dtype=np.int32))
-        files.append((name, len(images)))
-        if labels[-1].shape != (len(images),) or not 0 <= labels[-1].min() <= labels[-1].max() < len(class_names):
-            raise UserError(f"{name}: its labels are not one for each of {len(images)} images, 0 to {len(class_names) - 1}")
+        labels.append(classes)
+        files.append((str(place / name), len(images)))
     return CifarSource(np.concatenate(pixels), np.concatenate(labels), class_names, files=files)
+
+
+def _find(path: Path, layout: _Layout) -> Path:
+    """The folder of the data set's files, or the archive with them."""
+    if path.is_file():
+        return path
+    for folder in (path, path / layout.folder):
+        if (folder / layout.names_file).is_file():
+            return folder
+    if (path / layout.archive).is_file():
+        return path / layout.archive
+    raise MissingFileError(
+        f"the data set is not at {path} (-data_path, DATA.DATA_PATH). Looked for {path / layout.names_file}, "
+        f"{path / layout.folder / layout.names_file} and {path / layout.archive}; the archive is at "
+        "https://www.cs.toronto.edu/~kriz/cifar.html"
+    )
+
+
+def _read_folder(folder: Path, names: Sequence[str]) -> Dict[str, bytes]:
+    try:
+        return {name: (folder / name).read_bytes() for name in names}
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{error.filename} is missing") from None
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+def _read_archive(archive: Path, names: Sequence[str]) -> Dict[str, bytes]:
+    contents = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = member.name.rsplit("/", 1)[-1]
+                if name in names and member.isfile():
+                    contents[name] = tar.extractfile(member).read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise UserError(f"{archive} is no complete archive: {error or type(error).__name__}") from None
+    missing = [name for name in names if name not in contents]
+    if missing:
+        raise MissingFileError(f"{archive} has no file {missing[0]}")
+    return contents
+
+
+def _images(content: bytes, path: Path, labels_field: bytes, num_classes: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [N, 32, 32, 3] and labels int32 [N] of a file; each image is stored as 3 planes."""
+    array, labels = _fields(content, path, [b"data", labels_field])
+    if not isinstance(array, _Array) or not isinstance(labels, list):
+        raise UserError(f"{path} is damaged: it does not hold an array of images and a list of labels")
+    if not all(isinstance(label, int) and 0 <= label < num_classes for label in labels):
+        raise UserError(f"{path}: a label is not a whole number from 0 to {num_classes - 1}")
+    if not labels or len(array.raw) != 3072 * len(labels):
+        raise UserError(f"{path} has {len(labels)} labels, but the pixels of {len(array.raw) / 3072:g} images")
+    planes = np.frombuffer(array.raw, dtype=np.uint8).reshape(-1, 3, 32, 32)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.asarray(labels, dtype=np.int32)
+
+
+def _fields(content: bytes, path: Path, keys: Sequence[bytes]) -> List[Any]:
+    """The entries `keys` of the dictionary that is pickled in `content`."""
+    try:
+        entries = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        return [entries[key] for key in keys]
+    except _ForbiddenName as error:
+        raise UserError(f"{path} asks for {error}, which no CIFAR file needs: it is not the official file") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"{path} is damaged: {type(error).__name__} {error}") from None
+
+
+class _Array:
+    """Stands for a NumPy array in a pickle: keeps its bytes."""
+
+    raw = b""
+
+    def __setstate__(self, state: Tuple) -> None:
+        *_, raw = state
+        if not isinstance(raw, bytes):
+            raise TypeError("an array's values are no bytes")
+        self.raw = raw
+
+
+class _DType:
+    """Stands for a NumPy data type in a pickle: forgets what it is told."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Tuple) -> None:
+        pass
+
+
+def _reconstruct(*args: Any) -> _Array:
+    return _Array()
+
+
+class _ForbiddenName(Exception):  # noqa: N818 - told to the user as a UserError
+    pass
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds plain containers, and nothing else: the three names that CIFAR files hold stand for harmless classes."""
+
+    _STANDS_FOR = {
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _DType,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._STANDS_FOR[module, name]
+        except KeyError:
+            raise _ForbiddenName(f"{module}.{name}") from None

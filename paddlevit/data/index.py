@@ -115,7 +115,7 @@ def _read_list(file: Path, mtime_ns: int, size: int) -> Index:
     if wrong.any():
         row = last[int(wrong.argmax())]
         word = text[starts[row] : ends[row]].tobytes().decode("utf-8", "replace")
-        raise UserError(f"{file}, line {lines[row] + 1}: the label is '{word}', allowed: a whole number from 0 to 999999")
+        raise UserError(f"{file}, line {lines[row] + 1}: the label is '{word}', allowed: whole numbers, 0 to 999999")
     return Index(text, starts[first], (ends[last - 1] - starts[first]).astype(np.int32), labels)
 
 

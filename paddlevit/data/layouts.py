@@ -51,8 +51,6 @@ def _open_folder(root: Path, split: str) -> Source:
         raise MissingFileError(f"{folder} is missing: the images of a split lie in {folder}/<class>/")
     # Labels count the classes to train on. Without these there is only the split itself to go by.
     classes = class_folders(root / "train" if (root / "train").is_dir() else folder)
-    if not classes:
-        raise UserError(f"{folder} has no class folders: images lie in {folder}/<class>/")
     names = _given_names(root)
     if names is not None and len(names) < len(classes):
         raise UserError(f"{root / CLASS_NAMES_FILE} has {len(names)} names, but there are {len(classes)} class folders")

@@ -119,7 +119,7 @@ class ZipSource(Source):
         self._members = self._find(self._archive.members())
 
     def _find(self, members: Members) -> np.ndarray:
-        """Number of the member [N] of every line of the map, whose paths may be relative to the zip's one top folder."""
+        """Numbers [N] of the map's members; its paths may be relative to the zip's one top folder."""
         index = self._index
         prefix = b"" if index.path(0) in members else members.top_folder()
         found = np.fromiter((members.get(prefix + index.path(i), -1) for i in range(len(index))), np.int64, len(index))
@@ -152,7 +152,10 @@ class FolderSource(Source):
         self.class_names = class_names
         self._root = root
         self._folders = folders
-        unknown = sorted(set(class_folders(root)) - set(folders))
+        own = class_folders(root)
+        if not own:
+            raise UserError(f"{root} has no class folders: images lie in {root}/<class>/")
+        unknown = sorted(set(own) - set(folders))
         if unknown:
             raise UserError(f"{root / unknown[0]}: the images to train on have no class folder '{unknown[0]}'")
 

@@ -9,7 +9,7 @@ from typing import BinaryIO, Dict, Optional, Tuple
 
 from paddlevit.errors import MissingFileError, UserError
 
-# Layouts of PKWARE's APPNOTE.TXT, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.14 to 4.3.16 (its end).
+# Layouts of PKWARE's APPNOTE.TXT: sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end).
 _LOCAL = struct.Struct("<4s22xHH")
 _CENTRAL = struct.Struct("<4s4xHH8xLLHHH8xL")
 _END = struct.Struct("<4s8xLL2x")

@@ -12,7 +12,7 @@ from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
-from paddlevit.hrformer.attention import Block
+from paddlevit.hrformer.block import BiasedConv2D, Block
 from paddlevit.hrformer.convert import SOURCES
 from paddlevit.layers import drop_path_rates, init_like_torch
 
@@ -154,9 +154,9 @@ class Transition(nn.LayerList):
 def downsampling(in_channels: int, channels: int) -> nn.Sequential:
     """Step of the head to the next resolution, its convolutions with bias; [N, in, H, W] -> [N, channels, H/2, W/2]."""
     return nn.Sequential(
-        nn.Conv2D(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels),
+        BiasedConv2D(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels),
         nn.BatchNorm2D(in_channels),
-        nn.Conv2D(in_channels, channels, 1),
+        BiasedConv2D(in_channels, channels, 1),
         nn.BatchNorm2D(channels),
         nn.ReLU(),
     )
@@ -216,7 +216,7 @@ class HRFormer(nn.Layer):
         )
         widths = [channels * EXPANSION for channels in HEAD_CHANNELS]
         self.downsamp_modules = nn.LayerList(downsampling(old, new) for old, new in zip(widths[:-1], widths[1:]))
-        self.final_layer = nn.Sequential(nn.Conv2D(widths[-1], FEATURES, 1), nn.BatchNorm2D(FEATURES), nn.ReLU())
+        self.final_layer = nn.Sequential(BiasedConv2D(widths[-1], FEATURES, 1), nn.BatchNorm2D(FEATURES), nn.ReLU())
         self.classifier = Classifier(FEATURES, num_classes) if num_classes else nn.Identity()
         self.apply(init_like_torch)
 

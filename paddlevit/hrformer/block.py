@@ -103,6 +103,18 @@ class WindowAttention(nn.Layer):
         return self.attn(tokens.flatten(0, 1)).reshape(shape)
 
 
+class BiasedConv2D(nn.Conv2D):
+    """Convolution with bias; [N, in, H, W] -> [N, out, H', W'].
+
+    nn.Conv2D adds a bias of shape [1, out, 1, 1], for which Paddle's CPU kernels take a general and slow path: with it
+    a pointwise convolution of 72 channels takes three times as long as without, with [out, 1, 1] a fifth more.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.weight, None, self._stride, self._padding, self._dilation, self._groups)
+        return x + self.bias.reshape([-1, 1, 1])
+
+
 class ConvMlp(nn.Layer):
     """Feed-forward network with a 3 x 3 depthwise convolution (figure 1 right); [N, dim, H, W] -> the same shape.
 
@@ -111,11 +123,11 @@ class ConvMlp(nn.Layer):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2D(dim, hidden_dim, 1)
+        self.fc1 = BiasedConv2D(dim, hidden_dim, 1)
         self.norm1 = nn.BatchNorm2D(hidden_dim)
-        self.dw3x3 = nn.Conv2D(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.dw3x3 = BiasedConv2D(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
         self.norm2 = nn.BatchNorm2D(hidden_dim)
-        self.fc2 = nn.Conv2D(hidden_dim, dim, 1)
+        self.fc2 = BiasedConv2D(hidden_dim, dim, 1)
         self.norm3 = nn.BatchNorm2D(dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,121 @@
+"""Images from disk to normalised batches on the device."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Dict
+
+import numpy as np
+from yacs.config import CfgNode
+
+from paddlevit.data.cifar import open_cifar
+from paddlevit.data.dataset import ImageDataset, Transform
+from paddlevit.data.erasing import build_erasing
+from paddlevit.data.layouts import open_imagenet
+from paddlevit.data.loader import EvalLoader, Normalize, TrainLoader
+from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
+from paddlevit.data.sources import Source
+from paddlevit.data.stream import shared_memory_holds
+from paddlevit.data.transforms import build_eval_transform, build_train_transform
+from paddlevit.errors import UserError
+
+__all__ = ["EvalLoader", "TrainLoader", "build_eval_loader", "build_train_loader", "open_source"]
+
+logger = logging.getLogger(__name__)
+
+_MOST_WORKERS = 8
+
+
+def open_source(config: CfgNode, split: str) -> Source:
+    """The images and labels of a split, 'train' or 'val'. Raises MissingFileError or UserError."""
+    path = Path(config.DATA.DATA_PATH).expanduser()
+    if config.DATA.DATASET == "imagenet2012":
+        return open_imagenet(path, split)
+    return open_cifar(path, config.DATA.DATASET, split=split)
+
+
+def build_train_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
+    """What process `rank` of `world_size` trains on.
+
+    Raises MissingFileError or UserError where the data cannot be used as the configuration says.
+    """
+    source = _checked_source(config, "train")
+    sampler = TrainBatchSampler(
+        len(source),
+        config.DATA.BATCH_SIZE,
+        rank=rank,
+        world_size=world_size,
+        seed=config.SEED,
+        repeats=config.TRAIN.REPEATED_AUG,
+    )
+    dataset = _dataset(config, source, build_train_transform(config))
+    common = _common(config, config.DATA.BATCH_SIZE, world_size)
+    return TrainLoader(dataset, sampler, erase=build_erasing(config), **common)
+
+
+def build_eval_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
+    """What process `rank` of `world_size` evaluates on.
+
+    Raises MissingFileError or UserError where the data cannot be used as the configuration says.
+    """
+    source = _checked_source(config, "val")
+    batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
+    sampler = EvalBatchSampler(len(source), batch_size, rank=rank, world_size=world_size)
+    dataset = _dataset(config, source, build_eval_transform(config))
+    return EvalLoader(dataset, sampler, **_common(config, batch_size, world_size))
+
+
+def _checked_source(config: CfgNode, split: str) -> Source:
+    source = open_source(config, split)
+    num_classes = config.MODEL.NUM_CLASSES
+    if num_classes and source.labels.max() >= num_classes:
+        i = int(source.labels.argmax())
+        raise UserError(
+            f"{source.label_place(i)}: label {source.label(i)}, but MODEL.NUM_CLASSES is {num_classes}, so labels go "
+            f"from 0 to {num_classes - 1}; the data set has {source.num_classes} classes (-num_classes)"
+        )
+    return source
+
+
+def _dataset(config: CfgNode, source: Source, transform: Transform) -> ImageDataset:
+    channels = config.DATA.IMAGE_CHANNELS
+    if channels not in (1, 3):
+        raise UserError(f"DATA.IMAGE_CHANNELS is {channels}, allowed: 1 (grey) or 3")
+    return ImageDataset(source, transform, channels=channels)
+
+
+def _common(config: CfgNode, batch_size: int, world_size: int) -> Dict[str, Any]:
+    """The arguments that both loaders take."""
+    data = config.DATA
+    statistics = {"mean": data.IMAGENET_MEAN, "std": data.IMAGENET_STD}
+    for name, values in statistics.items():
+        if len(values) != 3 or (name == "std" and min(values) <= 0.0):
+            raise UserError(f"DATA.IMAGENET_{name.upper()} is {values}, allowed: three numbers, deviations above 0")
+    if data.IMAGE_CHANNELS == 1:
+        statistics = {name: [float(np.mean(values))] for name, values in statistics.items()}
+    processes = int(os.environ.get("PADDLE_LOCAL_SIZE", world_size))
+    workers = num_workers(data.NUM_WORKERS, processes)
+    bytes_per_batch = batch_size * data.IMAGE_CHANNELS * data.IMAGE_SIZE**2
+    # Per worker two batches under way and one on its way out, for training and for evaluation, in every process.
+    shared_memory = workers > 0 and shared_memory_holds(2 * 3 * workers * processes * bytes_per_batch)
+    return {"normalize": Normalize(**statistics), "num_workers": workers, "shared_memory": shared_memory}
+
+
+def num_workers(wanted: int, processes: int) -> int:
+    """Processes that read data for each of `processes` on this machine; -1: one per core that is free for it, at most
+    8, and none where there is one core only.
+    """
+    if wanted < -1:
+        raise UserError(f"DATA.NUM_WORKERS is {wanted}, allowed: -1 (chosen by the cores), 0 and above")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted >= 0:
+        if wanted * processes > cores:
+            logger.warning(
+                "DATA.NUM_WORKERS %d x %d processes are more than the %d cores here: they will wait for each other",
+                wanted,
+                processes,
+                cores,
+            )
+        return wanted
+    free = cores // processes
+    return min(free, _MOST_WORKERS) if free > 1 else 0

@@ -1,0 +1,147 @@
+"""Batches on the device, normalised and ready for the network."""
+
+import io
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from PIL import Image
+
+from paddlevit.data.dataset import ImageDataset
+from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
+from paddlevit.data.stream import BatchStream
+
+Erase = Callable[[Tensor, Tuple[int, ...]], Tensor]
+
+_THUMBNAIL_SIDE = 160
+_TINY_SIDE = 64
+
+
+class Normalize:
+    """Pixels to what a network sees: (x / 255 - mean) / std per channel, for means and deviations in 0 to 1."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = mean
+        self.std = std
+        self._constants: Optional[Tuple[Tensor, Tensor]] = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float32 [N, C, H, W] of uint8 [N, H, W, C]."""
+        if self._constants is None:  # not before the device is chosen
+            self._constants = tuple(
+                paddle.to_tensor([255.0 * value for value in values], dtype="float32").reshape([1, -1, 1, 1])
+                for values in (self.mean, self.std)
+            )
+        mean, std = self._constants
+        return (images.astype("float32").transpose([0, 3, 1, 2]) - mean) / std
+
+
+class TrainLoader:
+    """Batches of augmented images of one process of several, endlessly reproducible: a batch depends on seed, epoch and
+    step, not on the number of workers, nor on what was read before.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        sampler: TrainBatchSampler,
+        *,
+        normalize: Normalize,
+        erase: Optional[Erase] = None,
+        num_workers: int = 0,
+        shared_memory: bool = True,
+    ) -> None:
+        self.source = dataset.source
+        self._sampler = sampler
+        self._normalize = normalize
+        self._erase = erase
+        self._stream = BatchStream(dataset, num_workers=num_workers, shared_memory=shared_memory)
+
+    @property
+    def num_images(self) -> int:
+        """Images to train on, of all processes together."""
+        return len(self.source)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch; those of all processes at once are one step."""
+        return len(self._sampler)
+
+    @property
+    def batch_size(self) -> int:
+        """Images per process and step."""
+        return self._sampler.batch_size
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Name of each class."""
+        return self.source.class_names
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Tuple[Tensor, Tensor]]:
+        """Images float32 [N, C, H, W] and labels int64 [N] of each step of an epoch, counted from 0, from `first_step`.
+
+        An epoch may be left at any step; the next one that is asked for ends it. Raises UserError, naming the image,
+        where one cannot be read.
+        """
+        batches = self._stream.run(self._sampler.batches(epoch, first_step))
+        for step, (images, labels) in enumerate(batches, first_step):
+            images = self._normalize(images)
+            if self._erase is not None:
+                images = self._erase(images, (self._sampler.seed, epoch, step, self._sampler.rank))
+            yield images, labels
+
+    def names(self, epoch: int, step: int) -> List[str]:
+        """Paths of the images of a batch of this process."""
+        return [self.source.name(index) for index, _ in next(self._sampler.batches(epoch, step))]
+
+
+class EvalLoader:
+    """Batches of this process's share of the images: those of all processes together are every image once."""
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        sampler: EvalBatchSampler,
+        *,
+        normalize: Normalize,
+        num_workers: int = 0,
+        shared_memory: bool = True,
+    ) -> None:
+        self.source = dataset.source
+        self._sampler = sampler
+        self._normalize = normalize
+        self._stream = BatchStream(dataset, num_workers=num_workers, shared_memory=shared_memory)
+
+    @property
+    def num_images(self) -> int:
+        """Images of all processes together."""
+        return len(self.source)
+
+    @property
+    def indices(self) -> np.ndarray:
+        """Which images this process has, in the order of its batches."""
+        return self._sampler.indices
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Name of each class."""
+        return self.source.class_names
+
+    def __len__(self) -> int:
+        """Batches of this process; there may be none."""
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Tuple[Tensor, Tensor]]:
+        """Images float32 [N, C, H, W] and labels int64 [N] of each batch."""
+        if len(self):
+            for images, labels in self._stream.run(self._sampler):
+                yield self._normalize(images), labels
+
+    def thumbnail(self, i: int) -> bytes:
+        """The i-th image of all, made small, as a PNG or JPEG file. Raises UserError where it cannot be read."""
+        image = self.source.image(i)
+        image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        image.save(file, "PNG" if max(image.size) <= _TINY_SIDE else "JPEG")
+        return file.getvalue()

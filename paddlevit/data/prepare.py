@@ -1,0 +1,151 @@
+"""Writes data sets in the layouts that the sources read: the demo's digits, and list files from folders."""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Dict, List, NoReturn, Optional, Sequence, Tuple
+
+import numpy as np
+from PIL import Image
+
+from paddlevit.data.layouts import CLASS_NAMES_FILE, SPLITS
+from paddlevit.data.sources import FolderSource, class_folders
+from paddlevit.errors import MissingFileError, UserError
+
+_DIGIT_SIDE = 32
+_NUM_VAL_DIGITS = 360
+_SPLIT_SEED = 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (-h lists what there is)")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Do what `argv` says and return the exit code; 2, with a message, after a user's mistake."""
+    parser = _Parser(prog="prepare_data.py", description="Prepare a data set.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    digits = commands.add_parser("digits", help="write scikit-learn's 1,797 handwritten digits as an image folder")
+    digits.add_argument("folder", type=Path, metavar="OUT_DIR")
+    lists = commands.add_parser("list", help="write train_list.txt, val_list.txt and class_names.txt from folders")
+    lists.add_argument("folder", type=Path, metavar="DATA_DIR", help="holds train/<class>/* and val/<class>/*")
+    for command in (digits, lists):
+        command.add_argument("-force", "--force", action="store_true", help="replace lists of other content")
+    try:
+        args = parser.parse_args(argv)
+        write = {"digits": write_digits, "list": write_lists}[args.command]
+        print(write(args.folder, force=args.force))
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.filename or args.folder}: {error.strerror or error}", file=sys.stderr)
+    return 2
+
+
+def write_digits(folder: Path, *, force: bool = False) -> str:
+    """Write train/<digit>/NNNN.png and val/<digit>/NNNN.png, 32 x 32 and grey, and their lists; NNNN is the image's
+    number in scikit-learn's data set. What was done, in a sentence.
+
+    The split is always the same, 1,437 to 360 images with equal shares of each digit. The lists come last, so that
+    what was interrupted has none. Raises UserError where scikit-learn is missing or the folder has other lists.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("the digits come with scikit-learn: pip install 'paddlevit[demo]'") from None
+    data = load_digits()
+    in_val = digits_in_val(data.target)
+    rows: Dict[str, List[Tuple[str, int]]] = {split: [] for split in SPLITS}
+    images = []
+    for i, (image, label) in enumerate(zip(data.images, data.target)):
+        split = SPLITS[int(in_val[i])]
+        path = f"{split}/{label}/{i:04d}.png"
+        rows[split].append((path, int(label)))
+        images.append((path, image))
+    texts = {f"{split}_list.txt": _list_text(rows[split]) for split in SPLITS}
+    texts = {CLASS_NAMES_FILE: "".join(f"{digit}\n" for digit in range(10)), **texts}
+    _refuse_other(folder, texts, force)
+    _write_images(folder, images)
+    _write_texts(folder, texts)
+    return f"{len(rows['train'])} digits to train on and {len(rows['val'])} to validate are in {folder}"
+
+
+def digits_in_val(labels: np.ndarray) -> np.ndarray:
+    """Whether each image is a validation image: bool [N], the same in every version of NumPy."""
+    counts = np.bincount(labels)
+    shares = counts * _NUM_VAL_DIGITS / len(labels)
+    taken = np.floor(shares).astype(int)
+    taken[np.argsort(taken - shares, kind="stable")[: _NUM_VAL_DIGITS - taken.sum()]] += 1
+    rng = np.random.RandomState(_SPLIT_SEED)  # the only generator whose numbers NumPy will never change
+    in_val = np.zeros(len(labels), dtype=bool)
+    for label, count in enumerate(taken):
+        in_val[rng.permutation(np.flatnonzero(labels == label))[:count]] = True
+    return in_val
+
+
+def write_lists(folder: Path, *, force: bool = False) -> str:
+    """Write the lists of the images in train/<class>/ and val/<class>/, and the names of the classes. What was done, in
+    a sentence.
+
+    Raises MissingFileError or UserError where there are no such folders, or lists of other content.
+    """
+    splits = [split for split in SPLITS if (folder / split).is_dir()]
+    if not splits:
+        raise MissingFileError(f"{folder} has neither a folder train nor a folder val")
+    classes = class_folders(folder / splits[0])
+    texts = {CLASS_NAMES_FILE: "".join(f"{name}\n" for name in classes)}
+    counts = []
+    for split in splits:
+        source = FolderSource(folder / split, classes, classes)
+        rows = [(f"{split}/{source.relative_path(i)}", source.label(i)) for i in range(len(source))]
+        texts[f"{split}_list.txt"] = _list_text(rows)
+        counts.append(f"{len(rows)} images of {split}")
+    _refuse_other(folder, texts, force)
+    _write_texts(folder, texts)
+    return f"listed {' and '.join(counts)}, {len(classes)} classes, in {folder}"
+
+
+def _list_text(rows: Sequence[Tuple[str, int]]) -> str:
+    for path, _ in rows:
+        if "\n" in path:
+            raise UserError(f"{path!r}: a path with a line break cannot stand in a list; rename the file")
+    return "".join(f"{path} {label}\n" for path, label in rows)
+
+
+def _refuse_other(folder: Path, texts: Dict[str, str], force: bool) -> None:
+    for name, text in texts.items():
+        file = folder / name
+        if not force and file.exists() and file.read_bytes() != _encoded(text):
+            raise UserError(
+                f"{file} is there already, with other content: name another folder, or -force to replace it"
+            )
+
+
+def _write_images(folder: Path, images: Sequence[Tuple[str, np.ndarray]]) -> None:
+    """Write 8 x 8 digits with values 0 to 16, first beside their places and then into them."""
+    unfinished = folder / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for path, image in images:
+        grey = Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8))
+        file = unfinished / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        grey.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC).save(file)
+    for path, _ in images:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(unfinished / path, folder / path)
+    shutil.rmtree(unfinished)
+
+
+def _write_texts(folder: Path, texts: Dict[str, str]) -> None:
+    for name, text in texts.items():
+        unfinished = folder / f"{name}.unfinished"
+        unfinished.write_bytes(_encoded(text))
+        os.replace(unfinished, folder / name)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")  # file names that are no UTF-8 stay as they are

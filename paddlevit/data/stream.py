@@ -1,0 +1,169 @@
+"""Batches that are read, decoded and stacked in the background."""
+
+import functools
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Iterable, Iterator, List, Optional, Tuple
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from paddlevit.data.dataset import ImageDataset, Sample
+from paddlevit.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_PREFETCH = 2  # batches per worker that are under way
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SHARED_MEMORY = Path("/dev/shm")
+
+_Request = Tuple[int, Optional[List[Sample]]]
+
+
+class BatchStream:
+    """Turns lists of samples into batches with paddle.io.DataLoader, in any number of runs, each of which may be left.
+
+    Paddle's own way of starting a new epoch with the same workers loses track of the batches on their way when an
+    epoch was left early, and an exception in a worker reaches the caller as a SystemError. Here the workers serve one
+    endless row of requests. Each carries the number of its run, so that batches of an earlier run are told apart and
+    dropped; after a run's last request come empty ones; an exception travels back as a value.
+    """
+
+    def __init__(self, dataset: ImageDataset, *, num_workers: int, shared_memory: bool = True) -> None:
+        self._requests = _Requests()
+        self._loader = paddle.io.DataLoader(
+            _Batches(dataset),
+            batch_sampler=self._requests,
+            collate_fn=_only,
+            num_workers=num_workers,
+            prefetch_factor=_PREFETCH,
+            use_shared_memory=shared_memory,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=functools.partial(_start_worker, parent=os.getpid()),
+        )
+        self._replies: Optional[Iterator[Any]] = None
+
+    def run(self, batches: Iterable[List[Sample]]) -> Iterator[Tuple[Tensor, Tensor]]:
+        """Images uint8 [N, H, W, C] and labels int64 [N] of each list of samples.
+
+        Ends an earlier run that was left. Raises UserError where an image cannot be read.
+        """
+        number = self._requests.start(batches)
+        if self._replies is None:
+            self._replies = iter(self._loader)
+        while True:
+            assert number == self._requests.number, "another run was started in the meantime"
+            reply_number, last, error, images, labels = self._next()
+            if reply_number != number:
+                continue
+            if error is not None:
+                raise error
+            if last:
+                return
+            yield images, labels
+
+    def _next(self) -> Any:
+        try:
+            return next(self._replies)
+        except SystemError as error:
+            raise RuntimeError(
+                "a process that reads data has died, often for want of memory: lower DATA.NUM_WORKERS or DATA.BATCH_SIZE"
+            ) from error
+
+
+class _Requests:
+    """The endless row of requests, as the batch sampler of a DataLoader."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._current: Tuple[int, Iterator[List[Sample]]] = (0, iter(()))
+
+    def start(self, batches: Iterable[List[Sample]]) -> int:
+        """Go on with the requests of a new run, and return its number."""
+        self.number += 1
+        self._current = (self.number, iter(batches))  # both at once: the reader may be another thread
+        return self.number
+
+    def __iter__(self) -> Iterator[List[_Request]]:
+        return self
+
+    def __next__(self) -> List[_Request]:
+        number, batches = self._current
+        return [(number, next(batches, None))]
+
+
+class _Batches(paddle.io.Dataset):
+    """Answers requests. An answer always holds two arrays: Paddle takes one without for the end of the data."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        super().__init__()
+        self._dataset = dataset
+
+    def __getitem__(self, request: _Request) -> Tuple[int, bool, Optional[Exception], np.ndarray, np.ndarray]:
+        number, samples = request
+        nothing = np.zeros(1, dtype=np.uint8)
+        if samples is None:
+            return number, True, None, nothing, nothing
+        try:
+            images, labels = zip(*(self._dataset[sample] for sample in samples))
+            return number, False, None, np.stack(images), np.asarray(labels, dtype=np.int64)
+        except UserError as error:
+            return number, False, type(error)(str(error)), nothing, nothing  # what it was raised from may not travel
+        except Exception:
+            error = RuntimeError(f"while reading data:\n{traceback.format_exc()}")
+            return number, False, error, nothing, nothing
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+
+def _only(batch: List[Any]) -> Any:
+    """Collates nothing: the data set has already stacked the batch."""
+    return batch[0]
+
+
+def _start_worker(worker_id: int, *, parent: int) -> None:
+    """What a worker does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, but training ends after its step
+    gc.freeze()  # looking at what was inherited would copy it
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(0)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent was killed, and free what it has in shared memory: Paddle's worker would wait for
+    requests for ever.
+    """
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    for file in _SHARED_MEMORY.glob(f"paddle_{os.getpid()}_*"):
+        file.unlink()
+    os._exit(1)
+
+
+def shared_memory_holds(num_bytes: int) -> bool:
+    """Whether /dev/shm has room for `num_bytes`, and 1 GiB in any case; workers that fill it up are killed."""
+    try:
+        state = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return False
+    free = state.f_bavail * state.f_frsize
+    if free >= max(num_bytes, 1 << 30):
+        return True
+    logger.warning(
+        "%s has %.1f GiB free, too little for batches: workers send them through pipes, which is slower. "
+        "In a container: docker run --shm-size 16g",
+        _SHARED_MEMORY,
+        free / 2**30,
+    )
+    return False

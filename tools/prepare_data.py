@@ -1,0 +1,11 @@
+"""Write the demo's digits, or list files from folders; -h lists the commands."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from paddlevit.data.prepare import main
+
+if __name__ == "__main__":
+    sys.exit(main())
