@@ -7,12 +7,14 @@ from yacs.config import CfgNode
 
 from paddlevit.config import variant_names
 from paddlevit.cvt import build_cvt
+from paddlevit.hrformer import build_hrformer
 from paddlevit.hvt import build_hvt
 from paddlevit.pit import build_pit
 from paddlevit.regnet import build_regnet
 
 FAMILIES: Dict[str, Callable[[CfgNode], nn.Layer]] = {
     "cvt": build_cvt,
+    "hrformer": build_hrformer,
     "hvt": build_hvt,
     "pit": build_pit,
     "regnet": build_regnet,

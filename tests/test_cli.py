@@ -15,6 +15,7 @@ import paddle
 import pytest
 from PIL import Image
 
+from paddlevit.cli import main
 from paddlevit.config import get_config
 from paddlevit.pit import build_pit as build_model
 
@@ -279,19 +280,24 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_mistake_ends_with_a_message_and_code_2(digits, tmp_path, name, workers):
-    if workers and name != "unreadable image":
-        pytest.skip("workers matter to reading images only")
+@pytest.mark.parametrize(("name", "workers"), [*((name, 0) for name in MISTAKES), ("unreadable image", 2)])
+def test_a_mistake_ends_with_a_message_and_code_2(digits, tmp_path, capfd, name, workers):
     if name == "no gpu" and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
         pytest.skip("there is a GPU")
     args, said = failing(digits, tmp_path, name)
     at = args.index("-opts") if "-opts" in args else len(args)
-    result = run(*args[:at], "-num_workers", workers, *args[at:])
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert result.stderr.startswith("error: "), result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.splitlines()) <= 12
+    args = [str(arg) for arg in (*args[:at], "-num_workers", workers, *args[at:])]
+    capfd.readouterr()
+    assert main(args, nprocs=1) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    assert len(error.splitlines()) <= 12
     for part in said:
-        assert str(part) in result.stderr, result.stderr
+        assert str(part) in error
+
+
+def test_the_process_itself_exits_with_2_and_without_a_traceback():
+    result = run("-cfg", "pit_digits", "-data_path", "nowhere")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from golden import cases, info
 from paddle import nn
 
+from golden import cases, info
 from paddlevit import build_model
 from paddlevit.commands.count_flops import main
 from paddlevit.config import get_config

@@ -1,7 +1,6 @@
 """tools/convert_weights.py: a weights file of any known source, written as our `.pdparams`."""
 
 import os
-from pathlib import Path
 from typing import List
 
 import paddle
@@ -41,4 +40,5 @@ def _save(model: nn.Layer, path: str) -> None:
     except OSError as error:
         raise UserError(f"-output {path} cannot be written: {error.strerror}") from None
     finally:
-        Path(partial).unlink(missing_ok=True)
+        if os.path.exists(partial):
+            os.unlink(partial)

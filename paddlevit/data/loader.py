@@ -24,17 +24,13 @@ class Normalize:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean = mean
         self.std = std
-        self._constants: Optional[Tuple[Tensor, Tensor]] = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """float32 [N, C, H, W] of uint8 [N, H, W, C]."""
-        if self._constants is None:  # not before the device is chosen
-            self._constants = tuple(
-                paddle.to_tensor([255.0 * value for value in values], dtype="float32").reshape([1, -1, 1, 1])
-                for values in (self.mean, self.std)
-            )
-        mean, std = self._constants
-        return (images.astype("float32").transpose([0, 3, 1, 2]) - mean) / std
+        # Channel by channel with plain numbers: on a CPU, broadcasting [1, C, 1, 1] takes 4 times as long.
+        channels = zip(self.mean, self.std)
+        planes = [(images[..., c].astype("float32") - 255.0 * m) / (255.0 * s) for c, (m, s) in enumerate(channels)]
+        return paddle.stack(planes, axis=1)
 
 
 class TrainLoader:
@@ -134,9 +130,8 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Tuple[Tensor, Tensor]]:
         """Images float32 [N, C, H, W] and labels int64 [N] of each batch."""
-        if len(self):
-            for images, labels in self._stream.run(self._sampler):
-                yield self._normalize(images), labels
+        for images, labels in self._stream.run(self._sampler):
+            yield self._normalize(images), labels
 
     def thumbnail(self, i: int) -> bytes:
         """The i-th image of all, made small, as a PNG or JPEG file. Raises UserError where it cannot be read."""

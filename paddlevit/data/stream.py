@@ -75,7 +75,7 @@ class BatchStream:
             return next(self._replies)
         except SystemError as error:
             raise RuntimeError(
-                "a process that reads data has died, often for want of memory: lower DATA.NUM_WORKERS or DATA.BATCH_SIZE"
+                "a process that reads data has died, often for want of memory: lower DATA.NUM_WORKERS or the batch size"
             ) from error
 
 

@@ -59,7 +59,7 @@ class ZipArchive:
             raise MissingFileError(f"there is no zip file {self.path}") from None
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror}") from None
-        except struct.error:
+        except (struct.error, IndexError):
             raise UserError(f"{self.path} is not a complete zip file: its directory is damaged") from None
 
     def read(self, number: int, name: str) -> bytes:
@@ -150,10 +150,10 @@ def _long_fields(extra: bytes, full_size: int, size: int, offset: int) -> Tuple[
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
         if kind == 1:
-            values = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-            full_size, size, offset = (
-                next(values, 0) if value == _IN_EXTRA_FIELD else value for value in (full_size, size, offset)
-            )
-            return size, offset
+            values = list(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
+            if full_size == _IN_EXTRA_FIELD:
+                values.pop(0)
+            size = values.pop(0) if size == _IN_EXTRA_FIELD else size
+            return size, values.pop(0) if offset == _IN_EXTRA_FIELD else offset
         at += 4 + length
     raise struct.error("no long fields")

@@ -1,4 +1,4 @@
-"""Transformer block of HRFormer (section 3): self-attention in windows and a feed-forward network with a convolution."""
+"""Block of HRFormer (section 3): self-attention in windows, then a feed-forward network with a convolution."""
 
 from typing import Optional, Tuple
 
@@ -48,10 +48,10 @@ def inside_map(height: int, width: int, window: int, dtype: paddle.dtype) -> Opt
 
 
 class RelativeAttention(nn.Layer):
-    """Multi-head self-attention with a bias for each relative position (equation 2); [B, window^2, dim] -> the same.
+    """Multi-head self-attention with a bias for each relative position; [B, window^2, dim] -> the same shape.
 
-    B counts the windows of all images. The attention probabilities [B, heads, window^2, window^2] pass through
-    `attn_dropout`, where a forward hook can take them out.
+    The bias is that of Swin (Liu et al. 2021, section 3.2). B counts the windows of all images. The attention
+    probabilities [B, heads, window^2, window^2] pass through `attn_dropout`, where a forward hook can take them out.
     """
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
@@ -85,11 +85,11 @@ class RelativeAttention(nn.Layer):
 
 
 class WindowAttention(nn.Layer):
-    """Local-window self-attention (section 3, figure 1 left); [N, windows, window^2, dim] -> the same shape.
+    """Local-window self-attention (section 3, figure 1 a); [N, windows, window^2, dim] -> the same shape.
 
-    Padding stands as zeros behind the normalisation and before the projections, and it is not masked in the softmax:
-    its keys and values are the biases of their projections. That is what the official networks are trained with at
-    sizes that need padding. `inside` zeroes it; None where there is none.
+    Padding stands as zeros between the normalisation and the projections, which is what `inside` makes of it, and it is
+    not masked in the softmax: its keys and values are the biases of their projections. The official code for dense
+    prediction does the same; its classification code fails at sizes that need padding.
     """
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
@@ -116,7 +116,7 @@ class BiasedConv2D(nn.Conv2D):
 
 
 class ConvMlp(nn.Layer):
-    """Feed-forward network with a 3 x 3 depthwise convolution (figure 1 right); [N, dim, H, W] -> the same shape.
+    """Feed-forward network with a 3 x 3 depthwise convolution (section 3, figure 1 b); [N, dim, H, W] -> same.
 
     GELU follows every batch normalisation, the last one too.
     """
@@ -152,8 +152,8 @@ class Block(nn.Layer):
         height, width = x.shape[2:]
         # The tokens stay in their windows until the convolutions: norms and residuals do not care where a token is.
         tokens = split_windows(x, self.window)
-        inside = inside_map(height, width, self.window, x.dtype)
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), inside))
-        x = join_windows(tokens, height, width, self.window)
+        normed = self.norm1(tokens)
+        inside = inside_map(height, width, self.window, normed.dtype)
+        tokens = tokens + self.drop_path(self.attn(normed, inside))
         normed = join_windows(self.norm2(tokens), height, width, self.window)
-        return x + self.drop_path(self.mlp(normed))
+        return join_windows(tokens, height, width, self.window) + self.drop_path(self.mlp(normed))

@@ -1,4 +1,4 @@
-"""High-resolution transformer (Yuan et al., "HRFormer: High-Resolution Transformer for Dense Prediction", NeurIPS 2021).
+"""HRFormer (Yuan et al., "HRFormer: High-Resolution Transformer for Dense Prediction", NeurIPS 2021).
 
 The branches, their exchange and the classification head are those of HRNet (Wang et al., "Deep High-Resolution
 Representation Learning for Visual Recognition", TPAMI 2020). Parameter names are the official ones.
@@ -7,6 +7,8 @@ Representation Learning for Visual Recognition", TPAMI 2020). Parameter names ar
 from itertools import islice
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
+import numpy as np
+import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
@@ -14,7 +16,7 @@ from yacs.config import CfgNode
 from paddlevit.errors import UserError
 from paddlevit.hrformer.block import BiasedConv2D, Block
 from paddlevit.hrformer.convert import SOURCES
-from paddlevit.layers import drop_path_rates, init_like_torch
+from paddlevit.layers import WideLinear, drop_path_rates, init_like_torch
 
 STEM_CHANNELS = 64
 EXPANSION = 4  # of a bottleneck: it gives this many times the channels of its 3 x 3 convolution
@@ -92,6 +94,22 @@ def fuse_layer(source: int, target: int, channels: Sequence[int]) -> nn.Layer:
     return fuse(channels[source], channels[target], abs(source - target))
 
 
+def interpolation(size: int, new_size: int) -> np.ndarray:
+    """Weights [new_size, size] of linear interpolation that leaves the first and the last place where they are."""
+    places = np.linspace(0, size - 1, new_size)
+    return np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(size)))
+
+
+def resize(x: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear interpolation with aligned corners; [N, C, H, W] -> [N, C, height, width].
+
+    In float64 too: F.interpolate rounds its scales to float32, which is off by 1e-6.
+    """
+    rows = paddle.to_tensor(interpolation(x.shape[2], height), dtype=x.dtype)
+    columns = paddle.to_tensor(interpolation(x.shape[3], width).T, dtype=x.dtype)
+    return rows @ x @ columns
+
+
 class Module(nn.Layer):
     """Blocks on every branch, then each branch becomes the sum of all; list of maps -> list of maps, same shapes.
 
@@ -117,15 +135,14 @@ class Module(nn.Layer):
         return [self._fused(target, maps) for target in range(len(maps))]
 
     def _fused(self, target: int, maps: List[Tensor]) -> Tensor:
-        size = maps[target].shape[2:]
-        total = maps[target]
+        total, size = maps[target], maps[target].shape[2:]
         for source, x in enumerate(maps):
             if source == target:
                 continue
             x = self.fuse_layers[target][source](x)
             # A map of odd size, halved and doubled, is one place too large; the official code shrinks it like this.
             if x.shape[2:] != size:
-                x = F.interpolate(x, size, mode="bilinear", align_corners=True)
+                x = resize(x, *size)
             total = total + x
         return F.relu(total)
 
@@ -160,18 +177,6 @@ def downsampling(in_channels: int, channels: int) -> nn.Sequential:
         nn.BatchNorm2D(channels),
         nn.ReLU(),
     )
-
-
-class Classifier(nn.Linear):
-    """Linear layer whose logits are as accurate for one image as for many; [N, FEATURES] -> [N, K].
-
-    For a few rows a CPU's matrix product adds up all 2,048 terms of a logit one after the other, and float32 rounding
-    grows to five times that of a large batch. Sums of eight parts stay near the rounding of the rest of the network.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = zip(x.split(8, axis=-1), self.weight.split(8, axis=0))
-        return sum((F.linear(part, weight) for part, weight in parts), self.bias)
 
 
 class HRFormer(nn.Layer):
@@ -217,7 +222,7 @@ class HRFormer(nn.Layer):
         widths = [channels * EXPANSION for channels in HEAD_CHANNELS]
         self.downsamp_modules = nn.LayerList(downsampling(old, new) for old, new in zip(widths[:-1], widths[1:]))
         self.final_layer = nn.Sequential(BiasedConv2D(widths[-1], FEATURES, 1), nn.BatchNorm2D(FEATURES), nn.ReLU())
-        self.classifier = Classifier(FEATURES, num_classes) if num_classes else nn.Identity()
+        self.classifier = WideLinear(FEATURES, num_classes) if num_classes else nn.Identity()
         self.apply(init_like_torch)
 
     def feature_maps(self, images: Tensor) -> List[Tensor]:
@@ -261,7 +266,7 @@ def build_hrformer(config: CfgNode) -> HRFormer:
 def _stage(hrt: CfgNode, number: int) -> StageSpec:
     name, section = f"STAGE{number}", hrt[f"STAGE{number}"]
     _check(section.BLOCK == "TRANSFORMER_BLOCK", f"{name}.BLOCK", section.BLOCK, "TRANSFORMER_BLOCK")
-    _check(section.NUM_BRANCHES == number, f"{name}.NUM_BRANCHES", section.NUM_BRANCHES, str(number))
+    _check(number == section.NUM_BRANCHES, f"{name}.NUM_BRANCHES", section.NUM_BRANCHES, str(number))
     _check(section.NUM_MODULES > 0, f"{name}.NUM_MODULES", section.NUM_MODULES, "1 and above")
     for key in ("NUM_BLOCKS", "NUM_CHANNELS", "NUM_HEADS", "NUM_WINDOW_SIZES", "NUM_MLP_RATIOS"):
         fits = len(section[key]) == number and min(section[key]) > 0

@@ -1,6 +1,5 @@
 """RegNetY (Radosavovic et al., "Designing Network Design Spaces", CVPR 2020): the teacher of distilled PiT."""
 
-import math
 from typing import Dict, Sequence, Tuple
 
 import paddle.nn.functional as F
@@ -8,7 +7,7 @@ from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
-from paddlevit.layers import zeros_
+from paddlevit.layers import WideLinear, zeros_
 from paddlevit.regnet.convert import SOURCES
 
 
@@ -90,19 +89,6 @@ class Stage(nn.Layer):
         return x
 
 
-class Classifier(nn.Linear):
-    """A linear layer that adds its products up in 16 parts.
-
-    With few rows a matrix product adds the 3,024 terms of a logit one after the other on some CPUs, and in float32 the
-    logits are then several times less exact than the rest of the network.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = math.gcd(16, self.weight.shape[0])
-        products = zip(x.chunk(parts, axis=1), self.weight.chunk(parts, axis=0))
-        return sum(F.linear(features, weight) for features, weight in products) + self.bias
-
-
 class RegNet(nn.Layer):
     """RegNetY: a stem, four stages, average pooling and a linear head (section 3.2); the defaults are RegNetY-16GF.
 
@@ -137,7 +123,7 @@ class RegNet(nn.Layer):
                 for in_width, width, depth in zip([stem_width, *widths], widths, depths)
             )
         )
-        linear = Classifier(widths[-1], num_classes) if num_classes > 0 else nn.Identity()
+        linear = WideLinear(widths[-1], num_classes) if num_classes > 0 else nn.Identity()
         self.head = nn.Sequential(nn.AdaptiveAvgPool2D(1), nn.Flatten(), linear)
         self.apply(_init)
 

@@ -67,7 +67,9 @@ class NumpyArray(LazyArray):
 
 
 def _array(data: Union[bytes, str, Span], dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
-    raw = data.read() if isinstance(data, Span) else data.encode("latin-1") if isinstance(data, str) else data
+    raw = (
+        data.read() if isinstance(data, Span) else bytearray(data.encode("latin-1") if isinstance(data, str) else data)
+    )
     return np.frombuffer(raw, dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="), copy=False)
 
 

@@ -118,7 +118,9 @@ def _subtract(arrays: dict[str, LazyArray], pattern: str, replacement: str) -> N
         partner = re.sub(pattern, replacement, name)
         if partner in arrays and arrays[partner].shape == arrays[name].shape:
             term = arrays.pop(name)
-            arrays[partner] = arrays[partner].then(lambda value, term=term: value - term.read(), term.shape)
+            arrays[partner] = arrays[partner].then(
+                lambda value, term=term: value.astype(np.float64) - term.read(), term.shape
+            )
 
 
 def _score(candidate: Translated, target: Target) -> tuple[int, int]:

@@ -94,7 +94,9 @@ class Span:
         raw = np.fromfile(self.path, np.uint8, count=self.length, offset=self.offset)
         if raw.size != self.length:
             raise WeightsError(f"{self.path} is cut short")
-        return np.frombuffer(raw.tobytes().decode("utf-8").encode("latin-1"), np.uint8) if self.text else raw
+        if self.text:
+            return np.frombuffer(bytearray(raw.tobytes().decode("utf-8").encode("latin-1")), np.uint8)
+        return raw
 
 
 def strided(flat: np.ndarray, shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:

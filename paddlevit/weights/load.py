@@ -39,29 +39,36 @@ def load_weights(
         where, state = "the state dict", flatten(path_or_state)
     else:
         where, state = find(path_or_state), open_state_dict(path_or_state)
+    target = Target.of(model)
     with naming(where):
-        target = Target.of(model)
         translated = recognise(state, target, source)
-        plan = _plan(translated, target, (reinit,) if isinstance(reinit, str) else tuple(reinit))
-        problems = plan.problems(translated, target)
-        if problems and strict:
-            hints = _hints(plan, translated, target, tuple(getattr(model, "head_prefixes", ())))
-            raise WeightsError(
-                "\n".join([f"{where} (source {plan.report.source}) does not fit the network", *problems, *hints])
-            )
-        if problems:
-            logger.warning("%s: loaded in part\n%s", where, "\n".join(problems))
-        parameters = model.state_dict()
-        for name, array in plan.arrays.items():
-            _fill(parameters[name], array.read())
+    plan = _plan(translated, target, (reinit,) if isinstance(reinit, str) else tuple(reinit))
+    heads = tuple(getattr(model, "head_prefixes", ()))
+    # A plain PiT has no second head, but callers may pass on every head prefix of its class.
+    idle = [prefix for prefix in plan.idle if prefix not in heads]
+    if idle:
+        raise WeightsError(f"reinit names '{idle[0]}', but no parameter begins so")
+    problems = "\n".join([*plan.problems(translated, target), *_hints(plan, translated, target, heads)])
+    if problems and strict:
+        raise WeightsError(f"{where} (source {translated.source}) does not fit the network\n{problems}")
+    if problems:
+        logger.warning("%s: loaded in part\n%s", where, problems)
+    parameters = model.state_dict()
+    for name, array in plan.arrays.items():
+        with naming(where):
+            values = array.read()
+        _fill(parameters[name], values)
     return plan.report
 
 
 @dataclass
 class _Plan:
+    """What to fill with what; `excused` are unexpected names that `reinit` covers, `idle` what it has for none."""
+
     report: LoadReport
     arrays: dict[str, LazyArray] = field(default_factory=dict)
     excused: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
 
     def problems(self, translated: Translated, target: Target) -> list[str]:
         """One line per kind of misfit, with names and shapes."""
@@ -82,9 +89,6 @@ class _Plan:
 
 def _plan(translated: Translated, target: Target, reinit: tuple[str, ...]) -> _Plan:
     arrays, shapes = translated.arrays, target.shapes
-    for prefix in reinit:
-        if not any(name.startswith(prefix) for name in [*shapes, *arrays]):
-            raise WeightsError(f"reinit names '{prefix}', but no parameter begins so")
     plan = _Plan(LoadReport(translated.source))
     for name, shape in shapes.items():
         array = arrays.get(name)
@@ -101,6 +105,7 @@ def _plan(translated: Translated, target: Target, reinit: tuple[str, ...]) -> _P
             plan.report.mismatched.append(name)
     plan.report.loaded = list(plan.arrays)
     plan.report.unexpected = [translated.origin[name] for name in arrays if name not in shapes]
+    plan.idle = [prefix for prefix in reinit if not any(name.startswith(prefix) for name in [*shapes, *arrays])]
     plan.excused = [name for name in arrays if reinit and name.startswith(reinit)]
     return plan
 
@@ -138,4 +143,4 @@ def _fill(parameter: Tensor, values: np.ndarray) -> None:
     if dtype == "bfloat16":
         parameter.set_value(paddle.to_tensor(values.astype(np.float32)).astype(dtype))
     else:
-        parameter.set_value(np.asarray(values, dtype=dtype, order="C"))
+        parameter.set_value(values.astype(dtype, copy=False))

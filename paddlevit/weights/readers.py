@@ -27,6 +27,9 @@ _WRAPPERS = ("model", "state_dict", "model_ema")
 # Entries of Paddle's files that are no weights: names of its tensors, and how protocols 2 and 3 cut arrays over 1 GB.
 _PADDLE_NAMES = "StructuredToParameterName@@"
 _PADDLE_SLICES = "UnpackBigParamInfor@@"
+# The safetensors library maps the file, and what was read of it counts as memory until it is closed: arrays of this
+# many bytes or more are read through a mapping of their own.
+_OWN_MAPPING = 1 << 20
 _LEGACY_TORCH = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
@@ -232,11 +235,15 @@ def _read_safetensors(path: str) -> dict[str, LazyArray]:
 
 
 def _safetensor(path: str, file: Any, name: str, entry: dict[str, Any], data: int) -> LazyArray:
-    """NumPy has no bfloat16, so the library, which has checked the header, cannot hand that over: read here."""
-    if entry["dtype"] != "BF16":
-        return LazyArray(entry["shape"], lambda: file.get_tensor(name))
     start, end = entry["data_offsets"]
-    return LazyArray(
-        entry["shape"],
-        lambda: np.fromfile(path, "<u2", count=(end - start) // 2, offset=data + start).reshape(entry["shape"]),
-    )
+
+    def fetch() -> np.ndarray:
+        if entry["dtype"] == "BF16":
+            # NumPy has no bfloat16, so the library, which has checked the header, cannot hand it over.
+            return np.fromfile(path, "<u2", count=(end - start) // 2, offset=data + start).reshape(entry["shape"])
+        if end - start < _OWN_MAPPING:
+            return file.get_tensor(name)
+        with safe_open(path, framework="numpy") as once:
+            return once.get_tensor(name)
+
+    return LazyArray(entry["shape"], fetch)

@@ -7,6 +7,7 @@ import paddle
 import pytest
 
 from paddlevit.config import get_config
+from paddlevit.data import erasing
 from paddlevit.data.erasing import RandomErasing, build_erasing
 from paddlevit.errors import UserError
 
@@ -56,8 +57,8 @@ class TestWhere:
     def test_rectangles_are_distributed_as_published(self, size):
         """Two samples of one distribution: Kolmogorov-Smirnov's distance of every figure that matters."""
         num = 4000
-        rng, erasing = np.random.default_rng(1), RandomErasing(prob=1.0)
-        ours = np.array([next(erasing.rectangles(*size, rng)) for _ in range(num)], dtype=float)
+        rng, eraser = np.random.default_rng(1), RandomErasing(prob=1.0)
+        ours = np.array([next(eraser.rectangles(*size, rng)) for _ in range(num)], dtype=float)
         theirs = published(*size, num, np.random.default_rng(2))
 
         def figures(rectangles):
@@ -164,6 +165,12 @@ class TestKey:
         used(paddle.zeros([4, 3, 40, 40]), (9, 9))
         expected = RandomErasing(prob=1.0)(paddle.zeros([4, 3, 16, 16]), (5, 5))
         np.testing.assert_array_equal(used(paddle.zeros([4, 3, 16, 16]), (5, 5)).numpy(), expected.numpy())
+
+    def test_the_pool_grows_with_the_images(self, monkeypatch):
+        monkeypatch.setattr(erasing, "_POOL_SIZE", 1)
+        used = RandomErasing(prob=1.0)
+        for side in (8, 40, 16):
+            assert (used(paddle.zeros([4, 3, side, side]), (9, 9)).numpy() != 0).any()
 
     def test_the_batch_is_written_in_place(self):
         images = paddle.zeros([4, 3, 16, 16])

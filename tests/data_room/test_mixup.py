@@ -152,6 +152,16 @@ class TestCutMix:
         np.testing.assert_allclose(pasted, pasted.T, atol=0.05)
         assert pasted.min() > 0.1
 
+    def test_boxes_have_the_shape_of_the_image(self):
+        images, labels = batch(300, height=20, width=80, num_classes=301)
+        mixup = Mixup(num_classes=301, mixup_alpha=0.0, mode="elem", smoothing=0.0)
+        inner = 0
+        for _, _, (rows, columns) in self.boxes(mixup, images, labels, (0,)):
+            if rows and columns and rows[0] > 0 and rows[-1] < 19 and columns[0] > 0 and columns[-1] < 79:
+                assert 4 * len(rows) <= len(columns) <= 4 * len(rows) + 3
+                inner += 1
+        assert inner > 30
+
     def test_minmax_bounds_the_sides(self):
         images, labels = batch(300, height=20, width=40, num_classes=301)
         mixup = Mixup(num_classes=301, mixup_alpha=0.0, cutmix_minmax=[0.25, 0.5], mode="elem", smoothing=0.0)

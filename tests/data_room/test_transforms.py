@@ -143,11 +143,11 @@ class TestRandomResizedCrop:
     def test_area_ratio_and_place_are_as_published(self):
         """Bounds that always fit, so nothing is drawn twice: area uniform, ratio log-uniform, place uniform."""
         side, num = 2000, 4000
-        left, top, right, bottom = self.boxes((side, side), num, scale=(0.1, 0.5), ratio=(0.5, 2.0)).T
+        left, top, right, bottom = self.boxes((side, side), num, scale=(0.1, 0.5), ratio=(0.6, 1.5)).T
         w, h = right - left, bottom - top
         uniform = {
             "area": (w * h / side**2 - 0.1) / 0.4,
-            "ratio": (np.log(w / h) + np.log(2)) / np.log(4),
+            "ratio": np.log(w / h / 0.6) / np.log(1.5 / 0.6),
             "left": left / (side - w),
             "top": top / (side - h),
         }

@@ -153,6 +153,12 @@ def test_a_prefix_that_names_nothing_is_an_error():
         load_weights(tiny(), arrays(tiny()), reinit=("classifier.",))
 
 
+def test_all_head_prefixes_of_a_class_may_be_given():
+    model = tiny(NUM_CLASSES=10)
+    report = load_weights(model, arrays(tiny(NUM_CLASSES=7)), reinit=type(model).head_prefixes)
+    assert report.reinitialised == ["head.weight", "head.bias"]
+
+
 def test_features_only_network_drops_the_head_when_asked():
     model, whole = tiny(NUM_CLASSES=0), tiny()
     with pytest.raises(WeightsError, match="2 unknown to the network: head.weight"):

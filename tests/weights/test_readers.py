@@ -23,6 +23,7 @@ import safetensors.paddle
 
 from paddlevit.errors import MissingFileError
 from paddlevit.weights import WeightsError, read_state_dict, readers
+from paddlevit.weights.lazy import strided
 
 DATA = Path(__file__).parents[1] / "data" / "weights"
 EXPECTED = {
@@ -50,6 +51,7 @@ def assert_same(actual, expected):
         assert actual[name].dtype == array.dtype, name
         np.testing.assert_array_equal(actual[name], array, err_msg=name)
         assert actual[name].shape == array.shape, name
+        assert actual[name].flags.writeable, name
 
 
 @pytest.fixture
@@ -208,6 +210,7 @@ def test_python_2_pickles(tmp_path):
         (pickle.dumps({("a", "b"): 1}), "tuple"),
         (pickle.dumps({"w": np.ones(1)}, 0), "begins with"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_files_that_hold_no_weights(tmp_path, content, said):
     path = tmp_path / "w.pdparams"
@@ -262,6 +265,71 @@ def test_every_truncation_is_an_error_that_names_the_file(tmp_path):
             with pytest.raises(WeightsError) as caught:
                 read_state_dict(cut)
             assert str(cut) in str(caught.value)
+
+
+def test_most_truncations_are_noticed_before_an_array_is_read(tmp_path):
+    """So that a network is not filled by half."""
+    for path in truncatable(tmp_path):
+        cut = tmp_path / f"cut-{path.name}"
+        cut.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(WeightsError):
+            readers.open_state_dict(cut)
+    data = (tmp_path / "w.pdparams").read_bytes()
+    (tmp_path / "cut").write_bytes(data.replace(b"M\xb8\x0b\x85", b"M\xb9\x0b\x85"))  # the shape (3000,) made (3001,)
+    with pytest.raises(WeightsError, match="3001"):
+        readers.open_state_dict(tmp_path / "cut")
+
+
+def legacy_file(path, size, view, byteorder="<", stored=None):
+    """A file as torch wrote it before 1.6, of one tensor of four elements; storages then could be parts of others."""
+    values = np.arange(10, dtype=byteorder + "f4")
+
+    def text(string):
+        return b"X" + struct.pack("<I", len(string)) + string.encode()
+
+    def number(value):
+        return b"J" + struct.pack("<i", value)
+
+    view = b"N" if view is None else b"(" + text("part") + number(view[0]) + number(view[1]) + b"t"
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("7") + text("cpu") + number(size) + view + b"tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(1) + number(4) + b"\x85" + number(1) + b"\x85"
+    content = b"\x80\x02}" + text("w") + tensor + b"\x89}tRs."
+    system = {"protocol_version": 1001, "little_endian": byteorder == "<"}
+    head = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, system))
+    count = struct.pack(byteorder + "q", size if stored is None else stored)
+    path.write_bytes(head + content + pickle.dumps(["7"], 2) + count + values.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("view", "byteorder", "first"), [(None, "<", 1), ((2, 5), "<", 3), ((2, 5), ">", 3), (None, ">", 1)]
+)
+def test_views_and_byte_orders_of_old_torch_files(tmp_path, view, byteorder, first):
+    legacy_file(tmp_path / "w.pth", 10, view, byteorder)
+    assert_same(read_state_dict(tmp_path / "w.pth"), {"w": np.arange(first, first + 4, dtype="f4")})
+
+
+@pytest.mark.parametrize(
+    ("size", "view", "stored", "said"),
+    [
+        (4, None, None, "leaves its storage of 4"),
+        (10, (2, 4), None, "leaves its storage of 4"),
+        (10, (7, 5), None, "leaves its storage 7"),
+        (10, None, 9, "storage 7 is cut short"),
+        (1000, None, None, "storage 7 is cut short"),
+    ],
+)
+def test_tensors_and_storages_that_contradict_each_other(tmp_path, size, view, stored, said):
+    legacy_file(tmp_path / "w.pth", size, view, stored=stored)
+    with pytest.raises(WeightsError, match=said):
+        readers.open_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((2, 3), (3, 2)), ((7,), (1,)), ((2,), (1, 1)), ((2,), (-1,)), ((1 << 40,), (0,))]
+)
+def test_views_outside_of_memory_are_refused(shape, strides):
+    with pytest.raises(WeightsError):
+        strided(np.arange(6), shape, strides)
 
 
 def test_a_flipped_bit_in_a_torch_zip_is_noticed(tmp_path):

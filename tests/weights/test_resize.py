@@ -104,3 +104,11 @@ def test_published_weights_go_into_networks_of_another_image_size(cfg, size):
         old, new = (e.transpose(0, 2, 1).reshape(1, e.shape[2], round(e.shape[1] ** 0.5), -1) for e in (old, new))
     np.testing.assert_allclose(new, bicubic(old, new.shape[2:]), atol=1e-6)
     np.testing.assert_array_equal(small.head.weight.numpy(), large.head.weight.numpy())
+
+
+def test_half_precision_files_are_interpolated_in_full_precision():
+    small, large = (build_model(get_config("pit_digits", ["DATA.IMAGE_SIZE", size])) for size in (32, 48))
+    state = {name: tensor.numpy().astype("f2") for name, tensor in small.state_dict().items()}
+    assert load_weights(large, state).resized == ["pos_embed"]
+    expected = resize_position_embedding("pos_embed", state["pos_embed"].astype("f8"), large.pos_embed.shape)
+    np.testing.assert_allclose(large.pos_embed.numpy(), expected, rtol=1e-6, atol=1e-9)

@@ -1,0 +1,332 @@
+"""Loaders: the right images in the right order on any number of workers, and what goes wrong on the way."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddlevit import data as room
+from paddlevit.config import get_config
+from paddlevit.data import build_eval_loader, build_train_loader
+from paddlevit.data.dataset import ImageDataset
+from paddlevit.data.stream import BatchStream, shared_memory_holds
+from paddlevit.errors import MissingFileError, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_TRAIN, NUM_VAL, SIDE = 37, 11, 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
+        (root / split).mkdir()
+        with open(root / f"{split}_list.txt", "w") as lines:
+            for i in range(count):
+                pixels = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / f"{i}.png")
+                lines.write(f"{split}/{i}.png {i % 5}\n")
+    return root
+
+
+def config(folder, *opts):
+    own = ["DATA.DATA_PATH", str(folder), "DATA.IMAGE_SIZE", SIDE, "DATA.BATCH_SIZE", 6, "TRAIN.HFLIP", 0.5, "SEED", 3]
+    return get_config("pit_digits", [*own, *opts])
+
+
+def arrays(batches):
+    return [(images.numpy(), labels.numpy()) for images, labels in batches]
+
+
+def same(some, others):
+    return len(some) == len(others) and all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(some, others))
+
+
+def normalized(path, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)):
+    pixels = np.asarray(Image.open(path)).astype("float64") / 255
+    return ((pixels - mean) / std).transpose(2, 0, 1)
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["no workers", "2 workers"])
+def workers(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def train_loader(folder, workers):
+    return build_train_loader(config(folder, "DATA.NUM_WORKERS", workers, "TRAIN.RANDOM_ERASE_PROB", 0.3))
+
+
+@pytest.fixture(scope="module")
+def eval_loader(folder, workers):
+    return build_eval_loader(config(folder, "DATA.NUM_WORKERS", workers, "DATA.BATCH_SIZE_EVAL", 4))
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """Batches of three epochs, made without a loader's machinery."""
+    settings = config(folder)
+    source = room.open_source(settings, "train")
+    loader = build_train_loader(config(folder, "TRAIN.RANDOM_ERASE_PROB", 0.3))
+    dataset = ImageDataset(source, room.build_train_transform(settings))
+    erase = room.build_erasing(config(folder, "TRAIN.RANDOM_ERASE_PROB", 0.3))
+    epochs = {}
+    for epoch in range(3):
+        epochs[epoch] = []
+        for step, samples in enumerate(loader._sampler.batches(epoch)):
+            pixels, labels = zip(*(dataset[sample] for sample in samples))
+            images = loader._normalize(room.loader.paddle.to_tensor(np.stack(pixels)))
+            epochs[epoch].append((erase(images, (3, epoch, step, 0)).numpy(), np.asarray(labels)))
+    return epochs
+
+
+def test_evaluation_is_every_image_in_order(eval_loader, folder):
+    for _ in range(2):
+        batches = arrays(eval_loader)
+        assert [len(labels) for _, labels in batches] == [4, 4, 3] and len(eval_loader) == 3
+        images, labels = (np.concatenate(part) for part in zip(*batches))
+        assert images.dtype == np.float32 and labels.dtype == np.int64
+        assert labels.tolist() == [i % 5 for i in range(NUM_VAL)]
+        for i in range(NUM_VAL):
+            np.testing.assert_allclose(images[i], normalized(folder / f"val/{i}.png"), atol=2e-6)
+    assert eval_loader.indices.tolist() == list(range(NUM_VAL)) and eval_loader.num_images == NUM_VAL
+    assert eval_loader.class_names == [str(i) for i in range(5)]
+
+
+def test_training_batches_depend_on_seed_epoch_and_step_alone(train_loader, expected):
+    assert train_loader.steps_per_epoch == 6 and train_loader.num_images == NUM_TRAIN and train_loader.batch_size == 6
+    for epoch in (0, 1, 2, 1):
+        assert same(arrays(train_loader.epoch(epoch)), expected[epoch])
+    assert not any(same([a], [b]) for a in expected[0] for b in expected[1] + expected[2])
+    for first_step in (1, 5, 6):
+        assert same(arrays(train_loader.epoch(2, first_step)), expected[2][first_step:])
+
+
+def test_an_epoch_may_be_left(train_loader, eval_loader, expected):
+    for step in range(4):
+        for i, _ in enumerate(train_loader.epoch(0)):
+            if i == step:
+                break
+        next(iter(eval_loader))
+        assert same(arrays(train_loader.epoch(1)), expected[1])
+        assert sum(len(labels) for _, labels in eval_loader) == NUM_VAL
+
+
+def test_a_left_epoch_does_not_go_on(train_loader):
+    left = train_loader.epoch(0)
+    next(left)
+    next(train_loader.epoch(1))
+    with pytest.raises(AssertionError, match="another run"):
+        next(left)
+
+
+def test_names_of_a_batch(train_loader, folder):
+    for step, (_, labels) in enumerate(train_loader.epoch(1)):
+        names = train_loader.names(1, step)
+        assert [int(Path(name).stem) % 5 for name in names] == labels.tolist()
+        assert all(os.path.exists(name) for name in names)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_processes_share_a_step(folder, repeats):
+    def epoch(batch_size, rank, world_size):
+        options = ["DATA.BATCH_SIZE", batch_size, "TRAIN.REPEATED_AUG", repeats]
+        loader = build_train_loader(config(folder, *options), rank=rank, world_size=world_size)
+        assert loader.steps_per_epoch == 3
+        return arrays(loader.epoch(1))
+
+    def rows(images, labels):
+        return sorted((int(label), image.tobytes()) for image, label in zip(images, labels))
+
+    alone, first, second = epoch(12, 0, 1), epoch(6, 0, 2), epoch(6, 1, 2)
+    for whole, a, b in zip(alone, first, second):
+        assert rows(*whole) == rows(*(np.concatenate(part) for part in zip(a, b)))
+
+
+def test_processes_share_the_evaluation(folder):
+    seen = []
+    for rank in range(13):
+        loader = build_eval_loader(config(folder), rank=rank, world_size=13)
+        assert loader.num_images == NUM_VAL
+        labels = sum((labels.tolist() for _, labels in loader), [])
+        assert labels == [i % 5 for i in loader.indices]
+        seen += loader.indices.tolist()
+    assert sorted(seen) == list(range(NUM_VAL))
+
+
+def test_grey_images(folder):
+    ((images, _), *_) = build_eval_loader(config(folder, "DATA.IMAGE_CHANNELS", 1))
+    assert images.shape == [6, 1, SIDE, SIDE]
+    grey = np.asarray(Image.open(folder / "val/0.png").convert("L")) / 255
+    mean, std = np.mean([0.485, 0.456, 0.406]), np.mean([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(images[0, 0].numpy(), (grey - mean) / std, atol=2e-6)
+    with pytest.raises(UserError, match=r"DATA.IMAGE_CHANNELS is 2, allowed: 1 \(grey\) or 3"):
+        build_eval_loader(config(folder, "DATA.IMAGE_CHANNELS", 2))
+
+
+def test_thumbnails(eval_loader, tmp_path):
+    (tmp_path / "small.png").write_bytes(eval_loader.thumbnail(3))
+    with Image.open(tmp_path / "small.png") as image:
+        assert image.format == "PNG"
+        assert (np.asarray(image) == np.asarray(eval_loader.source.image(3))).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("IMAGENET_MEAN", [0.5]), ("IMAGENET_STD", [0.5, 0.5]), ("IMAGENET_STD", [0.5, 0.0, 0.5]), ("NUM_WORKERS", -2)],
+)
+def test_settings_that_cannot_be_used(folder, key, value):
+    with pytest.raises(UserError, match=f"DATA.{key} is "):
+        build_eval_loader(config(folder, f"DATA.{key}", value))
+
+
+def test_unreadable_images_are_named(folder, workers, tmp_path):
+    for name in ("train", "train_list.txt", "val"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "bad.png").write_bytes((folder / "val" / "0.png").read_bytes()[:60])
+    (tmp_path / "gone.png").write_bytes(b"")
+    lines = [f"val/{i}.png {i}" for i in range(5)]
+    (tmp_path / "val_list.txt").write_text("\n".join([*lines, "gone.png 1", *lines, "bad.png 2"]))
+    loader = build_eval_loader(config(tmp_path, "DATA.NUM_WORKERS", workers, "DATA.BATCH_SIZE", 1))
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    assert str(caught.value) == f"{tmp_path}/gone.png is empty" and caught.value.__cause__ is None
+    (tmp_path / "gone.png").unlink()
+    with pytest.raises(MissingFileError, match=r"val_list.txt, line 6: there is no file .*gone.png"):
+        list(loader)
+    (tmp_path / "gone.png").write_bytes((folder / "val" / "0.png").read_bytes())
+    with pytest.raises(UserError, match=f"{tmp_path}/bad.png is not a readable image: .+"):
+        list(loader)
+    (tmp_path / "bad.png").write_bytes((folder / "val" / "0.png").read_bytes())
+    assert sum(len(labels) for _, labels in loader) == 12
+
+
+class Numbers:
+    """A data set of numbers, some of which are a programming mistake or the end of the process."""
+
+    def __getitem__(self, sample):
+        number, _ = sample
+        if number == 13:
+            raise ZeroDivisionError("thirteen")
+        if number == 99:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.full((2, 2, 3), number, dtype=np.uint8), np.int64(number)
+
+
+def requests(*numbers):
+    return [[(number, None)] for number in numbers]
+
+
+def received(stream, *numbers):
+    return [labels.item() for _, labels in stream.run(requests(*numbers))]
+
+
+@pytest.mark.parametrize(("num_workers", "shared_memory"), [(0, False), (2, True), (2, False)])
+def test_mistakes_of_the_program_keep_their_traceback(num_workers, shared_memory):
+    stream = BatchStream(Numbers(), num_workers=num_workers, shared_memory=shared_memory)
+    assert received(stream, *range(9)) == list(range(9))
+    with pytest.raises(RuntimeError, match="(?s)Traceback.*in __getitem__.*ZeroDivisionError: thirteen"):
+        received(stream, 11, 12, 13, 14)
+    assert received(stream, 5, 6, 7) == [5, 6, 7]
+    assert received(stream) == []
+
+
+def new_workers(before):
+    return [child for child in multiprocessing.active_children() if child not in before]
+
+
+def test_workers_ignore_ctrl_c_and_have_few_threads():
+    before = multiprocessing.active_children()
+    stream = BatchStream(Numbers(), num_workers=2)
+    batches = stream.run(requests(*range(20, 40)))
+    next(batches)
+    workers = new_workers(before)
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        threads = int(status.split("Threads:")[1].split()[0])
+        assert threads <= 3  # itself, its queue's, and the one that watches its parent
+    assert len(list(batches)) == 19
+    assert new_workers(before) == workers
+
+
+def test_a_killed_worker():
+    stream = BatchStream(Numbers(), num_workers=2)
+    with pytest.raises((RuntimeError, SystemError), match="a process that reads data has died|is killed by signal"):
+        received(stream, *range(10), 99, *range(10))
+
+
+ORPHANS = """
+    import os, signal, sys
+    sys.path.insert(0, {root!r})
+    from paddlevit.config import get_config
+    from paddlevit.data import build_train_loader
+    import multiprocessing
+    loader = build_train_loader(get_config("pit_digits", {opts!r}))
+    next(loader.epoch(0))
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_of_a_killed_run_end_and_free_shared_memory(folder):
+    opts = ["DATA.DATA_PATH", str(folder), "DATA.NUM_WORKERS", 2, "DATA.BATCH_SIZE", 4]
+    script = textwrap.dedent(ORPHANS.format(root=str(ROOT), opts=opts))
+    # The pipe is only closed when the workers, which have inherited it, have ended as well.
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    pids = done.stdout.split()
+    assert len(pids) == 2
+    time.sleep(0.1)
+    assert not [name for name in os.listdir("/dev/shm") for pid in pids if name.startswith(f"paddle_{int(pid)}_")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "processes", "cores", "expected"),
+    [
+        (-1, 1, 1, 0),
+        (-1, 1, 2, 2),
+        (-1, 2, 2, 0),
+        (-1, 1, 64, 8),
+        (-1, 4, 16, 4),
+        (-1, 4, 2, 0),
+        (0, 1, 8, 0),
+        (5, 1, 8, 5),
+    ],
+)
+def test_number_of_workers(wanted, processes, cores, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    assert room.num_workers(wanted, processes) == expected
+
+
+def test_more_workers_than_cores_is_worth_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr(room.logger, "propagate", False)
+    room.logger.addHandler(caplog.handler)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
+    room.num_workers(4, 1)
+    assert not caplog.records
+    room.num_workers(3, 2)
+    assert "3 x 2 processes are more than the 4 cores" in caplog.text
+    room.logger.removeHandler(caplog.handler)
+
+
+def test_room_in_shared_memory(monkeypatch):
+    def free(gib):
+        state = type("", (), {"f_bavail": int(gib * 2**18), "f_frsize": 4096})
+        monkeypatch.setattr(os, "statvfs", lambda path: state)
+
+    free(0.9)
+    assert not shared_memory_holds(1)
+    free(1.1)
+    assert shared_memory_holds(1)
+    assert not shared_memory_holds(2 << 30)

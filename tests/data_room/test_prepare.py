@@ -1,0 +1,162 @@
+"""prepare_data.py: the demo's digits and list files, as users start it and as the sources read it."""
+
+import builtins
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddlevit.config import get_config
+from paddlevit.data import open_source
+from paddlevit.data.layouts import open_imagenet
+from paddlevit.data.prepare import main
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST_VAL, SUM_VAL = [3, 7, 13, 19, 36, 38, 43, 48, 53, 55], 313341
+load_digits = pytest.importorskip("sklearn.datasets").load_digits
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "new" / "folder"
+    assert main(["digits", str(folder)]) == 0
+    return folder
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_digits_are_scikit_learns(digits):
+    data = load_digits()
+    seen = []
+    for split, count in (("train", 1437), ("val", 360)):
+        source = open_imagenet(digits, split)
+        assert len(source) == count and source.class_names == [str(i) for i in range(10)]
+        for i in range(len(source)):
+            path = Path(source.name(i))
+            number = int(path.stem)
+            assert path.parts[-3:-1] == (split, str(source.label(i))) and source.label(i) == data.target[number]
+            seen.append(number)
+            if i % 100 == 0:
+                with Image.open(path) as image:
+                    assert (image.mode, image.size) == ("L", (32, 32))
+                    small = Image.fromarray(np.rint(data.images[number] * 255 / 16).astype("uint8"))
+                    assert (np.asarray(image) == np.asarray(small.resize((32, 32), Image.Resampling.BICUBIC))).all()
+    assert sorted(seen) == list(range(1797))
+    assert len(files(digits)) == 1797 + 3
+
+
+def test_the_split_never_changes(digits):
+    """Accuracies on the 360 images are compared between versions."""
+    numbers = [int(Path(line.split()[0]).stem) for line in (digits / "val_list.txt").read_text().splitlines()]
+    assert numbers[:10] == FIRST_VAL and sum(numbers) == SUM_VAL
+    labels = load_digits().target
+    shares = np.bincount(labels[numbers], minlength=10) / np.bincount(labels)
+    assert abs(shares - 360 / 1797).max() < 1 / 174
+
+
+def test_the_demo_reads_them(digits):
+    assert open_source(get_config("pit_digits", ["DATA.DATA_PATH", str(digits)]), "val").num_classes == 10
+
+
+def test_again_is_harmless(digits, capsys):
+    before = files(digits)
+    assert main(["digits", str(digits)]) == 0 and main(["list", str(digits)]) == 2
+    assert "train_list.txt is there already, with other content" in capsys.readouterr().err
+    assert files(digits) == before
+
+
+def test_what_was_interrupted_has_no_lists(tmp_path, monkeypatch):
+    saved = Image.Image.save
+    calls = []
+
+    def interrupted(self, file, *args, **options):
+        calls.append(file)
+        if len(calls) == 1000:
+            raise KeyboardInterrupt
+        saved(self, file, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(["digits", str(tmp_path)])
+    assert not list(tmp_path.glob("*.txt")) and not (tmp_path / "train").exists()
+    assert main(["digits", str(tmp_path)]) == 0
+    assert len(files(tmp_path)) == 1797 + 3
+
+
+def test_another_data_set_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "train_list.txt").write_text("mine.jpg 0\n")
+    assert main(["digits", str(tmp_path)]) == 2
+    assert "train_list.txt is there already, with other content" in capsys.readouterr().err
+    assert files(tmp_path) == {"train_list.txt": b"mine.jpg 0\n"}
+
+
+def test_without_scikit_learn(tmp_path, monkeypatch, capsys):
+    real = builtins.__import__
+
+    def without(name, *args, **options):
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert main(["digits", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: the digits come with scikit-learn: pip install 'paddlevit[demo]'\n"
+
+
+def test_lists_of_folders(tmp_path, capsys):
+    paths = ["train/b/1.png", "train/a x/2 3.JPG", "train/b/4.jpeg", "val/b/5.png"]
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    by_folder = {split: open_imagenet(tmp_path, split) for split in ("train", "val")}
+    expected = {
+        split: [(source.name(i), source.label(i)) for i in range(len(source))] for split, source in by_folder.items()
+    }
+    assert main(["list", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"listed 3 images of train and 1 images of val, 2 classes, in {tmp_path}\n"
+    assert (tmp_path / "train_list.txt").read_text() == "train/a x/2 3.JPG 0\ntrain/b/1.png 1\ntrain/b/4.jpeg 1\n"
+    assert (tmp_path / "class_names.txt").read_text() == "a x\nb\n"
+    for split, rows in expected.items():
+        source = open_imagenet(tmp_path, split)
+        assert [(source.name(i), source.label(i)) for i in range(len(source))] == rows
+        assert source.class_names == by_folder[split].class_names
+    assert main(["list", str(tmp_path)]) == 0
+    (tmp_path / "train" / "b" / "new.png").write_bytes(b"")
+    assert main(["list", str(tmp_path)]) == 2
+    assert main(["list", str(tmp_path), "-force"]) == 0
+    assert len(open_imagenet(tmp_path, "train")) == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "COMMAND"),
+        (["digit", "x"], "invalid choice: 'digit'"),
+        (["list"], "DATA_DIR"),
+        (["list", "nowhere"], "nowhere has neither a folder train nor a folder val"),
+        (["digits", "/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_mistakes(argv, said, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+def test_a_file_name_that_no_list_can_hold(tmp_path, capsys):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "x\ny.png").write_bytes(b"")
+    assert main(["list", str(tmp_path)]) == 2
+    assert "line break" in capsys.readouterr().err
+
+
+def test_the_tool_itself():
+    command = [sys.executable, str(ROOT / "tools" / "prepare_data.py"), "list", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "error: nowhere has neither" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,185 @@
+"""Data folders of every layout, and what is said about those that cannot be used."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddlevit.config import get_config
+from paddlevit.data import build_eval_loader, build_train_loader, open_source
+from paddlevit.data import sources as sources_module
+from paddlevit.data.layouts import open_imagenet
+from paddlevit.errors import MissingFileError, UserError
+
+
+def picture(value: int) -> Image.Image:
+    return Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8))
+
+
+def folders(root, split, counts):
+    """Write `counts[class]` images to root/split/class/; their grey value is their number in the split."""
+    value = 0
+    for name, count in counts.items():
+        (root / split / name).mkdir(parents=True)
+        for i in range(count):
+            picture(value).save(
+                root / split / name / f"{i}.{('png', 'PNG', 'jpg', 'JPEG', 'jpeg')[i % 5]}", quality=100
+            )
+            value += 1
+    return root
+
+
+def listed(root, split, lines):
+    (root / f"{split}_list.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return root
+
+
+def content(source):
+    return [(source.name(i), source.label(i)) for i in range(len(source))]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return folders(folders(tmp_path, "train", {"b": 3, "a": 2, "c d": 6}), "val", {"b": 2, "a": 1})
+
+
+def test_folders(root):
+    train, val = open_imagenet(root, "train"), open_imagenet(root, "val")
+    assert train.class_names == val.class_names == ["a", "b", "c d"]
+    assert train.num_classes == val.num_classes == 3
+    assert train.labels.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2]
+    assert content(val) == [(f"{root}/val/a/0.png", 0), (f"{root}/val/b/0.png", 1), (f"{root}/val/b/1.PNG", 1)]
+    values = [np.asarray(train.image(i)).mean() for i in range(len(train))]
+    assert values == [3, 4, 0, 1, 2, *values[5:]] and sorted(np.round(values)) == list(range(11))
+
+
+def test_hidden_files_are_left_out_and_others_counted(root, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
+    (root / "train" / "a" / "._0.png").write_bytes(b"")
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "a" / "notes.txt").write_text("x")
+    assert len(open_imagenet(root, "train")) == 11
+    assert "1 files are left out" in caplog.text
+
+
+def test_an_empty_class_folder(root):
+    (root / "train" / "d").mkdir()
+    with pytest.raises(UserError, match=r"train/d holds no JPEG or PNG file"):
+        len(open_imagenet(root, "train"))
+
+
+def test_a_validation_class_without_training_images(root):
+    folders(root, "val", {"e": 1})
+    with pytest.raises(UserError, match=r"val/e: the images to train on have no class folder 'e'"):
+        open_imagenet(root, "val")
+
+
+def test_a_split_without_class_folders(root):
+    for path in sorted((root / "val").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match="val has no class folders"):
+        open_imagenet(root, "val")
+    (root / "val").rmdir()
+    with pytest.raises(MissingFileError, match="val is missing"):
+        open_imagenet(root, "val")
+
+
+def test_validation_images_alone(tmp_path):
+    assert open_imagenet(folders(tmp_path, "val", {"x": 1, "y": 1}), "val").class_names == ["x", "y"]
+
+
+def test_a_file_that_was_removed(root):
+    source = open_imagenet(root, "val")
+    len(source)
+    (root / "val" / "a" / "0.png").unlink()
+    with pytest.raises(MissingFileError, match="val/a/0.png any more"):
+        source.image(0)
+
+
+def test_lists_come_before_folders(root):
+    listed(root, "train", ["train/a/0.png 1", "train/c d/1.PNG\t0"])
+    listed(root, "val", ["val/b/0.png  1"])
+    train, val = open_imagenet(root, "train"), open_imagenet(root, "val")
+    assert content(train) == [(f"{root}/train/a/0.png", 1), (f"{root}/train/c d/1.PNG", 0)]
+    assert train.class_names == val.class_names == ["c d", "a"]
+    assert content(val) == [(f"{root}/val/b/0.png", 1)]
+    assert np.asarray(val.image(0)).shape == (8, 8, 3)
+
+
+def test_numbers_name_the_classes_where_folders_do_not(root):
+    listed(root, "train", ["train/a/0.png 0", "train/b/0.png 0", "train/b/1.PNG 3"])
+    assert open_imagenet(listed(root, "val", ["val/a/0.png 0"]), "train").class_names == ["0", "1", "2", "3"]
+
+
+def test_class_names_file(root):
+    (root / "class_names.txt").write_text("eins\nzwei\ndrei \n\n", encoding="utf-8")
+    assert open_imagenet(root, "val").class_names == ["eins", "zwei", "drei"]
+    listed(listed(root, "train", ["train/a/0.png 0"]), "val", ["val/a/0.png 0"])
+    assert open_imagenet(root, "train").class_names == ["eins", "zwei", "drei"]
+    listed(root, "train", ["train/a/0.png 0", "train/b/0.png 3"])
+    with pytest.raises(UserError, match=r"train_list.txt, line 2: label 3, but .*class_names.txt names 3 classes"):
+        open_imagenet(root, "val")
+
+
+def test_class_names_file_that_cannot_be_used(root):
+    (root / "class_names.txt").write_text("one\ntwo\n")
+    with pytest.raises(UserError, match="has 2 names, but there are 3 class folders"):
+        open_imagenet(root, "train")
+    (root / "class_names.txt").write_text("\n")
+    with pytest.raises(UserError, match="class_names.txt is empty"):
+        open_imagenet(root, "train")
+    (root / "class_names.txt").write_bytes(b"\xff\xff")
+    with pytest.raises(UserError, match="class_names.txt cannot be read"):
+        open_imagenet(root, "train")
+
+
+def test_missing_data(tmp_path):
+    with pytest.raises(MissingFileError) as caught:
+        open_imagenet(tmp_path / "nowhere", "train")
+    assert "nowhere does not exist" in str(caught.value) and "-data_path" in str(caught.value)
+    with pytest.raises(MissingFileError) as caught:
+        open_imagenet(tmp_path, "val")
+    for looked_for in ("val_list.txt", "val_map.txt", "val.zip", "val/<class>/"):
+        assert f"{tmp_path}/{looked_for}" in str(caught.value)
+    listed(tmp_path, "train", ["a.png 0"])
+    with pytest.raises(MissingFileError, match=r"val_list.txt is missing, though .*train_list.txt is there"):
+        open_imagenet(tmp_path, "val")
+
+
+def test_a_listed_file_is_missing(root, monkeypatch):
+    listed(listed(root, "val", ["val/a/0.png 0"]), "train", ["train/a/0.png 0", "", "train/a/x y.png 0"])
+    with pytest.raises(MissingFileError, match=r"train_list.txt, line 3: there is no file .*train/a/x y.png"):
+        open_imagenet(root, "train")
+    monkeypatch.setattr(sources_module, "_MAX_CHECKED_FILES", 1)
+    source = open_imagenet(root, "train")
+    with pytest.raises(MissingFileError, match=r"train_list.txt, line 3: there is no file .*train/a/x y.png"):
+        source.image(1)
+
+
+def test_files_that_cannot_be_read(root):
+    listed(root, "val", ["val 0"])
+    with pytest.raises(UserError, match=f"{root}/val cannot be read: Is a directory"):
+        open_imagenet(listed(root, "train", ["val 0"]), "val").read(0)
+    (root / "val" / "a" / "0.png").write_bytes(b"?")
+    listed(root, "val", ["val/a/0.png 0"])
+    with pytest.raises(UserError, match="val/a/0.png is not a readable image"):
+        open_imagenet(root, "val").image(0)
+
+
+@pytest.mark.parametrize("build", [build_train_loader, build_eval_loader])
+def test_a_label_that_the_network_has_no_class_for(root, build):
+    config = get_config("pit_digits", ["DATA.DATA_PATH", str(root), "MODEL.NUM_CLASSES", 1, "DATA.BATCH_SIZE", 1])
+    with pytest.raises(UserError) as caught:
+        build(config)
+    assert str(root) in str(caught.value) and "MODEL.NUM_CLASSES is 1" in str(caught.value)
+    assert f"label {2 if build is build_train_loader else 1}," in str(caught.value)
+    listed(listed(root, "train", ["train/a/0.png 0", "train/b/0.png 7"]), "val", ["val/a/0.png 0", "val/b/0.png 7"])
+    with pytest.raises(UserError, match="_list.txt, line 2: label 7, but MODEL.NUM_CLASSES is 1"):
+        build(config)
+
+
+def test_open_source_expands_the_home_folder(root, monkeypatch):
+    monkeypatch.setitem(os.environ, "HOME", str(root))
+    assert len(open_source(get_config("pit_digits", ["DATA.DATA_PATH", "~"]), "val")) == 3

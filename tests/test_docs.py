@@ -1,0 +1,112 @@
+"""Every command and every piece of Python that the documents show is parsed or run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import paddle
+import pytest
+
+from paddlevit.cli import parse_args
+from paddlevit.config import get_config, update_config
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRAINING_TOOLS = ("main_single_gpu.py", "main_multi_gpu.py", "main_multi_gpu_distill.py")
+
+
+def blocks(language):
+    for path in DOCUMENTS:
+        for code in re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
+            yield path.name, code
+
+
+def commands():
+    for name, code in blocks("sh"):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield pytest.param(words, id=f"{name}: {line.strip()[:70]}")
+
+
+def check_training_command(words):
+    args = parse_args(words)
+    config = update_config(get_config(), args)
+    assert args.cfg == config.MODEL.NAME
+    assert config.DATA.DATA_PATH.startswith("data/") or args.data_path is None
+
+
+def what_a_script_runs(words, tmp_path):
+    """The command line that a script of run_scripts/ comes to, by a `python` that only prints its arguments."""
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+    fake.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(["sh", *words], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("words", commands())
+def test_command(words, tmp_path):
+    if words[:2] == ["pip", "install"]:
+        extras = re.findall(r"\[(\w+)\]", " ".join(words))
+        assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() or extra == "test" for extra in extras)
+        return
+    if words[0] == "sh":
+        assert (ROOT / words[1]).is_file()
+        if words[1] in ("run_scripts/quickstart.sh", "run_scripts/test.sh"):
+            return  # they install; the tests run inside the second one
+        words = ["python", *what_a_script_runs(words[1:], tmp_path)]
+    assert words[0] == "python", words
+    tool = ROOT / words[1]
+    assert tool.is_file()
+    if tool.name in TRAINING_TOOLS:
+        check_training_command(words[2:])
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "run_scripts").glob("run_*.sh")))
+@pytest.mark.parametrize("given", [(), ("pit_s_224",), ("pit_s_224", "a", "b", "c", "-seed", "3")])
+def test_scripts_have_defaults_and_pass_flags_on(script, given, tmp_path):
+    words = what_a_script_runs([f"run_scripts/{script}", *given], tmp_path)
+    assert (ROOT / words[0]).is_file()
+    if Path(words[0]).name not in TRAINING_TOOLS:
+        return
+    if len(given) > 1:  # as many as the script has positions; the rest are flags
+        positions = 2 + ("distill" in script) + ("finetune" in script) + ("eval" in script)
+        words = what_a_script_runs([f"run_scripts/{script}", *given[:positions], "-seed", "3"], tmp_path)
+    args = parse_args(words[1:])
+    assert args.cfg == (given[0] if given else args.cfg)
+    assert get_config(args.cfg)
+    assert args.eval == ("eval" in script)
+    if len(given) > 1:
+        assert args.seed == 3
+        data, weights = ("b", "a") if "eval" in script else ("a", None)
+        assert (args.data_path, args.pretrained if args.eval else None) == (data, weights)
+
+
+@pytest.mark.filterwarnings("ignore:Skip loading")  # the weights file that stands in for the published one is empty
+@pytest.mark.parametrize(("name", "code"), list(blocks("python")), ids=lambda value: value[:30])
+def test_python(name, code, tmp_path, monkeypatch):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for weights in re.findall(r"'\./([\w-]+)\.pdparams'", code):
+        paddle.save({}, str(tmp_path / f"{weights}.pdparams"))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, name, "exec"), {})
+
+
+def test_every_variant_is_in_the_readme():
+    from paddlevit import list_models
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in list_models() if f"`{name}`" not in text] == []
+
+
+def test_importing_without_paddle_names_both_ways_to_install_it(tmp_path):
+    hide = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda n: None if n == 'paddle' else find(n)"
+    command = [sys.executable, "-c", f"{hide}\nimport paddlevit"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "pip install 'paddlepaddle>=3.0'" in result.stderr
+    assert "paddlepaddle-gpu" in result.stderr

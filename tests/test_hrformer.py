@@ -1,0 +1,320 @@
+"""HRFormer: golden numbers, names and shapes, padded windows and odd maps against NumPy, initialisation, drop path."""
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from paddle import nn
+
+from golden import cases, golden_images, golden_state, info, manifest, reference, tolerance
+from paddlevit.config import get_config
+from paddlevit.errors import UserError
+from paddlevit.hrformer import build_hrformer
+from paddlevit.hrformer.block import BiasedConv2D, Block
+from paddlevit.hrformer.model import Module, StageSpec
+from paddlevit.layers import DropPath, WideLinear
+
+VARIANTS = ("hrt_tiny", "hrt_small", "hrt_base")
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    paddle.set_default_dtype(request.param)
+    yield request.param
+    paddle.set_default_dtype("float32")
+
+
+@pytest.fixture
+def float64():
+    paddle.set_default_dtype("float64")
+    yield
+    paddle.set_default_dtype("float32")
+
+
+def ours(key, shape):
+    """Our name and shape of an official entry; None for buffers that we do not keep."""
+    if key.endswith(("num_batches_tracked", "relative_position_index")):
+        return None
+    linear = len(shape) == 2 and not key.endswith("relative_position_bias_table")
+    name = key.replace("running_mean", "_mean").replace("running_var", "_variance")
+    return name, list(shape[::-1] if linear else shape)
+
+
+def our_state(name):
+    state = {}
+    for key, value in golden_state(name, "official").items():
+        entry = ours(key, value.shape)
+        if entry:
+            state[entry[0]] = value if list(value.shape) == entry[1] and "_proj" not in key else value.T
+    return state
+
+
+def names_and_shapes(name):
+    entries = [ours(key, shape) for key, shape, _, _ in manifest(name, "official")["entries"]]
+    return dict(entry for entry in entries if entry)
+
+
+def shapes(model):
+    return {key: list(value.shape) for key, value in model.state_dict().items()}
+
+
+def official_yaml(name):
+    """What the authors' yaml file of a variant says, in its structure."""
+    width, heads, modules = {"hrt_tiny": (18, 1, 3), "hrt_small": (32, 1, 4), "hrt_base": (78, 2, 4)}[name]
+    hrt = {"DROP_PATH_RATE": 0.2 if name == "hrt_base" else 0.0}
+    hrt["STAGE1"] = {"NUM_MODULES": 1, "NUM_BRANCHES": 1, "NUM_BLOCKS": [2], "NUM_CHANNELS": [64], "NUM_HEADS": [2]}
+    hrt["STAGE1"].update(NUM_MLP_RATIOS=[4], NUM_RESOLUTIONS=[[56, 56]], BLOCK="BOTTLENECK")
+    for branches, count in ((2, 1), (3, modules), (4, 2)):
+        stage = {"NUM_MODULES": count, "NUM_BRANCHES": branches, "NUM_BLOCKS": [2] * branches}
+        stage["NUM_CHANNELS"] = [width * 2**i for i in range(branches)]
+        stage["NUM_HEADS"] = [heads * 2**i for i in range(branches)]
+        stage.update(NUM_MLP_RATIOS=[4] * branches, NUM_WINDOW_SIZES=[7] * branches, BLOCK="TRANSFORMER_BLOCK")
+        stage["NUM_RESOLUTIONS"] = [[56 // 2**i, 56 // 2**i] for i in range(branches)]
+        stage["ATTN_TYPES"] = [[["isa_local"] * 2] * branches] * count
+        if name != "hrt_tiny":
+            stage["FFN_TYPES"] = [[["conv_mlp"] * 2] * branches] * count
+        hrt[f"STAGE{branches}"] = stage
+    return {"AMP_OPT_LEVEL": "O1", "MODEL": {"TYPE": "hrt", "NAME": name, "HRT": hrt}}
+
+
+@pytest.mark.parametrize("name", [name for name, _ in cases(logits=True) if name in VARIANTS])
+def test_golden_logits(name, dtype):
+    model = build_hrformer(get_config(name))
+    missing, unexpected = model.set_state_dict({key: value.astype(dtype) for key, value in our_state(name).items()})
+    assert not missing and not unexpected
+    model.eval()
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(golden_images(0, info(name)["batch"], 224).astype(dtype)))
+    limit = tolerance(name, "official")[dtype]
+    np.testing.assert_allclose(logits.numpy(), reference(name, "official")["logits_f64"], rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_names_shapes_and_parameters_of_our_yaml_and_the_official_one(name, tmp_path):
+    model = build_hrformer(get_config(name))
+    expected = names_and_shapes(name)
+    assert shapes(model) == expected
+    assert sum(param.size for param in model.parameters() if not param.stop_gradient) == info(name)["params"]
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(official_yaml(name)))
+    config = get_config(path)
+    assert config.MODEL.TYPE == "hrformer"
+    assert shapes(build_hrformer(config)) == expected
+    assert config.MODEL.HRT.DROP_PATH_RATE == get_config(name).MODEL.HRT.DROP_PATH_RATE
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    paddle.seed(1)
+    model = build_hrformer(get_config("hrt_tiny", ["MODEL.NUM_CLASSES", 3]))
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize("size", [(32, 32), (230, 230), (256, 256), (225, 100), (1, 1)])
+def test_any_size_and_a_batch_of_one(tiny, size):
+    with paddle.no_grad():
+        maps = tiny.feature_maps(paddle.randn([1, 3, *size]))
+        assert tiny(paddle.randn([1, 3, *size])).shape == [1, 3]
+    for i, feature_map in enumerate(maps):
+        assert feature_map.shape == [1, 18 * 2**i, *(-(-side // 2 ** (i + 2)) for side in size)]
+
+
+def test_a_batch_gives_what_its_images_give_alone(tiny):
+    images = paddle.randn([3, 3, 64, 64])
+    with paddle.no_grad():
+        alone = paddle.concat([tiny(images[i : i + 1]) for i in range(3)])
+        np.testing.assert_allclose(tiny(images).numpy(), alone.numpy(), atol=1e-5)
+
+
+def test_without_a_head_the_features_come_out():
+    model = build_hrformer(get_config("hrformer_digits", ["MODEL.NUM_CLASSES", 0]))
+    model.eval()
+    images = paddle.randn([2, 3, 32, 32])
+    assert not any(key.startswith(model.head_prefixes) for key in model.state_dict())
+    assert model(images).shape == [2, 2048]
+    np.testing.assert_array_equal(model(images).numpy(), model.forward_features(images).numpy())
+
+
+def test_attention_probabilities_can_be_taken_out(tiny):
+    taken = []
+    attention = tiny.stage2[0].branches[1][0].attn.attn
+    hook = attention.attn_dropout.register_forward_post_hook(lambda layer, inputs, output: taken.append(output))
+    tiny(paddle.randn([2, 3, 80, 80]))
+    hook.remove()
+    assert taken[0].shape == [2 * 2 * 2, 2, 49, 49]  # a map of 10 x 10 is four windows
+    np.testing.assert_allclose(taken[0].sum(-1).numpy(), 1.0, rtol=1e-5)
+
+
+def naive_window_attention(block, x, window):
+    """x + attention(norm1(x)) with loops over images, windows, heads and pairs of tokens; arrays [N, C, H, W]."""
+    n, dim, height, width = x.shape
+    attn = block.attn.attn
+    weights = {name: (getattr(attn, name).weight.numpy(), getattr(attn, name).bias.numpy()) for name in PROJECTIONS}
+    table, heads = attn.relative_position_bias_table.numpy(), attn.num_heads
+    rows, columns = -(-height // window) * window, -(-width // window) * window
+    top, left = (rows - height) // 2, (columns - width) // 2
+    centred = x - x.mean(axis=1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6)
+    normed = normed * block.norm1.weight.numpy()[:, None, None] + block.norm1.bias.numpy()[:, None, None]
+    padded = np.zeros([n, rows, columns, dim])
+    padded[:, top : top + height, left : left + width] = normed.transpose(0, 2, 3, 1)
+    q, k, v = (padded @ weights[name][0] + weights[name][1] for name in PROJECTIONS[:3])
+    out = np.zeros_like(padded)
+    places = [(i, j) for i in range(window) for j in range(window)]
+    for image in range(n):
+        for row, column in [(r, c) for r in range(0, rows, window) for c in range(0, columns, window)]:
+            for head in range(heads):
+                part = slice(head * dim // heads, (head + 1) * dim // heads)
+                for i, j in places:
+                    query = q[image, row + i, column + j, part] * (dim // heads) ** -0.5
+                    scores = [
+                        query @ k[image, row + a, column + b, part]
+                        + table[(i - a + window - 1) * (2 * window - 1) + j - b + window - 1, head]
+                        for a, b in places
+                    ]
+                    probs = np.exp(scores) / np.exp(scores).sum()
+                    values = np.array([v[image, row + a, column + b, part] for a, b in places])
+                    out[image, row + i, column + j, part] = probs @ values
+    out = (out @ weights["out_proj"][0] + weights["out_proj"][1])[:, top : top + height, left : left + width]
+    return x + out.transpose(0, 3, 1, 2)
+
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class Nothing(nn.Layer):
+    def forward(self, x):
+        return x * 0
+
+
+@pytest.mark.parametrize("size", [(6, 3), (5, 8), (4, 6), (1, 1), (7, 2)])
+def test_window_attention_with_and_without_padding_against_loops(size, float64):
+    rng = np.random.default_rng(3)
+    block = Block(8, 2, window=3, mlp_ratio=2.0, drop_path=0.0)
+    block.mlp = Nothing()
+    for param in block.parameters():
+        param.set_value(rng.standard_normal(param.shape))
+    x = rng.standard_normal([2, 8, *size])
+    result = block(paddle.to_tensor(x)).numpy()
+    np.testing.assert_allclose(result, naive_window_attention(block, x, 3), rtol=0, atol=1e-11)
+
+
+def bilinear(x, height, width):
+    """Array [N, C, H, W] at other sides, corners on corners."""
+    rows, columns = np.linspace(0, x.shape[2] - 1, height), np.linspace(0, x.shape[3] - 1, width)
+    x = np.apply_along_axis(lambda line: np.interp(rows, range(len(line)), line), 2, x)
+    return np.apply_along_axis(lambda line: np.interp(columns, range(len(line)), line), 3, x)
+
+
+@pytest.mark.parametrize("size", [(6, 4), (5, 7)])
+def test_branches_are_added_at_even_and_odd_sizes(size, float64):
+    rng = np.random.default_rng(4)
+    spec = StageSpec(
+        1, num_blocks=[1, 1], num_channels=[4, 8], num_heads=[1, 1], window_sizes=[2, 2], mlp_ratios=[1, 1]
+    )
+    module = Module(spec, [0.0])
+    module.branches = nn.LayerList([nn.Identity(), nn.Identity()])
+    module.eval()
+    high = rng.standard_normal([2, 4, *size])
+    low = rng.standard_normal([2, 8, *(-(-side // 2) for side in size)])
+    results = module([paddle.to_tensor(high), paddle.to_tensor(low)])
+    conv = module.fuse_layers[0][1][0].weight.numpy()[:, :, 0, 0]
+    pointwise = np.einsum("oc,nchw->nohw", conv, low) / np.sqrt(1 + 1e-5)
+    raised = bilinear(pointwise.repeat(2, axis=2).repeat(2, axis=3), *size)
+    np.testing.assert_allclose(results[0].numpy(), np.maximum(high + raised, 0), rtol=0, atol=1e-12)
+    assert results[1].shape == list(low.shape)
+
+
+def test_convolution_and_classifier_are_the_plain_ones():
+    conv, plain = (
+        BiasedConv2D(4, 6, 3, stride=2, padding=1, groups=2),
+        nn.Conv2D(4, 6, 3, stride=2, padding=1, groups=2),
+    )
+    plain.set_state_dict(conv.state_dict())
+    x = paddle.randn([2, 4, 9, 8])
+    for tensor in (conv.bias, plain.bias):
+        tensor.set_value(np.arange(6, dtype="float32"))
+    np.testing.assert_allclose(conv(x).numpy(), plain(x).numpy(), atol=1e-5)
+    head = WideLinear(2048, 1000)
+    rows = 8 * paddle.rand([1, 2048])
+    exact = rows.numpy().astype("float64") @ head.weight.numpy().astype("float64") + head.bias.numpy()
+    np.testing.assert_allclose(head(rows).numpy(), exact, rtol=0, atol=2e-5)
+
+
+def is_uniform(tensor, fan_in, rel):
+    values = tensor.numpy().astype("float64")
+    bound = fan_in**-0.5
+    assert np.abs(values).max() <= bound * (1 + 1e-6)
+    assert values.std() == pytest.approx(bound / 3**0.5, rel=rel)
+    assert abs(values.mean()) < 5 * bound / values.size**0.5
+
+
+def test_initialisation_is_torchs_default():
+    model = build_hrformer(get_config("hrt_base"))
+    block = model.stage4[1].branches[3][0]
+    for name in PROJECTIONS:
+        linear = getattr(block.attn.attn, name)
+        is_uniform(linear.weight, 624, 0.01)
+        is_uniform(linear.bias, 624, 0.15)
+    for conv, fan_in in [
+        (block.mlp.fc1, 624),
+        (block.mlp.dw3x3, 9),
+        (block.mlp.fc2, 2496),
+        (model.conv2, 64 * 9),
+        (model.layer1[0].conv2, 64 * 9),
+        (model.transition3[3][0][0], 312 * 9),
+        (model.stage4[0].fuse_layers[3][0][2][2], 78),
+        (model.incre_modules[3][0].conv2, 9),
+        (model.final_layer[0], 1024),
+    ]:
+        is_uniform(conv.weight, fan_in, 0.05)
+        if conv.bias is not None:
+            is_uniform(conv.bias, fan_in, 0.15)
+    is_uniform(model.classifier.weight, 2048, 0.01)
+    is_uniform(model.classifier.bias, 2048, 0.1)
+    assert block.attn.attn.relative_position_bias_table.numpy().std() == pytest.approx(0.02, rel=0.1)
+    for norm in (block.norm1, block.mlp.norm3, model.bn1, model.layer1[0].bn3):
+        assert (norm.weight.numpy() == 1).all() and (norm.bias.numpy() == 0).all()
+
+
+def test_drop_path_grows_over_the_blocks_alike_in_all_branches():
+    model = build_hrformer(get_config("hrt_base"))
+    rates = np.linspace(0, 0.2, 14)
+    modules = [*model.stage2, *model.stage3, *model.stage4]
+    for number, module in enumerate(modules):
+        for branch in module.branches:
+            assert [block.drop_path.rate for block in branch] == pytest.approx(rates[2 * number : 2 * number + 2])
+    assert not any(layer.rate for layer in build_hrformer(get_config("hrt_small")).sublayers() if is_drop_path(layer))
+
+
+def is_drop_path(layer):
+    return isinstance(layer, DropPath)
+
+
+def test_drop_path_drops_whole_images_not_windows():
+    paddle.seed(5)
+    block = Block(4, 1, window=2, mlp_ratio=1.0, drop_path=0.5)
+    x = paddle.randn([64, 4, 8, 8])
+    untouched = (block(x) == x).all(axis=[1, 2, 3]).numpy()
+    assert 6 <= untouched.sum() <= 28  # a quarter of the images lose both residuals
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("STAGE3.NUM_BLOCKS", [2, 2], "3 positive numbers"),
+        ("STAGE2.NUM_BRANCHES", 3, "allowed: 2"),
+        ("STAGE2.NUM_MODULES", 0, "1 and above"),
+        ("STAGE4.NUM_HEADS", [1, 2, 5, 8], "a multiple of its NUM_HEADS 5"),
+        ("STAGE4.NUM_WINDOW_SIZES", [7, 7, 7, 0], "4 positive numbers"),
+        ("STAGE2.ATTN_TYPES", [[["conv", "isa_local"]]], "isa_local"),
+        ("STAGE2.FFN_TYPES", [[["identity"]]], "conv_mlp"),
+        ("STAGE1.BLOCK", "TRANSFORMER_BLOCK", "BOTTLENECK"),
+        ("STAGE1.NUM_BLOCKS", [0], "one positive number"),
+    ],
+)
+def test_impossible_networks_are_named(key, value, said):
+    with pytest.raises(UserError) as caught:
+        build_hrformer(get_config("hrt_tiny", [f"MODEL.HRT.{key}", value]))
+    assert key.split(".")[0] in str(caught.value) and said in str(caught.value)

@@ -1,0 +1,90 @@
+"""tools/convert_weights.py as a user calls it, and the commands of docs/weights.md."""
+
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+from golden import golden_state
+from paddlevit import build_model
+from paddlevit.commands.convert_weights import main
+from paddlevit.config import get_config
+from paddlevit.weights import convert_state_dict
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A folder with a file as the authors of PiT publish it, as far as the reader is concerned."""
+    monkeypatch.chdir(tmp_path)
+    state = golden_state("pit_ti_224", "official")
+    Path("pit_ti_730.pth").write_bytes(pickle.dumps(state))
+    return state
+
+
+def test_the_documented_commands(published):
+    (command,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    words = command.split()
+    run = subprocess.run(
+        [sys.executable, ROOT / words[1], *words[2:]], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "160 parameters and buffers loaded, source official" in run.stdout
+    assert sorted(path.name for path in Path().iterdir()) == ["pit_ti_224.pdparams", "pit_ti_730.pth"]
+    model = build_model(get_config("pit_ti_224"))
+    written = paddle.load("pit_ti_224.pdparams", return_numpy=True)
+    expected = convert_state_dict(published, model, "official")
+    assert list(written) == list(model.state_dict())
+    assert all(np.array_equal(written[name], expected[name]) for name in expected)
+
+
+def test_the_documented_python(published, capsys):
+    (code,) = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(code, "docs/weights.md", "exec"), {})
+    assert "1 resized: pos_embed" in capsys.readouterr().out
+
+
+def test_flags_with_equals_signs_and_two_dashes(published):
+    assert main(["-cfg=pit_ti_224", "--input", "pit_ti_730.pth", "-output", "a.pdparams", "-source=official"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"-cfg": "pit_tiny"}, "pit_tiny"),
+        ({"-cfg": "pit_s_224"}, "of another shape in the file"),
+        ({"-input": "absent.pth"}, "no weights file absent.pth"),
+        ({"-output": "out.pth"}, "does not end in .pdparams"),
+        ({"-source": "torch"}, "allowed: auto, official, timm, paddlevit, ours"),
+        ({"-output": "pit_ti_730.pth/x.pdparams"}, "pit_ti_730.pth/x.pdparams"),
+        ({"-bogus": "1"}, "-bogus"),
+    ],
+)
+def test_mistakes_end_with_code_2_and_leave_nothing_behind(published, capsys, changed, said):
+    flags = {"-cfg": "pit_ti_224", "-input": "pit_ti_730.pth", "-output": "out.pdparams", **changed}
+    assert main([word for item in flags.items() for word in item]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert said in message
+    assert "Traceback" not in message
+    assert [path.name for path in Path().iterdir()] == ["pit_ti_730.pth"]
+
+
+def test_an_existing_file_survives_a_failure(published, monkeypatch):
+    Path("out.pdparams").write_text("old")
+
+    def full(state, path):
+        Path(path).write_text("half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(paddle, "save", full)
+    assert main(["-cfg", "pit_ti_224", "-input", "pit_ti_730.pth", "-output", "out.pdparams"]) == 2
+    assert Path("out.pdparams").read_text() == "old"
+    assert sorted(path.name for path in Path().iterdir()) == ["out.pdparams", "pit_ti_730.pth"]
