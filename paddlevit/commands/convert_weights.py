@@ -1,11 +1,9 @@
 """tools/convert_weights.py: a weights file of any known source, written as our `.pdparams`."""
 
-import os
+from pathlib import Path
 from typing import List
 
-import paddle
-from paddle import nn
-
+from paddlevit.checkpoint import write_weights
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
@@ -26,19 +24,6 @@ def main(argv: List[str]) -> int:
         raise UserError(f"-output {args.output} does not end in .pdparams")
     model = build_model(get_config(args.cfg))
     report = load_weights(model, args.input, source=args.source)
-    _save(model, args.output)
+    write_weights(Path(args.output), model.state_dict())
     print(f"{report}\nwritten to {args.output}")
     return 0
-
-
-def _save(model: nn.Layer, path: str) -> None:
-    """Write the state dict; at any time `path` holds either all of it or what it held before."""
-    partial = f"{path}.{os.getpid()}.partial"
-    try:
-        paddle.save(model.state_dict(), partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"-output {path} cannot be written: {error.strerror}") from None
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)

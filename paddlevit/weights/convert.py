@@ -60,11 +60,13 @@ def convert_state_dict(state: Mapping[str, Any], model: nn.Layer, source: str = 
     buffer has an unexpected content.
     """
     target = Target.of(model)
-    translated = recognise(flatten(state), target, source)
+    flat = flatten(state)
+    translated = recognise(flat, target, source)
     strange = [translated.origin[name] for name in translated.arrays if name not in target.shapes]
     if strange:
         raise WeightsError(f"{len(strange)} arrays have no counterpart in the network: {listing(strange)}")
-    return {name: np.asarray(array.read(), order="C") for name, array in translated.arrays.items()}
+    dtypes = {name: flat[translated.origin[name]].read().dtype for name in translated.arrays}
+    return {name: np.asarray(array.read(), dtypes[name], order="C") for name, array in translated.arrays.items()}
 
 
 def recognise(state: dict[str, LazyArray], target: Target, source: str) -> Translated:
@@ -113,7 +115,10 @@ def _renamed(name: str, table: Table) -> str:
 
 
 def _subtract(arrays: dict[str, LazyArray], pattern: str, replacement: str) -> None:
-    """Takes the arrays that match out and subtracts each from its partner, as long as that has the same shape."""
+    """Takes the arrays that match out and subtracts each from its partner, as long as that has the same shape.
+
+    In float64, so that nothing is rounded before it is known how exact the network is.
+    """
     for name in [name for name in arrays if re.search(pattern, name)]:
         partner = re.sub(pattern, replacement, name)
         if partner in arrays and arrays[partner].shape == arrays[name].shape:
