@@ -13,7 +13,7 @@ from paddlevit.ema import ModelEma
 from paddlevit.metrics import EvalTotals
 from paddlevit.objectives import Objective
 from paddlevit.optim import load_optimizer_arrays, optimizer_arrays
-from paddlevit.runtime import rank
+from paddlevit.runtime import all_reduce_max, rank, world_size
 
 Batches = Iterable[Tuple[Tensor, Tensor]]
 
@@ -65,10 +65,21 @@ class Trainer:
         self.model.train()
         for images, labels, waited in _timed(batches):
             on_step(self.train_step(images, labels), waited)
-            if self.stop_signal and self.step % self.accum_iter == 0 and self.step < self.steps_per_epoch:
-                raise Stopped(self.stop_signal)
+            if self.step % self._steps_between_checks == 0 and self.step < self.steps_per_epoch:
+                self.check_stop()
         assert self.step == self.steps_per_epoch, f"{self.step} batches instead of {self.steps_per_epoch}"
         self.epoch, self.step = self.epoch + 1, 0
+
+    def check_stop(self) -> None:
+        """Raise Stopped if any process was asked to stop; to be called by all of them at the same step."""
+        signum = all_reduce_max(self.stop_signal)
+        if signum:
+            raise Stopped(signum)
+
+    @property
+    def _steps_between_checks(self) -> int:
+        """Optimizer steps are whole there; alone, asking costs nothing, and together it makes the device wait."""
+        return self.accum_iter if world_size() == 1 else self.accum_iter * 16
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One batch forward and backward, and an optimizer step where it completes one; returns the batch's loss."""

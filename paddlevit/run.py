@@ -137,8 +137,8 @@ def _epochs(
             best = _evaluate_epoch(config, trainer, eval_loader, journal, best)
         if last or trainer.epoch % config.SAVE_FREQ == 0:
             _save(folder, trainer, best, config.KEEP_LAST)
-        if trainer.stop_signal and not last:
-            raise Stopped(trainer.stop_signal)
+        if not last:
+            trainer.check_stop()
     return best
 
 

@@ -3,12 +3,13 @@
 import logging
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 import numpy as np
 import paddle
@@ -41,6 +42,15 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def all_reduce_max(value: int) -> int:
+    """The largest `value` of all processes; waits for the device and for the others."""
+    if world_size() == 1:
+        return value
+    tensor = paddle.to_tensor([value])
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.item()
 
 
 def barrier() -> None:
@@ -118,7 +128,13 @@ def launch(function: Callable[[], int], argv: Sequence[str], *, nprocs: Optional
     if kind == "gpu" and nprocs > paddle.device.cuda.device_count():
         raise UserError(f"-nprocs {nprocs}: only {paddle.device.cuda.device_count()} GPUs are visible")
     command = [sys.executable, sys.argv[0], *argv]
-    return _wait([subprocess.Popen(command, env={**os.environ, **env}) for env in _environments(nprocs, kind)])
+    # A session of their own: Ctrl-C reaches this process, which passes it on, and none of them twice.
+    return _wait(
+        [
+            subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True)
+            for env in _environments(nprocs, kind)
+        ]
+    )
 
 
 def launched() -> bool:
@@ -157,16 +173,35 @@ def _free_ports(count: int) -> List[int]:
 
 
 def _wait(processes: List[subprocess.Popen]) -> int:
-    """The exit code of the first process that fails, after stopping the others; 0 when all end well."""
+    """The exit code of the first process that fails, after stopping the others; 0 when all end well.
+
+    SIGTERM and SIGINT are passed on, so that the processes save and end by themselves.
+    """
+    asked: List[int] = []
+
+    def pass_on(signum: int, frame: Any) -> None:
+        asked.append(signum)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signum)
+
+    previous = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         while True:
             codes = [process.poll() for process in processes]
             failed = [code for code in codes if code]
-            if failed or all(code == 0 for code in codes):
-                return failed[0] if failed and failed[0] > 0 else (128 - failed[0] if failed else 0)
+            if all(code is not None for code in codes) or (failed and not asked):
+                return _exit_code(failed)
             time.sleep(0.1)
     finally:
         _stop(processes)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _exit_code(failed: List[int]) -> int:
+    """That of the first failure, as a shell gives it; 0 without one."""
+    return 0 if not failed else failed[0] if failed[0] > 0 else 128 - failed[0]
 
 
 def _stop(processes: List[subprocess.Popen], grace: float = 15.0) -> None:

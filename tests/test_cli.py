@@ -15,6 +15,7 @@ import paddle
 import pytest
 from PIL import Image
 
+from paddlevit import checkpoint
 from paddlevit.cli import main
 from paddlevit.config import get_config
 from paddlevit.pit import build_pit as build_model
@@ -133,10 +134,10 @@ def assert_same_run(folder, undisturbed):
     assert plain[0] == plain[1]
 
 
-def start_and_wait(args, folder, pattern):
+def start_and_wait(args, folder, pattern, tool="main_single_gpu.py"):
     """Start a run and return it as soon as its log matches `pattern`."""
     process = subprocess.Popen(
-        command(*args),
+        command(*args, tool=tool),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -194,6 +195,30 @@ def test_two_processes_train_evaluate_and_agree(digits, trained, tmp_path):
     ours, alone = records(tmp_path / "run"), records(trained[0])
     assert ours[-1]["num_images"] == 72
     assert ours[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.2)
+
+
+def test_two_processes_asked_to_stop_save_together_and_go_on(digits, tmp_path):
+    args = train_args(digits, tmp_path / "run", "-batch_size", 32, "-nprocs", 2, "-device", "cpu", "-resume", "auto")
+    process = start_and_wait(args, tmp_path / "run", r"epoch 1/3  step 2/4", tool="main_multi_gpu.py")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, out + err
+    assert checkpoint.newest(tmp_path / "run").name == "epoch_001.pdstate"
+    result = run(*args, tool="main_multi_gpu.py")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "epoch_001" in result.stdout
+
+
+def test_a_process_that_dies_ends_the_others(digits, tmp_path):
+    args = train_args(digits, tmp_path / "run", "-batch_size", 32, "-nprocs", 2, "-device", "cpu")
+    process = start_and_wait(args, tmp_path / "run", r"epoch 1/3  step 1/4", tool="main_multi_gpu.py")
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 137
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
 def failing(digits, tmp_path, name):

@@ -1,11 +1,9 @@
 """Writes data sets in the layouts that the sources read: the demo's digits, and list files from folders."""
 
-import argparse
 import os
 import shutil
-import sys
 from pathlib import Path
-from typing import Dict, List, NoReturn, Optional, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -17,33 +15,6 @@ from paddlevit.errors import MissingFileError, UserError
 _DIGIT_SIDE = 32
 _NUM_VAL_DIGITS = 360
 _SPLIT_SEED = 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (-h lists what there is)")
-
-
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Do what `argv` says and return the exit code; 2, with a message, after a user's mistake."""
-    parser = _Parser(prog="prepare_data.py", description="Prepare a data set.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    digits = commands.add_parser("digits", help="write scikit-learn's 1,797 handwritten digits as an image folder")
-    digits.add_argument("folder", type=Path, metavar="OUT_DIR")
-    lists = commands.add_parser("list", help="write train_list.txt, val_list.txt and class_names.txt from folders")
-    lists.add_argument("folder", type=Path, metavar="DATA_DIR", help="holds train/<class>/* and val/<class>/*")
-    for command in (digits, lists):
-        command.add_argument("-force", "--force", action="store_true", help="replace lists of other content")
-    try:
-        args = parser.parse_args(argv)
-        write = {"digits": write_digits, "list": write_lists}[args.command]
-        print(write(args.folder, force=args.force))
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error.filename or args.folder}: {error.strerror or error}", file=sys.stderr)
-    return 2
 
 
 def write_digits(folder: Path, *, force: bool = False) -> str:
