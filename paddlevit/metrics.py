@@ -38,7 +38,7 @@ class EvalTotals:
 
 
 class RunningMean:
-    """Mean of a scalar since the last reading; adding to it never waits for the device."""
+    """Mean of a scalar over all processes since the last reading; adding to it never waits for the device."""
 
     def __init__(self) -> None:
         self._sum: Tensor = paddle.zeros([], dtype="float32")
@@ -49,7 +49,7 @@ class RunningMean:
         self._count += 1
 
     def read(self) -> float:
-        """The mean of what was added, which waits for the device; starts anew."""
-        mean = self._sum.item() / max(self._count, 1)
+        """The mean of what was added, by all processes, which have to read at the same time; starts anew."""
+        total, count = all_reduce_sum(paddle.stack([self._sum, paddle.full([], self._count)])).tolist()
         self.__init__()
-        return mean
+        return total / max(count, 1)

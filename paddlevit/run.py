@@ -228,7 +228,9 @@ def _with_classes(config: CfgNode, split: str) -> CfgNode:
 
 
 def _load_pretrained(config: CfgNode, model: nn.Layer) -> None:
-    reinit = type(model).head_prefixes if config.MODEL.REINIT_HEAD else ()
+    names = model.state_dict()
+    heads = [prefix for prefix in type(model).head_prefixes if any(name.startswith(prefix) for name in names)]
+    reinit = heads if config.MODEL.REINIT_HEAD else ()
     report = load_weights(model, config.MODEL.PRETRAINED, reinit=reinit)
     logger.info("weights: %s", report)
 
@@ -313,13 +315,17 @@ def _log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eva
         paddle.device.get_device(),
     )
     logger.info("data: %d images to train on, %d to validate", train_loader.num_images, eval_loader.num_images)
+    if train_loader.source.num_classes != config.MODEL.NUM_CLASSES:
+        logger.warning(
+            "MODEL.NUM_CLASSES is %d, the data has %d classes", config.MODEL.NUM_CLASSES, train_loader.source.num_classes
+        )
     logger.info(
         "effective batch: %d images (%d x accum_iter %d x %d processes); peak learning rate %.3e",
         batch,
         config.DATA.BATCH_SIZE,
         config.TRAIN.ACCUM_ITER,
         world,
-        max(trainer.lr_at(float(epoch)) for epoch in range(config.TRAIN.NUM_EPOCHS)),
+        max(trainer.lr_at(tenth / 10) for tenth in range(10 * config.TRAIN.NUM_EPOCHS)),
     )
     logger.info(
         "weight decay %g on %d tensors (%.2f M parameters), none on %d (%.3f M): norms, biases%s",

@@ -194,7 +194,11 @@ def test_two_processes_train_evaluate_and_agree(digits, trained, tmp_path):
     assert (tmp_path / "run" / "log_rank1.txt").is_file()
     ours, alone = records(tmp_path / "run"), records(trained[0])
     assert ours[-1]["num_images"] == 72
-    assert ours[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.2)
+    # The same images in the same augmentation, 2 x 32 instead of 64: only rounding differs.
+    for line, expected in zip(ours, alone):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    one, two = weights(trained[0]), weights(tmp_path / "run")
+    assert all(np.allclose(one[name], two[name], atol=2e-3) for name in one)
 
 
 def test_two_processes_asked_to_stop_save_together_and_go_on(digits, tmp_path):

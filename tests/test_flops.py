@@ -1,6 +1,7 @@
 """Counts against the official networks' figures, and against a hand count."""
 
 import json
+from pathlib import Path
 
 import pytest
 from paddle import nn
@@ -11,6 +12,7 @@ from paddlevit.commands.count_flops import main
 from paddlevit.config import get_config
 from paddlevit.flops import count
 
+ROOT = Path(__file__).resolve().parents[1]
 # Built and run once each; the largest ones (0.3 G parameters, or 384 pixels) cost more than they tell.
 SLOW = {"cvt-w24-384x384", "cvt-13-384x384", "cvt-21-384x384", "pit_b_distilled_384"}
 
@@ -52,3 +54,13 @@ def test_command(capsys):
     assert "total" in capsys.readouterr().out
     assert main(["-cfg", "pit_digits", "-image_size", "2"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_documents_state_the_same_counts():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    complexity = (ROOT / "docs" / "complexity.md").read_text(encoding="utf-8")
+    for name in {name for name, _ in cases()}:
+        params, macs = info(name)["params"], info(name)["macs_g"]
+        assert f"| {params / 1e6:.2f} M | {macs:.2f} G |" in readme.split(f"| `{name}` |")[1].split("\n")[0]
+        row = complexity.split(f"| `{name}` |")[1].split("\n")[0]
+        assert f" {params:,} |" in row and f" {macs:.3f} |" in row
