@@ -6,6 +6,7 @@ epoch_<NNN> after that many epochs, epoch_<NNN>_step_<NNNNNN> in the middle of t
 without pickles: nothing in it can run.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -147,7 +148,8 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; what was saved before is untouched"
         ) from error

@@ -317,7 +317,9 @@ def _log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eva
     logger.info("data: %d images to train on, %d to validate", train_loader.num_images, eval_loader.num_images)
     if train_loader.source.num_classes != config.MODEL.NUM_CLASSES:
         logger.warning(
-            "MODEL.NUM_CLASSES is %d, the data has %d classes", config.MODEL.NUM_CLASSES, train_loader.source.num_classes
+            "MODEL.NUM_CLASSES is %d, the data has %d classes",
+            config.MODEL.NUM_CLASSES,
+            train_loader.source.num_classes,
         )
     logger.info(
         "effective batch: %d images (%d x accum_iter %d x %d processes); peak learning rate %.3e",

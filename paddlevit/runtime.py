@@ -101,17 +101,14 @@ def setup_logging(folder: Optional[Path] = None) -> None:
         package.addHandler(handler)
 
 
-class _TerminalHandler(logging.StreamHandler):
+class _TerminalHandler(logging.Handler):
     """Writes above a progress bar, if there is one, not through it."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stdout)
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "every_step", False) and sys.stderr.isatty():
             return  # the progress bar shows it
-        tqdm.write(self.format(record), file=self.stream)
-        self.flush()
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
 
 
 def launch(function: Callable[[], int], argv: Sequence[str], *, nprocs: Optional[int], device: str) -> int:

@@ -1,12 +1,17 @@
 """The command line as users meet it: whole runs on real digits, resuming, and mistakes that end with code 2."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -92,6 +97,24 @@ def test_the_log_in_a_pipe_has_plain_lines(trained):
     assert re.search(r"epoch 1/3  step 2/4  loss \d", result.stdout)
     assert "weight decay 0.05 on" in result.stdout
     assert result.stderr == ""
+
+
+def test_on_a_terminal_there_is_a_progress_bar(digits, tmp_path):
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    args = train_args(digits, tmp_path / "run")[:-9]
+    process = subprocess.Popen(command(*args, "-opts", "TRAIN.NUM_EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0.5), stderr=slave)
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux ends a terminal that nobody writes to any more with an error
+        while chunk := os.read(master, 4096):
+            shown += chunk
+    os.close(master)
+    assert process.wait() == 0
+    text = shown.decode()
+    assert re.search(r"epoch 1/1: +\d+%", text)
+    assert re.search(r"loss \d\.\d+, lr \d\.\d+e-\d+, \d+ images/s, run ends in \d\d:\d\d", text)
+    assert "validation:" in text
 
 
 def test_evaluation_of_best_gives_the_last_line_digit_for_digit(trained, digits, tmp_path):

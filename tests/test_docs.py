@@ -49,7 +49,7 @@ def what_a_script_runs(words, tmp_path):
     return result.stdout.splitlines()
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", list(commands()))
 def test_command(words, tmp_path):
     if words[:2] == ["pip", "install"]:
         extras = re.findall(r"\[(\w+)\]", " ".join(words))
@@ -91,7 +91,7 @@ def test_scripts_have_defaults_and_pass_flags_on(script, given, tmp_path):
 @pytest.mark.parametrize(("name", "code"), list(blocks("python")), ids=lambda value: value[:30])
 def test_python(name, code, tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for weights in re.findall(r"'\./([\w-]+)\.pdparams'", code):
+    for weights in re.findall(r"[\"']\./([\w-]+)\.pdparams", code):
         paddle.save({}, str(tmp_path / f"{weights}.pdparams"))
     monkeypatch.chdir(tmp_path)
     exec(compile(code, name, "exec"), {})
