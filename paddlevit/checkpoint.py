@@ -15,7 +15,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import paddle
@@ -40,7 +40,7 @@ def save(folder: Path, state: Dict[str, Any], *, keep: int) -> Path:
         if weights is not None:
             path = folder / f"{stem}{suffix}"
             write_weights(path, weights)
-            sums[path.name] = _sha256(path)
+            sums[path.name] = sha256(path)
     arrays = {f"optimizer/{name}": value for name, value in state["optimizer"].items()}
     arrays["progress"] = np.asarray(json.dumps({**progress, "sha256": sums}))
     path = folder / f"{stem}.pdstate"
@@ -52,6 +52,19 @@ def save(folder: Path, state: Dict[str, Any], *, keep: int) -> Path:
 def write_weights(path: Path, weights: Dict[str, Tensor]) -> None:
     """Write a plain state dict, atomically."""
     _write(path, lambda part: paddle.save(weights, str(part)))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, atomically."""
+    _write(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def drop_later(path: Path) -> List[str]:
+    """Withdraw the checkpoints of `path`'s folder that come after it, so that nobody goes on from them; their names."""
+    later = [other for other in _all(path.parent) if _position(other) > _position(path)]
+    for other in later:
+        other.unlink()
+    return [other.stem for other in later]
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -108,8 +121,13 @@ def load(path: Path, read_weights: Callable[[Path], Dict[str, np.ndarray]]) -> D
 
 def _all(folder: Path) -> List[Path]:
     """Every .pdstate of `folder`, oldest first."""
-    found = [(match, path) for path in folder.glob("epoch_*.pdstate") if (match := _STEM.fullmatch(path.stem))]
-    return [path for match, path in sorted(found, key=lambda item: [int(number or 0) for number in item[0].groups()])]
+    return sorted((path for path in folder.glob("epoch_*.pdstate") if _STEM.fullmatch(path.stem)), key=_position)
+
+
+def _position(path: Path) -> Tuple[int, int]:
+    """Epochs and further steps that were done at a checkpoint."""
+    epoch, step = _STEM.fullmatch(path.stem).groups()
+    return int(epoch), int(step or 0)
 
 
 def _damage(path: Path) -> str:
@@ -126,13 +144,15 @@ def _damage(path: Path) -> str:
         weights = path.with_name(name)
         if not weights.is_file():
             return f"{weights}, which belongs to {path.name}, is missing"
-        if _sha256(weights) != expected:
+        if sha256(weights) != expected:
             return f"{weights} is not what was saved (its checksum differs)"
     return ""
 
 
 def _prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints; the .pdstate first, so that no half checkpoint looks complete."""
+    for part in folder.glob("*.part"):  # left by a run that was killed while it wrote
+        part.unlink()
     for path in _all(folder)[:-keep]:
         path.unlink()
         for suffix in (".pdparams", "_ema.pdparams"):
@@ -160,7 +180,10 @@ def _write_npz(path: Path, arrays: Dict[str, np.ndarray]) -> None:
         np.savez(file, **arrays)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Checksum of a file, in hexadecimal; empty where there is none."""
+    if not path.is_file():
+        return ""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for chunk in iter(lambda: file.read(1 << 20), b""):

@@ -50,6 +50,8 @@ def main(argv: List[str], *, nprocs: Optional[int] = None, distill: bool = False
     `nprocs` 1 never starts other processes; `distill` trains with a teacher even where the configuration has none.
     """
     config = _configure(argv, distill)
+    if nprocs == 1 and config.NPROCS not in (None, 1):
+        raise UserError(f"-nprocs {config.NPROCS}: this tool runs one process; main_multi_gpu.py runs several")
     arguments = argv if runtime.launched() else [*argv, "-output", config.OUTPUT]
     return runtime.launch(lambda: _start(config), arguments, nprocs=nprocs or config.NPROCS, device=config.DEVICE)
 

@@ -2,7 +2,7 @@
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, Optional, Tuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import paddle
 from paddle import Tensor, nn
 
 from paddlevit.ema import ModelEma
+from paddlevit.errors import UserError
 from paddlevit.metrics import EvalTotals
 from paddlevit.objectives import Objective
 from paddlevit.optim import load_optimizer_arrays, optimizer_arrays
@@ -51,6 +52,7 @@ class Trainer:
     epoch: int = 0  # epochs done
     step: int = 0  # batches done in the current epoch
     updates: int = 0  # optimizer steps done
+    best: Dict[str, Any] = field(default_factory=dict)  # what is known of the best weights
     lr: float = 0.0  # of the last optimizer step
 
     def __post_init__(self) -> None:
@@ -121,14 +123,22 @@ class Trainer:
                 "epoch": self.epoch,
                 "step": self.step,
                 "updates": self.updates,
+                "steps_per_epoch": self.steps_per_epoch,
+                "best": self.best,
                 "scaler": {name: _plain(value) for name, value in self.scaler.state_dict().items()},
             },
         }
 
     def load_state(self, optimizer: Dict[str, np.ndarray], progress: Dict[str, Any]) -> None:
         """Put back what `state` returned, apart from the weights, which the caller has loaded into model and EMA."""
+        if progress["step"] and progress["steps_per_epoch"] != self.steps_per_epoch:
+            raise UserError(
+                f"the checkpoint stands at step {progress['step']} of {progress['steps_per_epoch']}, and now an epoch "
+                f"has {self.steps_per_epoch} steps: go on with the same global batch, or from the end of an epoch"
+            )
         load_optimizer_arrays(self.optimizer, self.model, optimizer)
         self.epoch, self.step, self.updates = progress["epoch"], progress["step"], progress["updates"]
+        self.best = progress["best"]
         if progress["scaler"]:
             saved = progress["scaler"]
             self.scaler.load_state_dict({**saved, "scale": np.asarray([saved["scale"]], dtype="float32")})

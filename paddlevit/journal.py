@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterable, Iterator, Optional
 from paddle import Tensor
 from tqdm import tqdm
 
+from paddlevit.errors import UserError
 from paddlevit.metrics import RunningMean
 from paddlevit.runtime import is_main
 
@@ -99,7 +100,7 @@ class Journal:
         speed = (self._step - self._reported) * self.images_per_step / seconds
         waiting = self._waited / seconds
         if not math.isfinite(loss):
-            raise FloatingPointError(
+            raise UserError(
                 f"the training loss is {loss} in epoch {self._epoch}, steps {self._reported + 1} to {self._step}, at "
                 f"learning rate {lr:.3g}: lower TRAIN.BASE_LR, set TRAIN.GRAD_CLIP 1.0, or train without -amp"
             )
@@ -138,9 +139,13 @@ class Journal:
         return tqdm.format_interval(steps * self.images_per_step / speed)
 
     def _write(self, record: Dict[str, Any]) -> None:
-        if is_main():
+        if not is_main():
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; go on later by -resume auto") from error
 
 
 def _watched() -> bool:

@@ -1,7 +1,7 @@
 """Layers and initialisers that more than one family is built of."""
 
 import math
-from typing import Callable, List, Optional
+from typing import Callable, List
 
 import paddle
 import paddle.nn.functional as F
@@ -173,8 +173,8 @@ def classifier(in_features: int, num_classes: int) -> nn.Layer:
     return nn.Linear(in_features, num_classes) if num_classes > 0 else nn.Identity()
 
 
-def create_parameter(shape: List[int], init: Optional[Callable[[Tensor], None]] = trunc_normal_) -> Tensor:
-    """A trainable tensor of the default dtype, filled by `init`."""
+def create_parameter(shape: List[int]) -> Tensor:
+    """A trainable tensor of the default dtype, filled by `trunc_normal_`."""
     param = paddle.create_parameter(shape, dtype=paddle.get_default_dtype())
-    init(param)
+    trunc_normal_(param)
     return param

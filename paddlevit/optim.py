@@ -77,13 +77,16 @@ def build_optimizer(config: CfgNode, model: nn.Layer) -> paddle.optimizer.Optimi
     One parameter group: Paddle clips the gradient norm of every group on its own. The decay filter goes by tensor
     names, which is what Paddle asks it with; structured names would never match.
     """
+    betas = config.TRAIN.OPTIMIZER.BETAS
+    if len(betas) != 2:
+        raise UserError(f"TRAIN.OPTIMIZER.BETAS is {betas}, allowed: two numbers")
     decayed, left = decay_split(model, config.TRAIN.NO_WEIGHT_DECAY)
     decayed_names = {param.name for param in decayed.values()}
     clip = config.TRAIN.GRAD_CLIP
     return paddle.optimizer.AdamW(
         learning_rate=config.TRAIN.BASE_LR,
-        beta1=config.TRAIN.OPTIMIZER.BETAS[0],
-        beta2=config.TRAIN.OPTIMIZER.BETAS[1],
+        beta1=betas[0],
+        beta2=betas[1],
         epsilon=config.TRAIN.OPTIMIZER.EPS,
         parameters=[*decayed.values(), *left.values()],
         weight_decay=config.TRAIN.WEIGHT_DECAY,

@@ -39,10 +39,12 @@ def train(config: CfgNode) -> int:
     config = _with_classes(config, "train")
     ranks = {"rank": runtime.rank(), "world_size": runtime.world_size()}
     train_loader, eval_loader = build_train_loader(config, **ranks), build_eval_loader(config, **ranks)
-    trainer = build_trainer(config, train_loader.steps_per_epoch)
-    best = _restore(trainer, resumed)
+    trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None)
+    if resumed is not None:
+        _restore(trainer, resumed, folder)
     if runtime.is_main():
-        (folder / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        saved = with_values(config, {"MODEL.RESUME": ""})
+        checkpoint.write_text(folder / "config.yaml", saved.dump())
     journal = Journal(
         folder / "metrics.jsonl",
         report_freq=config.REPORT_FREQ,
@@ -54,19 +56,21 @@ def train(config: CfgNode) -> int:
     _log_start(config, trainer, train_loader, eval_loader)
     try:
         with _stop_signals(trainer):
-            best = _epochs(config, trainer, train_loader, eval_loader, journal, best)
+            _epochs(config, trainer, train_loader, eval_loader, journal)
     except Stopped as stopped:
-        _save(folder, trainer, best, config.KEEP_LAST)
+        _save(folder, trainer, config.KEEP_LAST)
         logger.info("stopped by %s after saving; -resume auto goes on", signal.Signals(stopped.signum).name)
         return 128 + stopped.signum
-    _finish(config, folder, eval_loader, journal, best)
+    if not trainer.best:  # nothing was left to train
+        _evaluate_epoch(config, trainer, eval_loader, journal)
+    _finish(config, trainer.best, eval_loader, journal)
     return 0
 
 
 def validate(config: CfgNode) -> int:
     """Evaluate the weights that `config` names on the validation images and write eval.json; 0."""
-    if not config.MODEL.PRETRAINED:
-        raise UserError("-eval needs the weights to evaluate: -pretrained FILE")
+    if not config.MODEL.PRETRAINED or config.MODEL.RESUME:
+        raise UserError("-eval needs the weights to evaluate by -pretrained FILE, and does not take -resume")
     folder = _open_folder(config)
     config = _with_classes(config, "val")
     loader = build_eval_loader(config, rank=runtime.rank(), world_size=runtime.world_size())
@@ -79,17 +83,18 @@ def validate(config: CfgNode) -> int:
     )
     if runtime.is_main():
         record = {**result, "weights": config.MODEL.PRETRAINED}
-        (folder / "eval.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (folder / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        checkpoint.write_text(folder / "eval.json", json.dumps(record, indent=1) + "\n")
+        if not (folder / "config.yaml").exists():  # a training run's stays
+            checkpoint.write_text(folder / "config.yaml", config.dump())
         logger.info("written to %s", folder / "eval.json")
     return 0
 
 
-def build_trainer(config: CfgNode, steps_per_epoch: int) -> Trainer:
-    """The trainer of `config`, with pretrained weights where it names some."""
+def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = True) -> Trainer:
+    """The trainer of `config`, with the weights that it names unless `pretrained` is false."""
     paddle.seed(config.SEED)
     model = build_model(config)
-    if config.MODEL.PRETRAINED:
+    if config.MODEL.PRETRAINED and pretrained:
         _load_pretrained(config, model)
     images_per_step = config.DATA.BATCH_SIZE * config.TRAIN.ACCUM_ITER * runtime.world_size()
     ema = None
@@ -114,14 +119,9 @@ def build_trainer(config: CfgNode, steps_per_epoch: int) -> Trainer:
 
 
 def _epochs(
-    config: CfgNode,
-    trainer: Trainer,
-    train_loader: TrainLoader,
-    eval_loader: EvalLoader,
-    journal: Journal,
-    best: Dict[str, Any],
-) -> Dict[str, Any]:
-    """Train until the last epoch, evaluating and saving on the way; what is known of the best weights."""
+    config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval_loader: EvalLoader, journal: Journal
+) -> None:
+    """Train until the last epoch, evaluating and saving on the way."""
     folder = journal.path.parent
     while trainer.epoch < config.TRAIN.NUM_EPOCHS:
         journal.start_epoch(trainer.epoch + 1, trainer.step)
@@ -134,36 +134,39 @@ def _epochs(
             journal.end_epoch()
         last = trainer.epoch == config.TRAIN.NUM_EPOCHS
         if last or trainer.epoch % config.VALIDATE_FREQ == 0:
-            best = _evaluate_epoch(config, trainer, eval_loader, journal, best)
+            _evaluate_epoch(config, trainer, eval_loader, journal)
         if last or trainer.epoch % config.SAVE_FREQ == 0:
-            _save(folder, trainer, best, config.KEEP_LAST)
+            _save(folder, trainer, config.KEEP_LAST)
         if not last:
             trainer.check_stop()
-    return best
 
 
-def _evaluate_epoch(
-    config: CfgNode, trainer: Trainer, loader: EvalLoader, journal: Journal, best: Dict[str, Any]
-) -> Dict[str, Any]:
+def _evaluate_epoch(config: CfgNode, trainer: Trainer, loader: EvalLoader, journal: Journal) -> None:
     """Evaluate the model and its EMA; where one is better than any before, save it as best.pdparams."""
+    path = _best_path(journal.path.parent)
     models = {"model": trainer.model}
     if trainer.ema is not None:
         models["ema"] = trainer.ema.model
     for weights, model in models.items():
         result = evaluate(model, progress(loader, len(loader), "validation"), autocast=_autocast(config))
         journal.evaluation(trainer.epoch, weights, result)
-        if result["acc1"] > best.get("acc1", -1.0):
-            best = {"acc1": result["acc1"], "epoch": trainer.epoch, "weights": weights}
+        if result["acc1"] > trainer.best.get("acc1", -1.0):
             if runtime.is_main():
-                checkpoint.write_weights(journal.path.with_name("best.pdparams"), model.state_dict())
-    return best
+                checkpoint.write_weights(path, model.state_dict())
+            trainer.best = {"acc1": result["acc1"], "epoch": trainer.epoch, "weights": weights}
+            trainer.best["sha256"] = checkpoint.sha256(path) if runtime.is_main() else ""
 
 
-def _finish(config: CfgNode, folder: Path, loader: EvalLoader, journal: Journal, best: Dict[str, Any]) -> None:
+def _best_path(folder: Path) -> Path:
+    return folder / "best.pdparams"
+
+
+def _finish(config: CfgNode, best: Dict[str, Any], loader: EvalLoader, journal: Journal) -> None:
     """Evaluate the saved best weights once more, as a user would, and write the report."""
     runtime.barrier()
+    folder = journal.path.parent
     model = build_model(config)
-    load_weights(model, folder / "best.pdparams")
+    load_weights(model, _best_path(folder))
     outputs: List[Tuple[Tensor, Tensor]] = []
     result = evaluate(
         model,
@@ -175,7 +178,7 @@ def _finish(config: CfgNode, folder: Path, loader: EvalLoader, journal: Journal,
     predictions = _predictions(loader, outputs)
     if runtime.is_main():
         report = write_report(folder, predictions)
-        logger.info("best weights: %s (%s, epoch %d)", folder / "best.pdparams", best["weights"], best["epoch"])
+        logger.info("best weights: %s (%s, epoch %d)", _best_path(folder), best["weights"], best["epoch"])
         logger.info("report: %s", report)
 
 
@@ -261,25 +264,44 @@ def _resumed(config: CfgNode, folder: Path) -> Optional[Dict[str, Any]]:
         logger.info("-resume auto: no checkpoint in %s, starting anew", folder)
         return None
     logger.info("going on from %s", path)
-    return checkpoint.load(path, read_state_dict)
+    return {**checkpoint.load(path, read_state_dict), "path": path}
 
 
-def _restore(trainer: Trainer, resumed: Optional[Dict[str, Any]]) -> Dict[str, Any]:
-    """Put a resumed state into the trainer; what it knew of the best weights."""
-    if resumed is None:
-        return {}
-    load_weights(trainer.model, resumed["model"])
-    if trainer.ema is not None:
-        load_weights(trainer.ema.model, resumed["ema"] or resumed["model"])
+def _restore(trainer: Trainer, resumed: Dict[str, Any], folder: Path) -> None:
+    """Put a resumed state into the trainer and make `folder` look as it did then."""
+    path = resumed["path"]
+    try:
+        load_weights(trainer.model, resumed["model"])
+        if trainer.ema is not None:
+            load_weights(trainer.ema.model, resumed["ema"] or resumed["model"])
+    except UserError as error:
+        raise UserError(
+            f"{path.with_suffix('.pdparams')} is of another network than the configuration's: {error}"
+        ) from None
     trainer.load_state(resumed["optimizer"], resumed["progress"])
-    return resumed["progress"]["best"]
-
-
-def _save(folder: Path, trainer: Trainer, best: Dict[str, Any], keep: int) -> None:
     if runtime.is_main():
-        state = trainer.state()
-        state["progress"]["best"] = best
-        logger.info("saved %s", checkpoint.save(folder, state, keep=keep).with_suffix(""))
+        _restore_best(trainer, _best_path(path.parent), _best_path(folder))
+        if path.parent.resolve() == folder.resolve():
+            for stem in checkpoint.drop_later(path):
+                logger.warning("%s came after %s and is withdrawn", stem, path.stem)
+    runtime.barrier()
+
+
+def _restore_best(trainer: Trainer, theirs: Path, ours: Path) -> None:
+    """Keep the best weights that the resumed state knows, wherever they are, or forget about them."""
+    known = trainer.best.get("sha256")
+    if not known or checkpoint.sha256(ours) == known:
+        return
+    if checkpoint.sha256(theirs) == known:
+        checkpoint.copy_file(theirs, ours)
+    else:
+        logger.info("the best weights of that time, top-1 %.2f %%, are gone: the next ones count", trainer.best["acc1"])
+        trainer.best = {}
+
+
+def _save(folder: Path, trainer: Trainer, keep: int) -> None:
+    if runtime.is_main():
+        logger.info("saved %s", checkpoint.save(folder, trainer.state(), keep=keep).with_suffix(""))
     runtime.barrier()
 
 
@@ -314,6 +336,10 @@ def _log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eva
         config.DATA.IMAGE_SIZE,
         paddle.device.get_device(),
     )
+    if config.AMP and paddle.device.get_device() == "cpu":
+        logger.warning("-amp does nothing on a CPU: training in float32")
+    if config.TRAIN.TEACHER_MODEL_PATH and config.TRAIN.DISTILLATION_TYPE == "none":
+        logger.warning("TRAIN.TEACHER_MODEL_PATH is not used: TRAIN.DISTILLATION_TYPE is none")
     logger.info("data: %d images to train on, %d to validate", train_loader.num_images, eval_loader.num_images)
     if train_loader.source.num_classes != config.MODEL.NUM_CLASSES:
         logger.warning(

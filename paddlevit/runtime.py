@@ -105,7 +105,7 @@ class _TerminalHandler(logging.Handler):
     """Writes above a progress bar, if there is one, not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "every_step", False) and sys.stderr.isatty():
+        if getattr(record, "every_step", False) and sys.stderr.isatty() and sys.stdout.isatty():
             return  # the progress bar shows it
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()

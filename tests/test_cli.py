@@ -200,6 +200,49 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on_later(trained, digits, tmp_p
     assert_same_run(tmp_path / "run", trained[0])
 
 
+def test_the_best_weights_are_not_forgotten_by_a_stop(trained, digits, tmp_path):
+    args = train_args(digits, tmp_path / "run", "-resume", "auto")
+    process = start_and_wait(args, tmp_path / "run", r"epoch 3/3  step 1/4")
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    path = checkpoint.newest(tmp_path / "run")
+    assert "step" in path.name
+    best = checkpoint.load(path, lambda weights: None)["progress"]["best"]
+    first_two = [line["acc1"] for line in records(trained[0]) if line["phase"] == "val" and line["epoch"] <= 2]
+    assert best["acc1"] == max(first_two)
+    assert best["sha256"] == checkpoint.sha256(tmp_path / "run" / "best.pdparams")
+    result = run(*train_args(digits, tmp_path / "run", "-resume", "auto", "-batch_size", 16))
+    assert result.returncode == 2
+    assert "same global batch" in result.stderr
+
+
+def test_going_on_from_an_older_checkpoint_withdraws_the_later_ones(trained, digits, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    args = train_args(digits, tmp_path / "run", "-resume", tmp_path / "run" / "epoch_002")
+    result = run(*args)
+    assert result.returncode == 0, result.stderr
+    assert "epoch_003 came after epoch_002 and is withdrawn" in result.stdout
+    assert_same_run(tmp_path / "run", trained[0])
+
+
+def test_going_on_in_another_folder(trained, digits, tmp_path):
+    result = run(*train_args(digits, tmp_path / "run", "-resume", trained[0], "-pretrained", "is_not_read"))
+    assert result.returncode == 0, result.stderr
+    last = records(tmp_path / "run")[-1]
+    assert last["best"] and last["acc1"] == records(trained[0])[-1]["acc1"]
+    assert (tmp_path / "run" / "best.pdparams").read_bytes() == (trained[0] / "best.pdparams").read_bytes()
+
+
+def test_evaluating_in_a_runs_folder_leaves_its_configuration(trained, digits, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    cfg = ["-cfg", tmp_path / "run" / "config.yaml", "-output", tmp_path / "run"]
+    result = run(*cfg, "-eval", "-pretrained", tmp_path / "run" / "epoch_003")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    assert (tmp_path / "run" / "eval.json").is_file()
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(trained, digits, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     with (tmp_path / "run" / "epoch_003.pdparams").open("r+b") as file:
@@ -297,6 +340,10 @@ def failing(digits, tmp_path, name):
         return good, ["out", "-resume auto"]
     if name == "no gpu":
         return [*good, "-device", "gpu"], ["-device gpu", "-device cpu"]
+    if name == "loss without end":
+        return [*good, "-opts", *QUICK, "TRAIN.BASE_LR", "1e30", "TRAIN.GRAD_CLIP", "1e30"], ["TRAIN.BASE_LR", "nan"]
+    if name == "processes for the wrong tool":
+        return [*good, "-nprocs", "2"], ["main_multi_gpu.py"]
     if name == "nothing to resume":
         return [*good, "-resume", tmp_path / "gone"], ["gone"]
     if name == "folder that cannot be made":
@@ -328,6 +375,8 @@ MISTAKES = [
     "another run's folder",
     "no gpu",
     "nothing to resume",
+    "loss without end",
+    "processes for the wrong tool",
     "folder that cannot be made",
 ]
 

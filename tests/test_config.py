@@ -38,6 +38,34 @@ def test_precedence_defaults_base_yaml_flags_opts(tmp_path):
     assert config.SEED == 0
 
 
+@pytest.mark.parametrize(
+    ("flag", "key"), [("num_workers", "DATA.NUM_WORKERS"), ("seed", "SEED"), ("num_classes", "MODEL.NUM_CLASSES")]
+)
+def test_a_flag_may_be_zero(flag, key):
+    config = update_config(get_config("pit_ti_224", ["SEED", 5]), Namespace(**{flag: 0}))
+    section, _, leaf = key.rpartition(".")
+    assert (config[section] if section else config)[leaf] == 0
+    with pytest.raises(ConfigError, match="DATA.BATCH_SIZE is 0"):
+        update_config(get_config(), Namespace(batch_size=0))
+
+
+@pytest.mark.parametrize("base", [5, [5], {"a": 1}])
+def test_base_that_is_no_file(tmp_path, base):
+    with pytest.raises(ConfigTypeError, match="BASE"):
+        get_config(write(tmp_path / "a.yaml", {"BASE": base}))
+
+
+@pytest.mark.parametrize("name", ["pit_*", "*", "_family", "_digits"])
+def test_what_is_no_variants_name(name):
+    with pytest.raises(MissingFileError):
+        get_config(name)
+
+
+def test_empty_sections(tmp_path):
+    (tmp_path / "a.yaml").write_text("MODEL:\nDATA: {}\nTRAIN:\n  NUM_EPOCHS: 7\n", encoding="utf-8")
+    assert get_config(tmp_path / "a.yaml").TRAIN.NUM_EPOCHS == 7
+
+
 def test_base_that_leads_back_is_named(tmp_path):
     write(tmp_path / "a.yaml", {"BASE": "b.yaml"})
     write(tmp_path / "b.yaml", {"BASE": "a.yaml"})
@@ -68,6 +96,11 @@ def test_base_may_be_a_variant(tmp_path):
         (["AMP_DTYPE", "float8"], ConfigError, ["float8", "float16, bfloat16"]),
         (["MODEL.TYPE", "vgg"], ConfigError, ["vgg", "pit"]),
         (["SEED"], ConfigError, ["SEED", "pairs"]),
+        (["SEED", -1], ConfigError, ["SEED", "-1", "0 to 2.14748e+09"]),
+        (["TRAIN.LAST_EPOCH", -3], ConfigError, ["TRAIN.LAST_EPOCH", "-3", "0 and above"]),
+        (["MODEL.DROPPATH", 1.0], ConfigError, ["MODEL.DROPPATH", "0 to less than 1"]),
+        (["MODEL.DEPTH", [2, 0, 4]], ConfigError, ["MODEL.DEPTH", "[2, 0, 4]", "1 and above"]),
+        (["TRAIN.BASE_LR", "nan"], ConfigTypeError, ["TRAIN.BASE_LR", "nan"]),
     ],
 )
 def test_mistakes_are_named(opts, error, said):

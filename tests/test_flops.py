@@ -14,7 +14,7 @@ from paddlevit.flops import count
 
 ROOT = Path(__file__).resolve().parents[1]
 # Built and run once each; the largest ones (0.3 G parameters, or 384 pixels) cost more than they tell.
-SLOW = {"cvt-w24-384x384", "cvt-13-384x384", "cvt-21-384x384", "pit_b_distilled_384"}
+SLOW = {"cvt-w24-384x384", "cvt-21-384x384", "pit_b_distilled_384"}
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in cases()} - SLOW))

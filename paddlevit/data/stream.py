@@ -1,8 +1,10 @@
 """Batches that are read, decoded and stacked in the background."""
 
+import contextlib
 import functools
 import gc
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -50,6 +52,7 @@ class BatchStream:
             worker_init_fn=functools.partial(_start_worker, parent=os.getpid()),
         )
         self._replies: Optional[Iterator[Any]] = None
+        self._workers: List[multiprocessing.Process] = []
 
     def run(self, batches: Iterable[List[Sample]]) -> Iterator[Tuple[Tensor, Tensor]]:
         """Images uint8 [N, H, W, C] and labels int64 [N] of each list of samples.
@@ -58,7 +61,7 @@ class BatchStream:
         """
         number = self._requests.start(batches)
         if self._replies is None:
-            self._replies = iter(self._loader)
+            self._start()
         while True:
             assert number == self._requests.number, "another run was started in the meantime"
             reply_number, last, error, images, labels = self._next()
@@ -70,13 +73,35 @@ class BatchStream:
                 return
             yield images, labels
 
+    def _start(self) -> None:
+        others = multiprocessing.active_children()
+        # Ctrl-C reaches all processes, but training goes on to the end of its step: the workers inherit this.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._replies = iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._workers = [child for child in multiprocessing.active_children() if child not in others]
+
     def _next(self) -> Any:
         try:
             return next(self._replies)
         except SystemError as error:
+            self._kill_workers()
             raise RuntimeError(
                 "a process that reads data has died, often for want of memory: lower DATA.NUM_WORKERS or the batch size"
             ) from error
+
+    def _kill_workers(self) -> None:
+        """End all workers after one has died: one that waits for what the dead one held would never end by itself.
+
+        Paddle raises a SystemError for each, wherever the program is when it ends: here that does no harm.
+        """
+        for worker in self._workers:
+            with contextlib.suppress(SystemError):
+                worker.kill()
+            with contextlib.suppress(SystemError):
+                worker.join()
 
 
 class _Requests:
@@ -132,7 +157,6 @@ def _only(batch: List[Any]) -> Any:
 
 def _start_worker(worker_id: int, *, parent: int) -> None:
     """What a worker does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, but training ends after its step
     gc.freeze()  # looking at what was inherited would copy it
     os.environ["OMP_NUM_THREADS"] = "1"
     if "cv2" in sys.modules:
@@ -146,6 +170,7 @@ def _end_with(parent: int) -> None:
     """
     while os.getppid() == parent:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
+    time.sleep(_SECONDS_BETWEEN_LOOKS)  # it may still be answering the last requests
     for file in _SHARED_MEMORY.glob(f"paddle_{os.getpid()}_*"):
         file.unlink()
     os._exit(1)

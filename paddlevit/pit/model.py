@@ -88,6 +88,10 @@ class PiT(nn.Layer):
         if image_size < patch_size:
             raise UserError(f"DATA.IMAGE_SIZE {image_size} is smaller than MODEL.PATCH_SIZE {patch_size}")
         dims = [base * heads for base, heads in zip(base_dims, num_heads)]
+        if any(wide % narrow for narrow, wide in zip(dims, dims[1:])):
+            raise UserError(
+                f"the widths MODEL.BASE_DIMS x MODEL.NUM_HEADS of PiT, {dims}, are no multiples of each other"
+            )
         # Block i drops with rate * i / total, so the rate itself is never reached: the official schedule.
         rates = iter([drop_path * i / sum(depth) for i in range(sum(depth))])
         block = {"mlp_ratio": mlp_ratio, "dropout": dropout, "attention_dropout": attention_dropout}

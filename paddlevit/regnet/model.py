@@ -111,7 +111,7 @@ class RegNet(nn.Layer):
         se_ratio: float = 0.25,
     ) -> None:
         super().__init__()
-        if len(widths) != len(depths) or any(width % group_width for width in widths):
+        if not widths or len(widths) != len(depths) or any(width % group_width for width in widths):
             raise UserError(
                 f"MODEL.WIDTHS {list(widths)} and MODEL.DEPTHS {list(depths)} of RegNet are lists of equal length, one "
                 f"entry per stage, and every width is a multiple of MODEL.GROUP_WIDTH {group_width}"

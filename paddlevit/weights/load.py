@@ -121,9 +121,14 @@ def _hints(plan: _Plan, translated: Translated, target: Target, heads: tuple[str
     """What the user can do about the two usual misfits: another number of classes, and distilled against plain."""
     hints = []
     classes = [name for name in plan.report.mismatched if heads and name.startswith(heads)]
-    if classes:
+    elsewhere = [name for name in plan.report.mismatched if name not in classes]
+    prefixes = tuple(prefix for prefix in heads if any(key.startswith(prefix) for key in target.shapes))
+    if heads and not prefixes:
+        hints.append(
+            f"the network has no classifier (MODEL.NUM_CLASSES 0): leave that of the file out by reinit={heads}"
+        )
+    if classes and not elsewhere:
         name = classes[0]
-        prefixes = tuple(prefix for prefix in heads if any(key.startswith(prefix) for key in target.shapes))
         hints.append(
             f"the file has {translated.arrays[name].shape[-1]} classes, the network {target.shapes[name][-1]}: set "
             f"MODEL.NUM_CLASSES, or start with a new classifier (reinit={prefixes} in Python, -reinit_head on the "

@@ -255,7 +255,7 @@ def test_workers_ignore_ctrl_c_and_have_few_threads():
         os.kill(worker.pid, signal.SIGINT)
         status = Path(f"/proc/{worker.pid}/status").read_text()
         threads = int(status.split("Threads:")[1].split()[0])
-        assert threads <= 3  # itself, its queue's, and the one that watches its parent
+        assert threads <= 4  # itself, its queue's, the one that watches its parent, and for some NumPys one of BLAS
     assert len(list(batches)) == 19
     assert new_workers(before) == workers
 
