@@ -24,10 +24,10 @@ RUNS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    paddle.set_default_dtype("float64")
-    yield
+@pytest.fixture(params=["float64"], autouse=True)
+def dtype(request):
+    paddle.set_default_dtype(request.param)
+    yield request.param
     paddle.set_default_dtype("float32")
 
 
@@ -88,6 +88,17 @@ def test_golden_training_run(name, run):
     if run == "first":
         for key, expected in golden["param_norms_after_5_steps_f64"].items():
             assert after[key] == pytest.approx(expected, rel=0, abs=1e-6), key
+
+
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
+@pytest.mark.parametrize("name", ["pit_ti_224", "hvt_ti_1_patch16_224"])
+def test_golden_training_run_in_float32(name, dtype):
+    golden = training(name)
+    trainer = trainer_of(name, golden["optimizer"]["lr"])
+    images = paddle.to_tensor(golden_images(0, golden["batch"], golden["image_size"]))
+    losses = [trainer.train_step(images, paddle.to_tensor(golden["labels"])).item() for _ in range(6)]
+    np.testing.assert_allclose(losses, golden["losses_f64"], rtol=0, atol=golden["tolerance"]["f32_losses_abs"])
+    assert losses[0] == pytest.approx(golden["losses_f64"][0], abs=golden["tolerance"]["f32_first_loss_abs"])
 
 
 def norm(tensor):

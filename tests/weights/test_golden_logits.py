@@ -48,3 +48,20 @@ def test_logits(networks, name, fmt):
     expected = reference(name, fmt)["logits_f64"][:1]
     assert logits.shape == expected.shape
     assert np.abs(logits - expected).max() <= tolerance(name, fmt)["float32"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt"), [case for case in CASES if info(case[0])["macs_g"] < 4 and case[1] != "paddlevit"]
+)
+def test_logits_in_float64(name, fmt):
+    paddle.set_default_dtype("float64")
+    try:
+        model = build_model(get_config(name))
+    finally:
+        paddle.set_default_dtype("float32")
+    model.eval()
+    load_weights(model, golden_state(name, fmt), source=fmt)
+    images = golden_images(0, info(name)["batch"], info(name)["image_size"])[:1].astype("float64")
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(images)).numpy()
+    assert np.abs(logits - reference(name, fmt)["logits_f64"][:1]).max() <= tolerance(name, fmt)["float64"]

@@ -209,3 +209,18 @@ def test_a_nested_state_dict_in_memory():
     state = arrays(model)
     load_weights(model, {"model_ema": {}, "model": {f"module.{name}": array for name, array in state.items()}})
     assert_filled(model, state)
+
+
+def test_advice_goes_with_the_misfit():
+    """Another number of classes, another network, and a network without a classifier."""
+
+    def message(state, **options):
+        model = build_model(get_config("pit_digits", [str(word) for item in options.items() for word in item]))
+        with pytest.raises(WeightsError) as caught:
+            load_weights(model, state)
+        return str(caught.value)
+
+    state = arrays(build_model(get_config("pit_digits")))
+    assert "the file has 10 classes, the network 3" in message(state, **{"MODEL.NUM_CLASSES": 3})
+    assert "classes" not in message(state, **{"MODEL.NUM_HEADS": [2, 2, 2]}).split("\n")[-1]
+    assert "reinit=('head.', 'head_dist.')" in message(state, **{"MODEL.NUM_CLASSES": 0})
