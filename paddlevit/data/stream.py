@@ -5,6 +5,7 @@ import functools
 import gc
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 _PREFETCH = 2  # batches per worker that are under way
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SHARED_MEMORY = Path("/dev/shm")
+_AFTER_QUEUES = -100  # multiprocessing empties its queues at -5
 
 _Request = Tuple[int, Optional[List[Sample]]]
 
@@ -161,19 +163,25 @@ def _start_worker(worker_id: int, *, parent: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
+    # A worker whose parent was killed ends by itself where it is busy, or else by this thread.
+    multiprocessing.util.Finalize(None, _free_shared_memory, args=(parent,), exitpriority=_AFTER_QUEUES)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """End this worker when its parent was killed, and free what it has in shared memory: Paddle's worker would wait for
-    requests for ever.
-    """
+    """End this worker when its parent was killed: Paddle's worker would wait for requests for ever."""
     while os.getppid() == parent:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     time.sleep(_SECONDS_BETWEEN_LOOKS)  # it may still be answering the last requests
-    for file in _SHARED_MEMORY.glob(f"paddle_{os.getpid()}_*"):
-        file.unlink()
+    _free_shared_memory(parent)
     os._exit(1)
+
+
+def _free_shared_memory(parent: int) -> None:
+    """Remove the answers of this worker that its parent, which was killed, has not taken."""
+    if os.getppid() != parent:
+        for file in _SHARED_MEMORY.glob(f"paddle_{os.getpid()}_*"):
+            file.unlink(missing_ok=True)
 
 
 def shared_memory_holds(num_bytes: int) -> bool:

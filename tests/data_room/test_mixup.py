@@ -295,7 +295,6 @@ class TestBuild:
             ("TRAIN.MIXUP_PROB", -0.1),
             ("TRAIN.MIXUP_SWITCH_PROB", 2.0),
             ("TRAIN.MIXUP_ALPHA", -0.8),
-            ("TRAIN.CUTMIX_ALPHA", float("inf")),
             ("TRAIN.CUTMIX_MINMAX", [0.8, 0.2]),
             ("TRAIN.CUTMIX_MINMAX", [0.5]),
             ("TRAIN.CUTMIX_MINMAX", [0.5, 1.5]),
