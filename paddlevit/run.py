@@ -231,9 +231,7 @@ def _with_classes(config: CfgNode, split: str) -> CfgNode:
 
 
 def _load_pretrained(config: CfgNode, model: nn.Layer) -> None:
-    names = model.state_dict()
-    heads = [prefix for prefix in type(model).head_prefixes if any(name.startswith(prefix) for name in names)]
-    reinit = heads if config.MODEL.REINIT_HEAD else ()
+    reinit = type(model).head_prefixes if config.MODEL.REINIT_HEAD else ()
     report = load_weights(model, config.MODEL.PRETRAINED, reinit=reinit)
     logger.info("weights: %s", report)
 

@@ -48,11 +48,12 @@ def load_weights(
     idle = [prefix for prefix in plan.idle if prefix not in heads]
     if idle:
         raise WeightsError(f"reinit names '{idle[0]}', but no parameter begins so")
-    problems = "\n".join([*plan.problems(translated, target), *_hints(plan, translated, target, heads)])
-    if problems and strict:
-        raise WeightsError(f"{where} (source {translated.source}) does not fit the network\n{problems}")
+    problems = plan.problems(translated, target)
     if problems:
-        logger.warning("%s: loaded in part\n%s", where, problems)
+        text = "\n".join([*problems, *_hints(plan, translated, target, heads)])
+        if strict:
+            raise WeightsError(f"{where} (source {translated.source}) does not fit the network\n{text}")
+        logger.warning("%s: loaded in part\n%s", where, text)
     parameters = model.state_dict()
     for name, array in plan.arrays.items():
         with naming(where):
