@@ -48,7 +48,7 @@ def allowed(of: str) -> set:
     return {
         "models": LEVEL_0 | FAMILIES,
         "engine": (LEVEL_0 - {"config"}) | (level_1 - {"data"}),
-        "run": LEVEL_0 | level_1 | LEVEL_2,
+        "run": LEVEL_0 | level_1 | LEVEL_2 | {"run"},
         "cli": LEVEL_0 | {"run", "commands"},
         "commands": LEVEL_0 | level_1 | LEVEL_2 | {"commands"},
         "__init__": {"models"},

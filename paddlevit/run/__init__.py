@@ -1,0 +1,138 @@
+"""Runs put together from their parts: training, and evaluation. The only room that sees every other."""
+
+import contextlib
+import json
+import logging
+import signal
+from typing import Any
+
+from yacs.config import CfgNode
+
+from paddlevit import checkpoint, runtime
+from paddlevit.config import with_values
+from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from paddlevit.engine import Stopped, Trainer, evaluate
+from paddlevit.errors import UserError
+from paddlevit.journal import Journal, progress
+from paddlevit.models import build_model
+from paddlevit.run.build import autocast, build_trainer, load_pretrained, with_classes
+from paddlevit.run.finish import finish
+from paddlevit.run.folder import best_path, open_folder, restore, resumed_state, save
+from paddlevit.run.messages import log_start
+
+__all__ = ["train", "validate"]
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: CfgNode) -> int:
+    """Train as `config` says, or go on with an earlier run; 0, or 128 + the signal that stopped it after saving."""
+    folder = open_folder(config)
+    resumed = resumed_state(config, folder)
+    config = with_classes(config, "train")
+    ranks = {"rank": runtime.rank(), "world_size": runtime.world_size()}
+    train_loader, eval_loader = build_train_loader(config, **ranks), build_eval_loader(config, **ranks)
+    trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None)
+    if resumed is not None:
+        restore(trainer, resumed, folder)
+    if runtime.is_main():
+        saved = with_values(config, {"MODEL.RESUME": ""})
+        checkpoint.write_text(folder / "config.yaml", saved.dump())
+    journal = Journal(
+        folder / "metrics.jsonl",
+        report_freq=config.REPORT_FREQ,
+        num_epochs=config.TRAIN.NUM_EPOCHS,
+        steps_per_epoch=train_loader.steps_per_epoch,
+        images_per_step=train_loader.batch_size * runtime.world_size(),
+    )
+    journal.rewind(trainer.epoch, trainer.step)
+    log_start(config, trainer, train_loader, eval_loader)
+    try:
+        with _stop_signals(trainer):
+            _epochs(config, trainer, train_loader, eval_loader, journal)
+    except Stopped as stopped:
+        save(folder, trainer, config.KEEP_LAST)
+        logger.info("stopped by %s after saving; -resume auto goes on", signal.Signals(stopped.signum).name)
+        return 128 + stopped.signum
+    if not trainer.best:  # nothing was left to train
+        _evaluate_epoch(config, trainer, eval_loader, journal)
+    finish(config, trainer.best, eval_loader, journal)
+    return 0
+
+
+def validate(config: CfgNode) -> int:
+    """Evaluate the weights that `config` names on the validation images and write eval.json; 0."""
+    if not config.MODEL.PRETRAINED or config.MODEL.RESUME:
+        raise UserError("-eval needs the weights to evaluate by -pretrained FILE, and does not take -resume")
+    folder = open_folder(config)
+    config = with_classes(config, "val")
+    loader = build_eval_loader(config, rank=runtime.rank(), world_size=runtime.world_size())
+    model = build_model(config)
+    load_pretrained(config, model)
+    result = evaluate(model, progress(loader, len(loader), "evaluation"), autocast=autocast(config))
+    logger.info(
+        "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images",
+        *(result[k] for k in ("acc1", "acc5", "loss", "num_images")),
+    )
+    if runtime.is_main():
+        record = {**result, "weights": config.MODEL.PRETRAINED}
+        checkpoint.write_text(folder / "eval.json", json.dumps(record, indent=1) + "\n")
+        if not (folder / "config.yaml").exists():  # a training run's stays
+            checkpoint.write_text(folder / "config.yaml", config.dump())
+        logger.info("written to %s", folder / "eval.json")
+    return 0
+
+
+def _epochs(
+    config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval_loader: EvalLoader, journal: Journal
+) -> None:
+    """Train until the last epoch, evaluating and saving on the way."""
+    folder = journal.path.parent
+    while trainer.epoch < config.TRAIN.NUM_EPOCHS:
+        journal.start_epoch(trainer.epoch + 1, trainer.step)
+        try:
+            trainer.train_epoch(
+                train_loader.epoch(trainer.epoch, trainer.step),
+                lambda loss, waited: journal.step(loss, waited, trainer.lr),
+            )
+        finally:
+            journal.end_epoch()
+        last = trainer.epoch == config.TRAIN.NUM_EPOCHS
+        if last or trainer.epoch % config.VALIDATE_FREQ == 0:
+            _evaluate_epoch(config, trainer, eval_loader, journal)
+        if last or trainer.epoch % config.SAVE_FREQ == 0:
+            save(folder, trainer, config.KEEP_LAST)
+        if not last:
+            trainer.check_stop()
+
+
+def _evaluate_epoch(config: CfgNode, trainer: Trainer, loader: EvalLoader, journal: Journal) -> None:
+    """Evaluate the model and its EMA; where one is better than any before, save it as best.pdparams."""
+    path = best_path(journal.path.parent)
+    models = {"model": trainer.model}
+    if trainer.ema is not None:
+        models["ema"] = trainer.ema.model
+    for weights, model in models.items():
+        result = evaluate(model, progress(loader, len(loader), "validation"), autocast=autocast(config))
+        journal.evaluation(trainer.epoch, weights, result)
+        if result["acc1"] > trainer.best.get("acc1", -1.0):
+            if runtime.is_main():
+                checkpoint.write_weights(path, model.state_dict())
+            trainer.best = {"acc1": result["acc1"], "epoch": trainer.epoch, "weights": weights}
+            trainer.best["sha256"] = checkpoint.sha256(path) if runtime.is_main() else ""
+
+
+@contextlib.contextmanager
+def _stop_signals(trainer: Trainer):
+    """While training, SIGTERM and SIGINT ask the trainer to stop after its step; a second one ends it at once."""
+
+    def ask(signum: int, frame: Any) -> None:
+        trainer.stop_signal = signum
+        signal.signal(signum, previous[signum])
+
+    previous = {signum: signal.signal(signum, ask) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,83 @@
+"""The parts of a run, made from the configuration."""
+
+import functools
+import logging
+from typing import Callable, ContextManager
+
+import paddle
+from paddle import nn
+from yacs.config import CfgNode
+
+from paddlevit import runtime
+from paddlevit.config import get_config, with_values
+from paddlevit.data import open_source
+from paddlevit.data.mixup import build_mixup
+from paddlevit.ema import ModelEma
+from paddlevit.engine import Trainer
+from paddlevit.errors import UserError
+from paddlevit.models import build_model
+from paddlevit.objectives import Distilled, Objective, Supervised
+from paddlevit.optim import build_lr_schedule, build_optimizer
+from paddlevit.weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+
+def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = True) -> Trainer:
+    """The trainer of `config`, with the weights that it names unless `pretrained` is false."""
+    paddle.seed(config.SEED)
+    model = build_model(config)
+    if config.MODEL.PRETRAINED and pretrained:
+        load_pretrained(config, model)
+    images_per_step = config.DATA.BATCH_SIZE * config.TRAIN.ACCUM_ITER * runtime.world_size()
+    ema = None
+    if config.TRAIN.MODEL_EMA:
+        ema = ModelEma(model, decay=config.TRAIN.MODEL_EMA_DECAY, warmup=config.TRAIN.MODEL_EMA_WARMUP)
+    trainer = Trainer(
+        model=model,
+        network=paddle.DataParallel(model) if runtime.world_size() > 1 else model,
+        objective=_objective(config),
+        mixup=build_mixup(config),
+        optimizer=build_optimizer(config, model),
+        lr_at=build_lr_schedule(config, images_per_step),
+        steps_per_epoch=steps_per_epoch,
+        accum_iter=config.TRAIN.ACCUM_ITER,
+        seed=config.SEED,
+        ema=ema,
+        scaler=paddle.amp.GradScaler(enable=config.AMP and config.AMP_DTYPE == "float16"),
+        autocast=autocast(config),
+    )
+    trainer.epoch = config.TRAIN.LAST_EPOCH
+    return trainer
+
+
+def _objective(config: CfgNode) -> Objective:
+    kind = config.TRAIN.DISTILLATION_TYPE
+    if kind == "none":
+        return Supervised()
+    if not config.TRAIN.TEACHER_MODEL_PATH:
+        raise UserError(f"TRAIN.DISTILLATION_TYPE is {kind}: name the teacher's weights with -teacher_model_path FILE")
+    size = ["DATA.IMAGE_SIZE", config.DATA.IMAGE_SIZE, "MODEL.NUM_CLASSES", config.MODEL.NUM_CLASSES]
+    teacher = build_model(get_config(config.TRAIN.TEACHER_MODEL, size))
+    load_weights(teacher, config.TRAIN.TEACHER_MODEL_PATH)
+    return Distilled(teacher, kind=kind, alpha=config.TRAIN.DISTILLATION_ALPHA, tau=config.TRAIN.DISTILLATION_TAU)
+
+
+def autocast(config: CfgNode) -> Callable[[], ContextManager]:
+    return functools.partial(
+        paddle.amp.auto_cast, enable=config.AMP, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL
+    )
+
+
+def with_classes(config: CfgNode, split: str) -> CfgNode:
+    """`config` with the number of classes that the data has, where the user gave none."""
+    if not config.DATA.INFER_NUM_CLASSES:
+        return config
+    num_classes = open_source(config, split).num_classes
+    return with_values(config, {"MODEL.NUM_CLASSES": num_classes, "DATA.INFER_NUM_CLASSES": False})
+
+
+def load_pretrained(config: CfgNode, model: nn.Layer) -> None:
+    reinit = type(model).head_prefixes if config.MODEL.REINIT_HEAD else ()
+    report = load_weights(model, config.MODEL.PRETRAINED, reinit=reinit)
+    logger.info("weights: %s", report)
