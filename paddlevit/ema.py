@@ -10,7 +10,8 @@ class ModelEma:
     """A second copy of `model` in float32 whose weights follow it: e <- d e + (1 - d) w after every optimizer step.
 
     With `warmup`, d is (1 + steps) / (10 + steps) while that is smaller than `decay`, so that a short run does not end
-    near its random start. Running statistics of BatchNorm are averaged too; integer buffers are copied.
+    near its random start. Running statistics of BatchNorm are averaged too, but for values that are not finite; integer
+    buffers are copied.
     """
 
     def __init__(self, model: nn.Layer, *, decay: float, warmup: bool = True) -> None:
@@ -27,8 +28,10 @@ class ModelEma:
         """Follow the network after its optimizer step number `steps`, counted from 1."""
         decay = min(self.decay, (1 + steps) / (10 + steps)) if self.warmup else self.decay
         for average, value in self._pairs:
-            if average.is_floating_point():
-                average.scale_(decay)
-                average.add_(value.astype(average.dtype) * (1.0 - decay))
-            else:
+            if not average.is_floating_point():
                 average.set_value(value)
+                continue
+            value = value.astype(average.dtype)
+            if value.stop_gradient:
+                value = paddle.where(paddle.isfinite(value), value, average)
+            average.lerp_(value, 1.0 - decay)  # unlike two products, leaves a weight alone that stays the same

@@ -11,10 +11,13 @@ from paddle import Tensor, nn
 
 from paddlevit.ema import ModelEma
 from paddlevit.errors import UserError
+from paddlevit.gradients import LossScale
 from paddlevit.metrics import EvalTotals
 from paddlevit.objectives import Objective
-from paddlevit.optim import load_optimizer_arrays, optimizer_arrays
+from paddlevit.optim import load_optimizer_arrays, optimizer_arrays, set_lr
+from paddlevit.running_statistics import RunningStatistics
 from paddlevit.runtime import all_reduce_max, rank, world_size
+from paddlevit.sharding import Shards
 
 Batches = Iterable[Tuple[Tensor, Tensor]]
 
@@ -45,7 +48,10 @@ class Trainer:
     seed: int = 0
     ema: Optional[ModelEma] = None
     network: Optional[nn.Layer] = None  # what the objective calls: the model, or what synchronises it with other ranks
-    scaler: Optional[paddle.amp.GradScaler] = None
+    grad_clip: Optional[float] = None  # largest global norm of the gradient
+    shards: Optional[Shards] = None  # where every process keeps a part of the optimizer's state only
+    loss_scale: LossScale = field(default_factory=LossScale)
+    max_nonfinite: int = 10  # optimizer steps in a row that may be left out
     autocast: Callable[[], ContextManager] = nullcontext
     stop_signal: int = 0
 
@@ -57,7 +63,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.network = self.network or self.model
-        self.scaler = self.scaler or paddle.amp.GradScaler(enable=False)
+        self._trainable = [param for param in self.model.parameters() if not param.stop_gradient]
+        self._statistics = RunningStatistics(self.model)
 
     def train_epoch(self, batches: Batches, on_step: Callable[[Tensor, float], None]) -> None:
         """Train on the rest of the current epoch. After every batch `on_step(loss, seconds waited for data)` is called.
@@ -94,38 +101,66 @@ class Trainer:
         with nullcontext() if completes else self._no_sync():
             with self.autocast():
                 loss, _ = self.objective(self.network, images, targets)
-            self.scaler.scale(loss / batches).backward()
+            self.loss_scale.scaled(loss / batches).backward()
         if completes:
             self._update(first)
         self.step += 1
         return loss.detach()
 
     def _update(self, step: int) -> None:
+        """An optimizer step, or none, on all processes alike, where a gradient is not finite."""
         self.lr = self.lr_at(self.epoch + step / self.steps_per_epoch)
-        self.optimizer.set_lr(self.lr)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.clear_grad()
+        skip = self.loss_scale.unscale([param.grad_ for param in self._trainable if param.grad_ is not None])
+        if self.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self._trainable, self.grad_clip)
+        set_lr(self.optimizer, self.lr, skip=skip)
+        self.optimizer.step()
+        if self.shards is not None:
+            self.shards.share()
+        for param in self._trainable:
+            param.clear_gradient(set_to_zero=False)
         self.updates += 1
         if self.ema is not None:
             self.ema.update(self.updates)
+
+    def read_skipped(self) -> int:
+        """Optimizer steps that were left out since this was last asked, by all processes alike. Waits for the device.
+
+        Raises UserError where `max_nonfinite` were in a row.
+        """
+        skipped = self.loss_scale.read_skipped()
+        if skipped["in_a_row"] >= self.max_nonfinite:
+            raise UserError(
+                f"the loss or its gradient was not finite in {skipped['in_a_row']} steps in a row "
+                f"(TRAIN.MAX_NONFINITE is {self.max_nonfinite}), the last in epoch {self.epoch + 1}, step {self.step}, "
+                f"at learning rate {self.lr:.3g}: lower TRAIN.BASE_LR, set TRAIN.GRAD_CLIP 1.0, or train without -amp"
+            )
+        if skipped["total"]:
+            self._statistics.mend()
+        else:
+            self._statistics.remember()
+        return skipped["total"]
 
     def _no_sync(self) -> ContextManager:
         return self.network.no_sync() if hasattr(self.network, "no_sync") else nullcontext()
 
     def state(self) -> Dict[str, Any]:
-        """What a resumed run needs: weights by name, the optimizer's arrays by parameter name, and the progress."""
+        """What a resumed run needs: weights by name, the optimizer's arrays by parameter name, and the progress.
+
+        Where the optimizer's state is shared out, all processes ask for it together, and the main one gets it whole.
+        """
+        arrays = optimizer_arrays(self.optimizer, self.model)
         return {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.model.state_dict(),
-            "optimizer": optimizer_arrays(self.optimizer, self.model),
+            "optimizer": arrays if self.shards is None else self.shards.gather(arrays),
             "progress": {
                 "epoch": self.epoch,
                 "step": self.step,
                 "updates": self.updates,
                 "steps_per_epoch": self.steps_per_epoch,
                 "best": self.best,
-                "scaler": {name: _plain(value) for name, value in self.scaler.state_dict().items()},
+                "loss_scale": self.loss_scale.state(),
             },
         }
 
@@ -139,9 +174,7 @@ class Trainer:
         load_optimizer_arrays(self.optimizer, self.model, optimizer)
         self.epoch, self.step, self.updates = progress["epoch"], progress["step"], progress["updates"]
         self.best = progress["best"]
-        if progress["scaler"]:
-            saved = progress["scaler"]
-            self.scaler.load_state_dict({**saved, "scale": np.asarray([saved["scale"]], dtype="float32")})
+        self.loss_scale.load_state(progress["loss_scale"])
 
 
 @paddle.no_grad()
@@ -178,7 +211,3 @@ def _timed(batches: Batches) -> Iterator[Tuple[Tensor, Tensor, float]]:
         if batch is None:
             return
         yield (*batch, time.perf_counter() - start)
-
-
-def _plain(value: Any) -> Any:
-    return np.asarray(value).item() if isinstance(value, (np.ndarray, np.generic, Tensor)) else value

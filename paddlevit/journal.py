@@ -7,13 +7,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Optional
+from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 from paddle import Tensor
 from tqdm import tqdm
 
 from paddlevit.errors import UserError
-from paddlevit.metrics import RunningMean
+from paddlevit.metrics import StepLosses
 from paddlevit.runtime import is_main
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Journal:
         self.num_epochs = num_epochs
         self.steps_per_epoch = steps_per_epoch
         self.images_per_step = images_per_step
-        self._loss = RunningMean()
+        self._losses = StepLosses()
         self._bar: Optional[tqdm] = None
 
     def rewind(self, epoch: int, step: int) -> None:
@@ -66,14 +66,19 @@ class Journal:
             dynamic_ncols=True,
         )
 
-    def step(self, loss: Tensor, waited: float, lr: float) -> None:
-        """A batch is done: its loss, the seconds waited for its data, the learning rate."""
-        self._loss.add(loss)
+    def step(self, loss: Tensor, waited: float, lr: float) -> Optional[List[int]]:
+        """A batch is done: its loss, the seconds waited for its data, the learning rate.
+
+        Where a line was written for it, the steps since the one before, counted from 0 in the epoch, whose losses are
+        not finite on this process; None otherwise.
+        """
+        self._losses.add(loss)
         self._waited += waited
         self._step += 1
         self._bar.update()
         if self._step % self.report_freq == 0 or self._step == self.steps_per_epoch:
-            self._report(lr)
+            return self._report(lr)
+        return None
 
     def end_epoch(self) -> None:
         """The epoch is over, or broken off."""
@@ -94,23 +99,19 @@ class Journal:
             " (best, from the saved file)" if extra.get("best") else "",
         )
 
-    def _report(self, lr: float) -> None:
-        loss = self._loss.read()
+    def _report(self, lr: float) -> List[int]:
+        loss, not_finite = self._losses.read()
+        steps = [self._reported + i for i in not_finite]
         seconds = time.perf_counter() - self._since
         speed = (self._step - self._reported) * self.images_per_step / seconds
         waiting = self._waited / seconds
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the training loss is {loss} in epoch {self._epoch}, steps {self._reported + 1} to {self._step}, at "
-                f"learning rate {lr:.3g}: lower TRAIN.BASE_LR, set TRAIN.GRAD_CLIP 1.0, or train without -amp"
-            )
         self._write(
             {
                 "phase": "train",
                 "epoch": self._epoch,
                 "step": self._step,
                 "steps_per_epoch": self.steps_per_epoch,
-                "loss": loss,
+                "loss": loss if math.isfinite(loss) else None,
                 "lr": lr,
                 "images_per_sec": round(speed, 1),
                 "seconds": round(seconds, 3),
@@ -133,6 +134,7 @@ class Journal:
             extra={"every_step": True},
         )
         self._reported, self._waited, self._since = self._step, 0.0, time.perf_counter()
+        return steps
 
     def _seconds_left(self, speed: float) -> str:
         steps = (self.num_epochs - self._epoch + 1) * self.steps_per_epoch - self._step

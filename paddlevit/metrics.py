@@ -1,12 +1,14 @@
 """Sums that stay on the device and are read, and reduced over processes, once."""
 
-from typing import Dict
+import math
+from typing import Dict, List, Tuple
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from paddlevit.runtime import all_reduce_sum
+from paddlevit.runtime import all_reduce_sum, world_size
 
 
 class EvalTotals:
@@ -37,19 +39,23 @@ class EvalTotals:
         }
 
 
-class RunningMean:
-    """Mean of a scalar over all processes since the last reading; adding to it never waits for the device."""
+class StepLosses:
+    """The losses of the steps since the last reading; adding one never waits for the device."""
 
     def __init__(self) -> None:
-        self._sum: Tensor = paddle.zeros([], dtype="float32")
-        self._count = 0
+        self._losses: List[Tensor] = []
 
-    def add(self, value: Tensor) -> None:
-        self._sum = self._sum + value.detach().astype("float32")
-        self._count += 1
+    def add(self, loss: Tensor) -> None:
+        """Note the loss of a step."""
+        self._losses.append(loss.detach().astype("float32").reshape([1]))
 
-    def read(self) -> float:
-        """The mean of what was added, by all processes, which have to read at the same time; starts anew."""
-        total, count = all_reduce_sum(paddle.stack([self._sum, paddle.full([], self._count)])).tolist()
-        self.__init__()
-        return total / max(count, 1)
+    def read(self) -> Tuple[float, List[int]]:
+        """The mean of the finite losses of all processes, which read at the same time, and which of the steps, counted
+        from 0, had a loss on this process that is not finite. NaN where no step has a finite loss. Starts anew.
+        """
+        mine = paddle.concat(self._losses)
+        self._losses = []
+        bad = [i for i, finite in enumerate(paddle.isfinite(mine).tolist()) if not finite]
+        losses = all_reduce_sum(mine.clone()).numpy() / world_size()
+        finite = losses[np.isfinite(losses)]
+        return (float(finite.mean()) if len(finite) else math.nan), bad

@@ -1,7 +1,11 @@
 """Optimizer and learning rate of a run."""
 
+import difflib
+import fnmatch
 import math
-from typing import Callable, Dict, Iterator, Optional, Sequence, Tuple
+import re
+from bisect import bisect
+from typing import Callable, Container, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import paddle
@@ -9,6 +13,11 @@ from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
+
+
+def learnable(model: nn.Layer) -> Dict[str, Tensor]:
+    """Parameters by name, frozen or not, without BatchNorm's running statistics, which Paddle counts among them."""
+    return {name: param for name, param in model.named_parameters() if not name.endswith(("_mean", "_variance"))}
 
 
 def decay_split(model: nn.Layer, excluded: Sequence[str]) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
@@ -23,6 +32,96 @@ def decay_split(model: nn.Layer, excluded: Sequence[str]) -> Tuple[Dict[str, Ten
             alone = param.ndim < 2 or name.rsplit(".", 1)[-1] in excluded
             (left if alone else decayed)[name] = param
     return decayed, left
+
+
+def freeze(model: nn.Layer, patterns: Sequence[str]) -> List[str]:
+    """Take the parameters that `patterns` choose out of training, and return their names.
+
+    A pattern is one of file names (* ? [...]) for a parameter's whole name. One that begins with ! takes back what
+    those before it have chosen: ["*", "!head*"] trains the head alone. A BatchNorm without trainable parameters goes on
+    with its running statistics, in training too, and leaves them as they are. Raises UserError where a pattern fits no
+    parameter, and where nothing is left to train.
+    """
+    params = learnable(model)
+    frozen: Dict[str, bool] = dict.fromkeys(params, False)
+    for pattern in patterns:
+        fitting = [name for name in params if fnmatch.fnmatchcase(name, pattern.removeprefix("!"))]
+        if not fitting:
+            near = difflib.get_close_matches(pattern, params, n=3, cutoff=0.0)
+            raise UserError(f"TRAIN.FREEZE: '{pattern}' fits no parameter; the nearest ones are {', '.join(near)}")
+        frozen.update(dict.fromkeys(fitting, not pattern.startswith("!")))
+    if all(frozen.values()):
+        raise UserError(f"TRAIN.FREEZE {list(patterns)} leaves no parameter to train")
+    chosen = [name for name in params if frozen[name]]
+    for name in chosen:
+        params[name].stop_gradient = True
+    for layer in model.sublayers():
+        if isinstance(layer, nn.BatchNorm2D) and layer.weight.stop_gradient and layer.bias.stop_gradient:
+            layer._use_global_stats = True  # the constructor's use_global_stats, for which there is no setter
+    return chosen
+
+
+def layer_rates(model: nn.Layer, decay: float) -> Dict[str, float]:
+    """Factor of the learning rate by parameter name: 1 at the head, and `decay` times less for every layer below it.
+
+    Discriminative fine-tuning (Howard & Ruder 2018, section 3.2) as ELECTRA and BEiT have it: `decay` to the power of
+    (last layer - layer), the layers being those of `layer_ids`.
+    """
+    params = learnable(model)
+    if decay == 1.0:
+        return dict.fromkeys(params, 1.0)
+    ids = layer_ids(list(params))
+    last = max(ids.values())
+    return {name: decay ** (last - layer) for name, layer in ids.items()}
+
+
+# Names of the families' blocks. Their numbers count in the order of the forward pass: stage, module, block.
+_BLOCK = re.compile(
+    r"(?:transformers|stages)\.(\d+)\.blocks\.(\d+)\."  # PiT; CvT and RegNet
+    r"|layers\.(\d+)\."  # HVT
+    r"|layer(1)\.(\d+)\.|stage(\d)\.(\d+)\.branches\.\d+\.(\d+)\."  # HRFormer, whose branches run side by side
+)
+# What stands between blocks, and the last number of its place: before all blocks of its stage, or after them.
+_BETWEEN = (
+    (re.compile(r"stages\.(\d+)\."), -1.0),  # CvT: token embedding and class token
+    (re.compile(r"(?:pools\.|transition)(\d+)\."), math.inf),  # PiT; HRFormer
+    (re.compile(r"stage(\d)\.(\d+)\.fuse_layers\."), math.inf),  # HRFormer
+)
+
+
+def layer_ids(names: Sequence[str]) -> Dict[str, int]:
+    """Layer of every parameter, given their names in the network's order: stem 0, blocks from 1 on, head last.
+
+    What stands between two blocks belongs to the second, or to the head; blocks of parallel branches share a layer.
+    """
+    blocks = {name: _numbers(match) for name in names for match in [_BLOCK.match(name)] if match}
+    order = sorted(set(blocks.values()))
+    assert order, f"none of {list(names)[:5]}... is known as a parameter of a block"
+    ids: Dict[str, int] = {}
+    edge = 0  # the layer of names without a place: the stem's until a block has come, then the head's
+    for name in names:
+        before = _blocks_before(name, order)
+        if name in blocks:
+            ids[name] = order.index(blocks[name]) + 1
+            edge = len(order) + 1
+        elif before is not None:
+            ids[name] = before + 1 if before else 0
+        else:
+            ids[name] = edge
+    return ids
+
+
+def _blocks_before(name: str, order: Sequence[Tuple[float, ...]]) -> Optional[int]:
+    """Blocks that run before what stands between blocks; None for all other names."""
+    for pattern, last in _BETWEEN:
+        match = pattern.match(name)
+        if match:
+            return bisect(order, (*_numbers(match), last))
+    return None
+
+
+def _numbers(match: "re.Match[str]") -> Tuple[float, ...]:
+    return tuple(int(number) for number in match.groups() if number is not None)
 
 
 def scaled_lr(lr: float, images_per_step: int, reference: Optional[int]) -> float:
@@ -71,29 +170,45 @@ def build_lr_schedule(config: CfgNode, images_per_step: int) -> Callable[[float]
     return lambda epoch: schedule(float(max(math.floor(epoch) - delay, 0)))
 
 
-def build_optimizer(config: CfgNode, model: nn.Layer) -> paddle.optimizer.Optimizer:
-    """AdamW over the trainable parameters of `model`; its learning rate is set before every step.
+def build_optimizer(
+    config: CfgNode, model: nn.Layer, *, own: Optional[Container[str]] = None
+) -> paddle.optimizer.Optimizer:
+    """AdamW over the trainable parameters of `model`, or those of them named in `own`; call `set_lr` before every step.
 
-    One parameter group: Paddle clips the gradient norm of every group on its own. The decay filter goes by tensor
-    names, which is what Paddle asks it with; structured names would never match.
+    The decay filter goes by tensor names, which is what Paddle asks it with; structured names would never match.
     """
     betas = config.TRAIN.OPTIMIZER.BETAS
     if len(betas) != 2:
         raise UserError(f"TRAIN.OPTIMIZER.BETAS is {betas}, allowed: two numbers")
+    rates = layer_rates(model, config.TRAIN.LAYER_DECAY)
+    for param, rate in zip(learnable(model).values(), rates.values()):
+        # AdamW's lr_ratio refuses to run on a CPU; this factor reaches the update and the decay alike.
+        param.optimize_attr = {"learning_rate": rate}
     decayed, left = decay_split(model, config.TRAIN.NO_WEIGHT_DECAY)
     decayed_names = {param.name for param in decayed.values()}
-    clip = config.TRAIN.GRAD_CLIP
+    stepped = {name: param for name, param in {**decayed, **left}.items() if own is None or name in own}
     return paddle.optimizer.AdamW(
         learning_rate=config.TRAIN.BASE_LR,
         beta1=betas[0],
         beta2=betas[1],
         epsilon=config.TRAIN.OPTIMIZER.EPS,
-        parameters=[*decayed.values(), *left.values()],
+        parameters=list(stepped.values()),
         weight_decay=config.TRAIN.WEIGHT_DECAY,
         apply_decay_param_fun=decayed_names.__contains__,
-        grad_clip=None if clip is None else nn.ClipGradByGlobalNorm(clip),
         multi_precision=config.AMP and config.AMP_OPT_LEVEL == "O2",
     )
+
+
+def set_lr(optimizer: paddle.optimizer.Optimizer, lr: float, *, skip: Tensor) -> None:
+    """Give the next step the learning rate `lr`, or 0 where `skip`, bool [1], is true, without waiting for the device.
+
+    With learning rate 0 and gradients of 0 a step leaves every weight as it is. Paddle's own way of skipping reads
+    `skip` on the host; it keeps the learning rate in a tensor, for which there is no public name.
+    """
+    optimizer._create_global_learning_rate()
+    optimizer.set_lr(lr)
+    rate = optimizer._global_learning_rate()
+    rate.multiply_(paddle.logical_not(skip).astype(rate.dtype).reshape(rate.shape))
 
 
 def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> Dict[str, np.ndarray]:
@@ -108,7 +223,10 @@ def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> 
 def load_optimizer_arrays(
     optimizer: paddle.optimizer.Optimizer, model: nn.Layer, arrays: Dict[str, np.ndarray]
 ) -> None:
-    """Put back what `optimizer_arrays` returned; UserError where it does not cover every trainable parameter."""
+    """Put back what `optimizer_arrays` returned, of the parameters that `optimizer` steps.
+
+    Raises UserError where `arrays` does not cover every trainable parameter.
+    """
     slots: Dict[str, Dict[str, np.ndarray]] = {}
     for key, value in arrays.items():
         name, slot = key.rsplit("/", 1)
@@ -117,11 +235,14 @@ def load_optimizer_arrays(
     if arrays and set(slots) != set(trainable):
         differing = sorted(set(slots) ^ set(trainable))
         raise UserError(
-            f"the checkpoint's optimizer state is of another network: {len(differing)} parameters differ, "
-            f"first {', '.join(differing[:3])}"
+            f"the checkpoint's optimizer state is of another network, or of another TRAIN.FREEZE: {len(differing)} "
+            f"parameters differ, first {', '.join(differing[:3])}"
         )
     state: Dict[str, object] = {}
+    stepped = {param.name for param in optimizer._parameter_list}
     for name, values in slots.items():
+        if trainable[name].name not in stepped:
+            continue
         for slot, value in values.items():
             if slot == _MASTER:
                 state.setdefault(_MASTER, {})[trainable[name].name] = paddle.to_tensor(value)

@@ -17,6 +17,8 @@ DEFAULTS: Dict[str, Any] = {
         "IMAGENET_MEAN": [0.485, 0.456, 0.406],
         "IMAGENET_STD": [0.229, 0.224, 0.225],
         "NUM_WORKERS": -1,  # per process; -1: one per core that is free for it, at most 8
+        "ON_ERROR": "stop",  # at a training image that cannot be read; or skip: take the next one that can
+        "MAX_BAD": 100,  # images per process that may be skipped
         "INFER_NUM_CLASSES": True,  # MODEL.NUM_CLASSES from the data; false where the user gave it
     },
     "MODEL": {
@@ -40,6 +42,10 @@ DEFAULTS: Dict[str, Any] = {
         "WEIGHT_DECAY": 0.05,
         "NO_WEIGHT_DECAY": ["pos_embed", "cls_token", "dist_token"],  # last part of the name; 1-D tensors never decay
         "GRAD_CLIP": None,  # largest global norm of the gradient; null: not clipped
+        "MAX_NONFINITE": 10,  # optimizer steps in a row that may be left out because a gradient is not finite
+        "SHARD_OPTIMIZER": False,  # every process keeps a part of the optimizer's state only (ZeRO stage 1)
+        "LAYER_DECAY": 1.0,  # factor of the learning rate from each layer to the one below it; 1 at the head
+        "FREEZE": None,  # names of parameters that stay as they are, as file name patterns; "!..." takes some back
         "ACCUM_ITER": 1,  # batches per optimizer step
         "OPTIMIZER": {"NAME": "AdamW", "EPS": 1.0e-8, "BETAS": [0.9, 0.999]},
         "MODEL_EMA": False,
@@ -57,12 +63,14 @@ DEFAULTS: Dict[str, Any] = {
         "CROP_RATIO": [0.75, 1.3333333333333333],  # width / height that random_resized keeps
         "CROP_PADDING": 4,
         "HFLIP": 0.5,
+        "RESIZER": "auto",  # training images by opencv where it is installed, or pillow: the published pixels, slower
         "COLOR_JITTER": 0.4,  # only without RAND_AUGMENT and AUTO_AUGMENT
         "RAND_AUGMENT": True,
         "RAND_AUGMENT_LAYERS": 2,
         "RAND_AUGMENT_MAGNITUDE": 9,
         "RAND_AUGMENT_STD": 0.5,
-        "AUTO_AUGMENT": False,
+        "AUTO_AUGMENT": False,  # in place of RAND_AUGMENT
+        "THREE_AUGMENT": False,  # in place of RAND_AUGMENT: grey, solarized or blurred, and COLOR_JITTER
         "RANDOM_ERASE_PROB": 0.25,
         "RANDOM_ERASE_MODE": "pixel",  # or const, rand
         "RANDOM_ERASE_COUNT": 1,
@@ -76,6 +84,8 @@ DEFAULTS: Dict[str, Any] = {
     "OUTPUT": "",  # "": ./output/<variant>-<train or eval>-<time>
     "DEVICE": "auto",
     "NPROCS": None,  # processes to start; null: one per visible GPU, 1 on CPU
+    "MAX_RESTARTS": 0,  # times that a run which died, failed or hung is started again
+    "HANG_TIMEOUT": 1800,  # seconds without progress after which a process that was started counts as hung; 0: never
     "EVAL": False,
     "AMP": False,
     "AMP_DTYPE": "float16",
@@ -93,6 +103,7 @@ OPTIONAL: Dict[str, Any] = {
     "MODEL.DISTILLED": False,
     "NPROCS": 1,
     "TRAIN.CUTMIX_MINMAX": [0.0],
+    "TRAIN.FREEZE": [""],
     "TRAIN.GRAD_CLIP": 1.0,
     "TRAIN.LINEAR_SCALED_LR": 1,
 }
@@ -102,12 +113,14 @@ CHOICES: Dict[str, Tuple[str, ...]] = {
     "AMP_OPT_LEVEL": ("O0", "O1", "O2"),
     "DATA.DATASET": ("imagenet2012", "cifar10", "cifar100"),
     "DATA.INTERPOLATION": ("bicubic", "bilinear"),
+    "DATA.ON_ERROR": ("stop", "skip"),
     "DATA.RESIZE_MODE": ("crop", "squash"),
     "DEVICE": ("auto", "gpu", "cpu"),
     "TRAIN.CROP": ("random_resized", "padded"),
     "TRAIN.DISTILLATION_TYPE": ("none", "soft", "hard"),
     "TRAIN.LR_SCHEDULE": ("epoch", "previous_epoch", "iteration"),
     "TRAIN.MIXUP_MODE": ("batch", "elem", "pair"),
+    "TRAIN.RESIZER": ("auto", "opencv", "pillow"),
     "TRAIN.OPTIMIZER.NAME": ("AdamW",),
     "TRAIN.RANDOM_ERASE_MODE": ("const", "rand", "pixel"),
 }
@@ -122,7 +135,10 @@ RANGES: Dict[str, Tuple[float, float]] = {
     "DATA.BATCH_SIZE": _ONE,
     "DATA.BATCH_SIZE_EVAL": _ONE,
     "DATA.IMAGE_SIZE": _ONE,
+    "DATA.MAX_BAD": _ZERO,
+    "HANG_TIMEOUT": _ZERO,
     "KEEP_LAST": _ONE,
+    "MAX_RESTARTS": _ZERO,
     "MODEL.ATTENTION_DROPOUT": BELOW_ONE,
     "MODEL.ATTN_DROP_RATE": BELOW_ONE,
     "MODEL.BASE_DIMS": _ONE,
@@ -153,6 +169,8 @@ RANGES: Dict[str, Tuple[float, float]] = {
     "TRAIN.END_LR": _ZERO,
     "TRAIN.GRAD_CLIP": _ZERO,
     "TRAIN.LAST_EPOCH": _ZERO,
+    "TRAIN.MAX_NONFINITE": _ONE,
+    "TRAIN.LAYER_DECAY": _SHARE,
     "TRAIN.LINEAR_SCALED_LR": _ONE,
     "TRAIN.MIXUP_PROB": _SHARE,
     "TRAIN.MIXUP_SWITCH_PROB": _SHARE,
@@ -190,5 +208,7 @@ FLAGS: Dict[str, str] = {
     "amp_dtype": "AMP_DTYPE",
     "device": "DEVICE",
     "nprocs": "NPROCS",
+    "max_restarts": "MAX_RESTARTS",
+    "hang_timeout": "HANG_TIMEOUT",
     "seed": "SEED",
 }

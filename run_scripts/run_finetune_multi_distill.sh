@@ -4,4 +4,4 @@ cfg=${1:-pit_b_distilled_384} data=${2:-./data/imagenet} teacher=${3:-./regnety_
 start=${4:-./pit_b_distilled_224.pdparams}
 [ $# -gt 3 ] && shift 4 || shift $#
 exec python tools/main_multi_gpu_distill.py -cfg "$cfg" -data_path "$data" -teacher_model_path "$teacher" \
-    -pretrained "$start" -amp "$@"
+    -pretrained "$start" -batch_size 32 -amp "$@"

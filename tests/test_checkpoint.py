@@ -22,7 +22,7 @@ def state(epoch, step=0, ema=False, value=1.0):
         "model": weights,
         "ema": {name: tensor * 2 for name, tensor in weights.items()} if ema else None,
         "optimizer": {"layer.weight/moment1_0": np.full((3, 2), value, "float32")},
-        "progress": {"epoch": epoch, "step": step, "updates": 7, "scaler": {}, "best": {"acc1": 12.5}},
+        "progress": {"epoch": epoch, "step": step, "updates": 7, "loss_scale": {}, "best": {"acc1": 12.5}},
     }
 
 

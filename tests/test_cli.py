@@ -341,7 +341,8 @@ def failing(digits, tmp_path, name):
     if name == "no gpu":
         return [*good, "-device", "gpu"], ["-device gpu", "-device cpu"]
     if name == "loss without end":
-        return [*good, "-opts", *QUICK, "TRAIN.BASE_LR", "1e30", "TRAIN.GRAD_CLIP", "1e30"], ["TRAIN.BASE_LR", "nan"]
+        hopeless = ["TRAIN.BASE_LR", "1e30", "TRAIN.MAX_NONFINITE", "2"]
+        return [*good, "-opts", *QUICK, *hopeless], ["TRAIN.BASE_LR", "2 steps"]
     if name == "processes for the wrong tool":
         return [*good, "-nprocs", "2"], ["main_multi_gpu.py"]
     if name == "nothing to resume":

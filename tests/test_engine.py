@@ -20,7 +20,8 @@ def tiny_trainer(*, accum_iter=1, steps=8, ema=False, seed=0):
         model=model,
         objective=Supervised(),
         mixup=SmoothTargets(3, 0.1),
-        optimizer=build_optimizer(get_config("pit_ti_224", ["TRAIN.GRAD_CLIP", 1.0]), model),
+        optimizer=build_optimizer(get_config("pit_ti_224"), model),
+        grad_clip=1.0,
         lr_at=lambda epoch: 0.01 * (1 + epoch),
         steps_per_epoch=steps,
         accum_iter=accum_iter,
@@ -122,6 +123,29 @@ def test_ema_follows_every_optimizer_step_and_warms_up():
             average = decay * average + (1 - decay) * weights(trainer)["3.bias"]
     assert steps == trainer.updates == 4
     np.testing.assert_allclose(trainer.ema.model.state_dict()["3.bias"].numpy(), average, rtol=1e-5, atol=1e-7)
+
+
+def test_ema_of_a_weight_that_stays_the_same_stays_the_same():
+    model = nn.Linear(50, 50)
+    average = ModelEma(model, decay=0.999)
+    for step in range(1, 200):
+        average.update(step)
+    np.testing.assert_array_equal(average.model.weight.numpy(), model.weight.numpy())
+
+
+@pytest.mark.parametrize("limit", [0.01, 1e6])
+def test_gradients_are_clipped_by_one_norm_over_all_parameters(limit):
+    free, clipped = tiny_trainer(), tiny_trainer()
+    free.grad_clip, clipped.grad_clip = None, limit
+    seen = {}
+    for name, trainer in (("free", free), ("clipped", clipped)):
+        trainer.optimizer.step = lambda name=name, trainer=trainer: seen.update(
+            {name: [param.grad.numpy().astype("float64") for param in trainer.model.parameters()]}
+        )
+        trainer.train_step(*next(iter(batches(1))))
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in seen["free"]))
+    for gradient, expected in zip(seen["clipped"], seen["free"]):
+        np.testing.assert_allclose(gradient, expected * min(1.0, limit / norm), rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])

@@ -10,7 +10,7 @@ from paddlevit.config import get_config, variant_names
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted(path for path in (ROOT / "paddlevit").rglob("*.py") if "configs" not in path.parts)
 FAMILIES = {"hvt", "cvt", "hrformer", "pit", "regnet"}
-LEVEL_0 = {"errors", "schema", "config", "runtime", "layers"}
+LEVEL_0 = {"errors", "schema", "config", "runtime", "launcher", "layers"}
 LEVEL_2 = {"models", "engine"}
 
 

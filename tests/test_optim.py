@@ -14,6 +14,9 @@ from paddlevit.optim import (
     build_lr_schedule,
     build_optimizer,
     decay_split,
+    freeze,
+    layer_ids,
+    layer_rates,
     load_optimizer_arrays,
     lr_schedule,
     optimizer_arrays,
@@ -37,24 +40,6 @@ def test_decay_reaches_what_it_should_and_nothing_else():
     assert shrunk == expected
     name = "head.weight"
     np.testing.assert_allclose(dict(model.named_parameters())[name].numpy(), 0.95 * before[name], rtol=1e-6)
-
-
-def test_frozen_parameters_are_in_neither_group():
-    model = nn.Linear(2, 2)
-    model.weight.stop_gradient = True
-    decayed, left = decay_split(model, [])
-    assert (list(decayed), list(left)) == ([], ["bias"])
-
-
-def test_gradient_is_clipped_by_one_norm_over_all_parameters():
-    config = get_config("pit_digits", ["TRAIN.GRAD_CLIP", 1.0])
-    model = build_model(config)
-    clip = build_optimizer(config, model)._grad_clip
-    for param in model.parameters():
-        param.grad = paddle.ones_like(param)
-    clipped = clip([(param, param.grad) for param in model.parameters()])
-    total = math.sqrt(sum(float((grad.numpy().astype("float64") ** 2).sum()) for _, grad in clipped))
-    assert total == pytest.approx(1.0, rel=1e-4)
 
 
 def test_schedule_of_the_official_recipes():
@@ -138,3 +123,252 @@ def test_state_of_another_network_is_refused():
     other = nn.Linear(3, 3)
     with pytest.raises(UserError, match="another network"):
         load_optimizer_arrays(build_optimizer(get_config("pit_ti_224"), other), other, arrays)
+
+
+SMALL = {
+    "pit_digits": [],
+    "hvt_digits": [],
+    "cvt_digits": [],
+    "hrformer_digits": [],
+    "regnety_160": ["MODEL.WIDTHS", [8, 16], "MODEL.DEPTHS", [1, 2], "MODEL.GROUP_WIDTH", 8, "DATA.IMAGE_SIZE", 32],
+}
+
+
+def small(name, *opts):
+    config = get_config(name, [*SMALL[name], *opts])
+    paddle.seed(1)
+    return config, build_model(config)
+
+
+def names_of(model):
+    return [name for name, param in model.named_parameters() if not param.stop_gradient]
+
+
+# Read off the papers' figures: one block after the other, what widens the map with the block behind it.
+LAYERS = {
+    "pit_xs_distilled_224": {
+        "cls_token": 0,
+        "pos_embed": 0,
+        "patch_embed.conv.weight": 0,
+        "transformers.0.blocks.0.norm1.weight": 1,
+        "transformers.0.blocks.1.mlp.fc2.bias": 2,
+        "pools.0.fc.weight": 3,
+        "transformers.1.blocks.0.attn.qkv.weight": 3,
+        "transformers.1.blocks.5.attn.qkv.weight": 8,
+        "pools.1.conv.bias": 9,
+        "transformers.2.blocks.3.norm2.bias": 12,
+        "norm.weight": 13,
+        "head.weight": 13,
+        "head_dist.bias": 13,
+    },
+    "hvt_ti_1_patch16_224": {
+        "pos_embed": 0,
+        "patch_embed.proj.bias": 0,
+        "layers.0.pos_embed": 1,
+        "layers.11.attn.proj.weight": 12,
+        "norm.bias": 13,
+        "head.bias": 13,
+    },
+    "cvt-13-224x224": {
+        "stages.0.patch_embed.norm.weight": 0,
+        "stages.0.blocks.0.attn.conv_proj_q.0.weight": 1,
+        "stages.1.patch_embed.proj.weight": 2,
+        "stages.1.blocks.0.norm1.weight": 2,
+        "stages.1.blocks.1.norm1.weight": 3,
+        "stages.2.cls_token": 4,
+        "stages.2.patch_embed.proj.bias": 4,
+        "stages.2.blocks.9.mlp.fc1.weight": 13,
+        "head.weight": 14,
+    },
+    "hrt_tiny": {
+        "conv1.weight": 0,
+        "bn2.bias": 0,
+        "layer1.0.downsample.0.weight": 1,
+        "layer1.1.bn3.weight": 2,
+        "transition1.0.0.weight": 3,
+        "stage2.0.branches.0.0.norm1.weight": 3,
+        "stage2.0.branches.1.1.norm1.weight": 4,
+        "stage2.0.fuse_layers.0.1.0.weight": 5,
+        "transition2.2.0.0.weight": 5,
+        "stage3.0.branches.2.0.mlp.fc1.weight": 5,
+        "stage3.2.branches.0.1.mlp.fc1.weight": 10,
+        "stage4.1.branches.3.1.norm2.bias": 14,
+        "stage4.1.fuse_layers.0.3.0.weight": 15,
+        "incre_modules.0.0.conv1.weight": 15,
+        "downsamp_modules.2.0.weight": 15,
+        "final_layer.0.bias": 15,
+        "classifier.weight": 15,
+    },
+    "regnety_160": {
+        "stem.0.weight": 0,
+        "stages.0.blocks.0.conv1.weight": 1,
+        "stages.1.blocks.0.downsample.bn.bias": 3,
+        "stages.2.blocks.10.se.conv1_1x1.bias": 17,
+        "stages.3.blocks.0.conv3.weight": 18,
+        "head.2.bias": 19,
+    },
+}
+
+
+@pytest.mark.parametrize("variant", sorted(LAYERS))
+def test_layers_count_from_the_stem_to_the_head(variant):
+    narrow = ["MODEL.WIDTHS", [8] * 4, "MODEL.GROUP_WIDTH", 8] if variant == "regnety_160" else []
+    model = build_model(get_config(variant, narrow))
+    ids = layer_ids(names_of(model))
+    assert {name: ids[name] for name in LAYERS[variant]} == LAYERS[variant]
+    assert sorted(set(ids.values())) == list(range(max(ids.values()) + 1))
+    assert {name for name in ids if name.startswith(type(model).head_prefixes)} <= {
+        name for name, layer in ids.items() if layer == max(ids.values())
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(SMALL) - {"hrformer_digits"}))
+def test_layers_follow_the_forward_pass(name):
+    config, model = small(name)
+    ids, ran = layer_ids(names_of(model)), []
+    for path, layer in model.named_sublayers():
+        own = [f"{path}.{key}" for key in names_of(layer) if "." not in key]
+        layer.register_forward_pre_hook(lambda *_, own=own: ran.extend(ids[key] for key in own))
+    model.eval()
+    model(paddle.zeros([1, 3, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE]))
+    assert ran == sorted(ran) and set(ran) == set(ids.values())
+
+
+def test_unknown_blocks_are_noticed():
+    with pytest.raises(AssertionError, match="encoder"):
+        layer_ids(["encoder.0.weight", "head.weight"])
+
+
+def adamw(weight, gradients, *, lrs, decay, betas=(0.9, 0.999), eps=1e-8):
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) in float64; Paddle's and PyTorch's decay is lr * decay * weight."""
+    m = v = 0.0
+    for t, (g, lr) in enumerate(zip(gradients, lrs), 1):
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g**2
+        step = (m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+        weight = weight - lr * decay * weight - lr * step
+    return weight
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize("layer_decay", [1.0, 0.65])
+def test_a_layers_learning_rate_reaches_update_and_decay(name, layer_decay):
+    config, model = small(name, "TRAIN.LAYER_DECAY", layer_decay, "TRAIN.WEIGHT_DECAY", 0.3)
+    rng, lrs = np.random.default_rng(0), (1e-2, 3e-3, 2e-2)
+    trained = {key: param for key, param in model.named_parameters() if not param.stop_gradient}
+    before = {key: param.numpy().astype("float64") for key, param in trained.items()}
+    gradients = {key: rng.normal(size=(len(lrs), *value.shape)) for key, value in before.items()}
+    optimizer = build_optimizer(config, model)
+    for step_number, lr in enumerate(lrs):
+        optimizer.set_lr(lr)
+        for key, param in trained.items():
+            param.grad = paddle.to_tensor(gradients[key][step_number].astype("float32"))
+        optimizer.step()
+    decayed = decay_split(model, config.TRAIN.NO_WEIGHT_DECAY)[0]
+    ids = layer_ids(names_of(model))
+    for key, param in trained.items():
+        rate = layer_decay ** (max(ids.values()) - ids[key])
+        expected = adamw(
+            before[key], gradients[key], lrs=[lr * rate for lr in lrs], decay=0.3 if key in decayed else 0.0
+        )
+        np.testing.assert_allclose(param.numpy(), expected, rtol=2e-4, atol=2e-6, err_msg=key)
+
+
+def test_layer_decay_is_a_share():
+    assert set(layer_rates(small("pit_digits")[1], 1.0).values()) == {1.0}
+    with pytest.raises(UserError, match="LAYER_DECAY"):
+        get_config("pit_digits", ["TRAIN.LAYER_DECAY", 1.5])
+
+
+HEADS = {"pit": "head.", "hvt": "head.", "cvt": "head.", "hrformer": "classifier.", "regnet": "head.2."}
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_linear_probe_moves_the_head_and_nothing_else(name):
+    config, model = small(name)
+    head = HEADS[config.MODEL.TYPE]
+    names = names_of(model)
+    frozen = freeze(model, ["*", f"!{head}*"])
+    assert frozen == [key for key in names if not key.startswith(head)]
+    optimizer = build_optimizer(config, model)
+    before = {key: value.numpy().copy() for key, value in model.state_dict().items()}
+    model.train()
+    images = paddle.randn([4, 3, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE])
+    model(images).square().mean().backward()
+    assert {key for key, param in model.named_parameters() if param.grad is not None} == set(names) - set(frozen)
+    optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not np.array_equal(before[key], value.numpy())}
+    assert changed == {f"{head}weight", f"{head}bias"}  # no running statistics of BatchNorm among them
+    assert {key.rsplit("/", 1)[0] for key in optimizer_arrays(optimizer, model)} == changed
+    assert sum(len(group) for group in decay_split(model, [])) == 2
+
+
+def test_a_frozen_batch_norm_normalises_as_in_evaluation_and_passes_gradients():
+    layer = nn.Sequential(nn.BatchNorm2D(3), nn.Conv2D(3, 2, 1))
+    layer[0]._mean.set_value(paddle.to_tensor([1.0, 2.0, 3.0]))
+    layer[0]._variance.set_value(paddle.to_tensor([4.0, 0.25, 1.0]))
+    freeze(layer, ["0.*"])
+    x = paddle.randn([2, 3, 4, 4])
+    x.stop_gradient = False
+    layer.train()
+    y = layer[0](x)
+    expected = (x.numpy() - [[[[1.0]], [[2.0]], [[3.0]]]]) / np.sqrt([[[[4.0]], [[0.25]], [[1.0]]]])
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-4, atol=1e-5)
+    y.sum().backward()  # with statistics of the batch this gradient would be 0
+    np.testing.assert_allclose(x.grad.numpy()[0, :, 0, 0], [0.5, 2.0, 1.0], rtol=1e-4)
+
+
+def test_batch_norm_with_something_to_train_goes_on_as_ever():
+    _, model = small("cvt_digits")
+    freeze(model, ["stages.0.*", "!*.bias"])
+    model.train()
+    before = {key: value.numpy().copy() for key, value in model.state_dict().items() if key.endswith("_mean")}
+    model(paddle.randn([4, 3, 32, 32]))
+    assert all(not np.array_equal(before[key], model.state_dict()[key].numpy()) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [
+        (
+            ["patch_embd.*"],
+            r"'patch_embd\.\*' fits no parameter; the nearest ones are patch_embed\.conv\.(weight|bias)",
+        ),
+        (["head", "*"], "'head' fits no parameter"),
+        (["*", "!heads.*"], "'!heads"),
+        (["*"], "leaves no parameter to train"),
+    ],
+)
+def test_patterns_that_cannot_be_meant(patterns, said):
+    _, model = small("pit_digits")
+    with pytest.raises(UserError, match=said):
+        freeze(model, patterns)
+
+
+def test_nothing_is_frozen_without_a_pattern():
+    _, model = small("cvt_digits")
+    names = names_of(model)
+    assert freeze(model, []) == []
+    assert names_of(model) == names
+    assert get_config("pit_digits", ["TRAIN.FREEZE", '["*", "!head*"]']).TRAIN.FREEZE == ["*", "!head*"]
+    with pytest.raises(UserError, match="FREEZE"):
+        get_config("pit_digits", ["TRAIN.FREEZE", "[1]"])
+
+
+def test_state_of_frozen_networks_resumes_and_other_freezing_is_refused():
+    config, model = small("pit_digits")
+    freeze(model, ["*", "!head.*"])
+    optimizer = build_optimizer(config, model)
+    for param in model.parameters():
+        if not param.stop_gradient:
+            param.grad = paddle.ones_like(param)
+    optimizer.step()
+    arrays = optimizer_arrays(optimizer, model)
+    _, again = small("pit_digits")
+    with pytest.raises(UserError, match=r"TRAIN\.FREEZE"):
+        load_optimizer_arrays(build_optimizer(config, again), again, arrays)
+    freeze(again, ["*", "!head.*"])
+    resumed = build_optimizer(config, again)
+    load_optimizer_arrays(resumed, again, arrays)
+    loaded = optimizer_arrays(resumed, again)
+    assert loaded.keys() == arrays.keys()
+    assert all(np.array_equal(loaded[key], arrays[key]) for key in arrays)

@@ -1,11 +1,13 @@
 """Runs put together from their parts: training, and evaluation. The only room that sees every other."""
 
 import contextlib
+import functools
 import json
 import logging
 import signal
 from typing import Any
 
+from paddle import Tensor
 from yacs.config import CfgNode
 
 from paddlevit import checkpoint, runtime
@@ -93,7 +95,7 @@ def _epochs(
         try:
             trainer.train_epoch(
                 train_loader.epoch(trainer.epoch, trainer.step),
-                lambda loss, waited: journal.step(loss, waited, trainer.lr),
+                functools.partial(_after_step, trainer, train_loader, journal),
             )
         finally:
             journal.end_epoch()
@@ -104,6 +106,19 @@ def _epochs(
             save(folder, trainer, config.KEEP_LAST)
         if not last:
             trainer.check_stop()
+
+
+def _after_step(trainer: Trainer, loader: TrainLoader, journal: Journal, loss: Tensor, waited: float) -> None:
+    """Note a batch; with a line of the log, look for losses that were not finite."""
+    not_finite = journal.step(loss, waited, trainer.lr)
+    if not_finite is None:
+        return
+    for step in not_finite:
+        names = ", ".join(loader.names(trainer.epoch, step))
+        logger.warning("epoch %d step %d: the loss is not finite; images: %s", trainer.epoch + 1, step + 1, names)
+    skipped = trainer.read_skipped()
+    if skipped:
+        logger.warning("%d optimizer steps were left out: a gradient was not finite", skipped)
 
 
 def _evaluate_epoch(config: CfgNode, trainer: Trainer, loader: EvalLoader, journal: Journal) -> None:

@@ -15,9 +15,11 @@ from paddlevit.data.mixup import build_mixup
 from paddlevit.ema import ModelEma
 from paddlevit.engine import Trainer
 from paddlevit.errors import UserError
+from paddlevit.gradients import LossScale
 from paddlevit.models import build_model
 from paddlevit.objectives import Distilled, Objective, Supervised
-from paddlevit.optim import build_lr_schedule, build_optimizer
+from paddlevit.optim import build_lr_schedule, build_optimizer, freeze
+from paddlevit.sharding import Shards
 from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -29,26 +31,43 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
     model = build_model(config)
     if config.MODEL.PRETRAINED and pretrained:
         load_pretrained(config, model)
+    freeze(model, config.TRAIN.FREEZE or ())
     images_per_step = config.DATA.BATCH_SIZE * config.TRAIN.ACCUM_ITER * runtime.world_size()
     ema = None
     if config.TRAIN.MODEL_EMA:
         ema = ModelEma(model, decay=config.TRAIN.MODEL_EMA_DECAY, warmup=config.TRAIN.MODEL_EMA_WARMUP)
+    shards = None
+    if config.TRAIN.SHARD_OPTIMIZER:
+        shards = Shards({name: param for name, param in model.named_parameters() if not param.stop_gradient})
+    optimizer = build_optimizer(config, model, own=shards and shards.own())
+    if config.AMP and config.AMP_OPT_LEVEL == "O2":
+        _to_half_precision(model, optimizer, config.AMP_DTYPE)
     trainer = Trainer(
         model=model,
         network=paddle.DataParallel(model) if runtime.world_size() > 1 else model,
         objective=_objective(config),
         mixup=build_mixup(config),
-        optimizer=build_optimizer(config, model),
+        optimizer=optimizer,
         lr_at=build_lr_schedule(config, images_per_step),
         steps_per_epoch=steps_per_epoch,
         accum_iter=config.TRAIN.ACCUM_ITER,
         seed=config.SEED,
         ema=ema,
-        scaler=paddle.amp.GradScaler(enable=config.AMP and config.AMP_DTYPE == "float16"),
+        grad_clip=config.TRAIN.GRAD_CLIP,
+        shards=shards,
+        loss_scale=LossScale(dynamic=config.AMP and config.AMP_DTYPE == "float16"),
+        max_nonfinite=config.TRAIN.MAX_NONFINITE,
         autocast=autocast(config),
     )
     trainer.epoch = config.TRAIN.LAST_EPOCH
     return trainer
+
+
+def _to_half_precision(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, dtype: str) -> None:
+    """Weights in half precision, with a copy in float32 that the optimizer steps; gradients and files in float32."""
+    paddle.amp.decorate(
+        model, optimizer, level="O2", dtype=dtype, master_weight=True, master_grad=True, save_dtype="float32"
+    )
 
 
 def _objective(config: CfgNode) -> Objective:

@@ -36,8 +36,11 @@ def best_path(folder: Path) -> Path:
 
 
 def save(folder: Path, trainer: Trainer, keep: int) -> None:
+    """Write a checkpoint; all processes come back together."""
+    if runtime.is_main() or trainer.shards is not None:
+        state = trainer.state()
     if runtime.is_main():
-        logger.info("saved %s", checkpoint.save(folder, trainer.state(), keep=keep).with_suffix(""))
+        logger.info("saved %s", checkpoint.save(folder, state, keep=keep).with_suffix(""))
     runtime.barrier()
 
 

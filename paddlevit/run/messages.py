@@ -2,28 +2,26 @@
 
 import logging
 import math
+from typing import Iterable
 
 import paddle
+from paddle import Tensor
 from yacs.config import CfgNode
 
 from paddlevit import runtime
 from paddlevit.data import EvalLoader, TrainLoader
 from paddlevit.engine import Trainer
-from paddlevit.optim import decay_split
+from paddlevit.optim import decay_split, layer_rates, learnable
 
 logger = logging.getLogger(__name__)
 
 
 def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval_loader: EvalLoader) -> None:
     """What a person should check before waiting for days."""
-    decayed, left = decay_split(trainer.model, config.TRAIN.NO_WEIGHT_DECAY)
-    decayed_count, left_count = (sum(math.prod(p.shape) for p in group.values()) for group in (decayed, left))
-    world = runtime.world_size()
-    batch = config.DATA.BATCH_SIZE * config.TRAIN.ACCUM_ITER * world
     logger.info(
         "%s: %.2f M parameters, %d classes, images of %d x %d, on %s",
         config.MODEL.NAME or config.MODEL.TYPE,
-        (decayed_count + left_count) / 1e6,
+        _count(learnable(trainer.model).values()) / 1e6,
         config.MODEL.NUM_CLASSES,
         config.DATA.IMAGE_SIZE,
         config.DATA.IMAGE_SIZE,
@@ -40,20 +38,42 @@ def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval
             config.MODEL.NUM_CLASSES,
             train_loader.source.num_classes,
         )
+    _log_optimizer(config, trainer)
+
+
+def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:
+    train, world = config.TRAIN, runtime.world_size()
+    reference = train.LINEAR_SCALED_LR
     logger.info(
-        "effective batch: %d images (%d x accum_iter %d x %d processes); peak learning rate %.3e",
-        batch,
+        "effective batch: %d images (%d x accum_iter %d x %d processes); peak learning rate %.3e (TRAIN.BASE_LR %g%s)",
+        config.DATA.BATCH_SIZE * train.ACCUM_ITER * world,
         config.DATA.BATCH_SIZE,
-        config.TRAIN.ACCUM_ITER,
+        train.ACCUM_ITER,
         world,
-        max(trainer.lr_at(tenth / 10) for tenth in range(10 * config.TRAIN.NUM_EPOCHS)),
+        max(trainer.lr_at(tenth / 10) for tenth in range(10 * train.NUM_EPOCHS)),
+        train.BASE_LR,
+        ", not scaled" if reference is None else f" for {reference} images",
     )
+    if train.LAYER_DECAY != 1.0:
+        lowest = min(layer_rates(trainer.model, train.LAYER_DECAY).values())
+        logger.info(
+            "learning rate x %g from each layer to the one below it: x %.3g at the stem", train.LAYER_DECAY, lowest
+        )
+    decayed, left = decay_split(trainer.model, train.NO_WEIGHT_DECAY)
+    spared = sorted({name.rsplit(".", 1)[-1] for name, param in left.items() if param.ndim > 1})
     logger.info(
-        "weight decay %g on %d tensors (%.2f M parameters), none on %d (%.3f M): norms, biases%s",
-        config.TRAIN.WEIGHT_DECAY,
+        "weight decay %g on %d tensors (%s parameters), none on %d (%s): %s",
+        train.WEIGHT_DECAY,
         len(decayed),
-        decayed_count / 1e6,
+        f"{_count(decayed.values()):,}",
         len(left),
-        left_count / 1e6,
-        "".join(f", {name}" for name in config.TRAIN.NO_WEIGHT_DECAY),
+        f"{_count(left.values()):,}",
+        ", ".join(["norms", "biases", *spared]),
     )
+    frozen = [param for param in learnable(trainer.model).values() if param.stop_gradient]
+    if frozen:
+        logger.info("frozen by TRAIN.FREEZE: %d tensors (%s parameters)", len(frozen), f"{_count(frozen):,}")
+
+
+def _count(params: Iterable[Tensor]) -> int:
+    return sum(math.prod(param.shape) for param in params)

@@ -1,0 +1,56 @@
+"""The optimizer's state shared out over the processes that train together."""
+
+from typing import Any, Dict, List
+
+import paddle.distributed as dist
+from paddle import Tensor
+
+from paddlevit.errors import UserError
+from paddlevit.runtime import is_main, rank, world_size
+
+
+def owners(sizes: Dict[str, int], processes: int) -> Dict[str, int]:
+    """Which process each parameter belongs to, given their sizes: the largest first, to whom has the least so far."""
+    loads = [0] * processes
+    result = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        result[name] = loads.index(min(loads))
+        loads[result[name]] += sizes[name]
+    return result
+
+
+class Shards:
+    """Every process keeps the optimizer's state of its own parameters only, steps them, and sends them to the others.
+
+    ZeRO stage 1 (Rajbhandari et al. 2020, section 5.1), over whole parameters: gradients are summed everywhere, as
+    without it, and the numbers are the same.
+    """
+
+    def __init__(self, trainable: Dict[str, Tensor]) -> None:
+        if len(trainable) < world_size():
+            raise UserError(
+                f"TRAIN.SHARD_OPTIMIZER: {len(trainable)} trainable tensors cannot be shared out over {world_size()} "
+                "processes: set it to False"
+            )
+        self._trainable = trainable
+        self._owners = owners({name: param.size for name, param in trainable.items()}, world_size())
+
+    def own(self) -> List[str]:
+        """Names of the parameters that this process steps."""
+        return [name for name, owner in self._owners.items() if owner == rank()]
+
+    def share(self) -> None:
+        """Send every parameter from its owner to the others."""
+        params = self._trainable
+        for task in [dist.broadcast(params[name], src, sync_op=False) for name, src in self._owners.items()]:
+            task.wait()
+
+    def gather(self, arrays: Dict[str, Any]) -> Dict[str, Any]:
+        """The `arrays` of all processes, which call this together, on the main one; those of one process at a time."""
+        merged: Dict[str, Any] = {}
+        for source in range(world_size()):
+            box = [arrays if source == rank() else None]
+            dist.broadcast_object_list(box, src=source)
+            if is_main():
+                merged.update(box[0])
+        return merged

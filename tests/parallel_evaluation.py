@@ -1,0 +1,34 @@
+"""A program for test_parallel.py: evaluate a small PiT, alone or as one of several processes.
+
+    python parallel_evaluation.py DATA OUTPUT.json BATCH_SIZE...
+
+The main process writes what `evaluate` returns for every batch size.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import paddle
+
+from paddlevit import build_model, runtime
+from paddlevit.config import get_config
+from paddlevit.data import build_eval_loader
+from paddlevit.engine import evaluate
+
+
+def main(data, output, *batch_sizes):
+    runtime.setup("cpu", 0)
+    paddle.seed(1)
+    model = build_model(get_config("pit_digits"))
+    results = []
+    for size in batch_sizes:
+        config = get_config("pit_digits", ["DATA.DATA_PATH", data, "DATA.BATCH_SIZE_EVAL", int(size)])
+        loader = build_eval_loader(config, rank=runtime.rank(), world_size=runtime.world_size())
+        results.append(evaluate(model, loader))
+    if runtime.is_main():
+        Path(output).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

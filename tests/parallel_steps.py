@@ -1,0 +1,78 @@
+"""A program for test_parallel.py: 20 optimizer steps of a small PiT in float64, alone or as one of several processes.
+
+    python parallel_steps.py OUTPUT CASE...
+
+A case is <images per batch>x<batches per step>[s]: with s the optimizer's state is shared out. OUTPUT_<rank>.npz gets,
+for every case, the losses of the steps, the weights after them, and the bytes of the optimizer's state on this process.
+"""
+
+import sys
+
+import numpy as np
+import paddle
+
+from paddlevit import build_model, runtime
+from paddlevit.config import get_config
+from paddlevit.data.mixup import SmoothTargets
+from paddlevit.engine import Trainer
+from paddlevit.objectives import Supervised
+from paddlevit.optim import build_optimizer, optimizer_arrays
+from paddlevit.sharding import Shards
+
+STEPS, IMAGES = 20, 32
+CONFIG = get_config("pit_digits", ["MODEL.DROPPATH", 0.0, "DATA.IMAGE_SIZE", 16, "MODEL.NUM_CLASSES", 10])
+
+
+def trainer_of(accum_iter, shared_out):
+    paddle.seed(5)
+    model = build_model(CONFIG)
+    shards = Shards(dict(model.named_parameters())) if shared_out else None
+    return Trainer(
+        model=model,
+        network=paddle.DataParallel(model) if runtime.world_size() > 1 else model,
+        objective=Supervised(),
+        mixup=SmoothTargets(10, 0.1),
+        optimizer=build_optimizer(CONFIG, model, own=shards and shards.own()),
+        lr_at=lambda epoch: 1e-3,
+        steps_per_epoch=STEPS * accum_iter,
+        accum_iter=accum_iter,
+        grad_clip=1.0,
+        shards=shards,
+    )
+
+
+def run(case):
+    shared_out = case.endswith("s")
+    size, accum_iter = map(int, case.rstrip("s").split("x"))
+    trainer = trainer_of(accum_iter, shared_out)
+    losses = []
+    for step in range(STEPS):
+        rng = np.random.default_rng(step)
+        images = rng.standard_normal((IMAGES, CONFIG.DATA.IMAGE_CHANNELS, 16, 16))
+        labels = rng.integers(0, 10, IMAGES)
+        total = 0.0
+        for batch in range(accum_iter):
+            first = (batch * runtime.world_size() + runtime.rank()) * size
+            chosen = slice(first, first + size)
+            total += trainer.train_step(paddle.to_tensor(images[chosen]), paddle.to_tensor(labels[chosen])).item()
+        losses.append(total / accum_iter)
+    state = optimizer_arrays(trainer.optimizer, trainer.model)
+    whole = trainer.state()["optimizer"]
+    if runtime.is_main():
+        assert {key.rsplit("/", 1)[0] for key in whole} == {name for name, _ in trainer.model.named_parameters()}
+    return {
+        "losses": runtime.all_reduce_sum(paddle.to_tensor(losses)).numpy() / runtime.world_size(),
+        "weights": np.concatenate([param.numpy().ravel() for param in trainer.model.parameters()]),
+        "bytes": np.asarray(sum(value.nbytes for value in state.values())),
+    }
+
+
+def main(output, *cases):
+    runtime.setup("cpu", 0)
+    paddle.set_default_dtype("float64")
+    arrays = {f"{case}/{name}": value for case in cases for name, value in run(case).items()}
+    np.savez(f"{output}_{runtime.rank()}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,102 @@
+"""Runs that are killed again and again, while they train, save and evaluate, end with the weights of a quiet run.
+
+FAULT_KILLS is the number of kills; 50 take a quarter of an hour.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddlevit import checkpoint
+from paddlevit.weights import read_state_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+KILLS = int(os.environ.get("FAULT_KILLS", "2"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 40)):
+        for i in range(count):
+            path = folder / split / str(i % 4) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def start(data, output):
+    options = ["TRAIN.NUM_EPOCHS", "4", "TRAIN.WARMUP_EPOCHS", "1.0", "REPORT_FREQ", "1", "KEEP_LAST", "2"]
+    options += ["DATA.BATCH_SIZE_EVAL", "4"]
+    args = ["-cfg", "pit_digits", "-data_path", data, "-output", output, "-batch_size", 8, "-resume", "auto"]
+    command = [sys.executable, ROOT / "tools" / "main_single_gpu.py", *args, "-opts", *options]
+    return subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+
+
+def saving(folder):
+    return next(folder.glob("*.part"), None) is not None
+
+
+def evaluating(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else [""]
+    return '"step": 3,' in lines[-1]
+
+
+def kill_while(busy, process, folder, rng):
+    """Kill -9 in the n-th moment of that kind, n being random; whether the run was still alive."""
+    for _ in range(rng.randint(1, 2)):
+        for wanted in (False, True):
+            while process.poll() is None and busy(folder) != wanted:
+                time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def kill_at_any_moment(process, rng):
+    time.sleep(rng.uniform(2.0, 8.0))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def test_kill_9_at_any_moment(data, tmp_path):
+    finish(start(data, tmp_path / "quiet"))
+    expected = read_state_dict(tmp_path / "quiet" / "epoch_004.pdparams")
+    rng, kills = random.Random(0), {"saving": 0, "evaluating": 0, "any": 0}
+    while sum(kills.values()) < KILLS:
+        folder = tmp_path / f"run_{sum(kills.values())}"
+        for kind in list(kills)[:KILLS]:
+            process = start(data, folder)
+            if kind == "any":
+                alive = kill_at_any_moment(process, rng)
+            else:
+                alive = kill_while({"saving": saving, "evaluating": evaluating}[kind], process, folder, rng)
+            kills[kind] += alive
+            present = list(folder.glob("epoch_*.pdstate"))
+            assert not present or checkpoint.newest(folder) == max(present, key=lambda path: path.stem)
+        finish(start(data, folder))
+        found = read_state_dict(folder / "epoch_004.pdparams")
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], expected[name]) for name in expected), kills
+    print(kills)

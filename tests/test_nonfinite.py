@@ -1,0 +1,126 @@
+"""Training meets numbers that are not finite: the step is left out, counted and named, and nothing is spoilt."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from paddlevit.config import get_config
+from paddlevit.data.mixup import SmoothTargets
+from paddlevit.ema import ModelEma
+from paddlevit.engine import Trainer
+from paddlevit.errors import UserError
+from paddlevit.gradients import LossScale
+from paddlevit.objectives import Supervised
+from paddlevit.optim import build_optimizer
+
+
+def network():
+    paddle.seed(1)
+    return nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.GELU(), nn.Flatten(), nn.Linear(4 * 4, 3))
+
+
+def trainer_of(model, **options):
+    return Trainer(
+        model=model,
+        objective=Supervised(),
+        mixup=SmoothTargets(3, 0.1),
+        optimizer=build_optimizer(get_config("pit_ti_224"), model),
+        lr_at=lambda epoch: 0.01,
+        steps_per_epoch=100,
+        ema=ModelEma(model, decay=0.9),
+        **options,
+    )
+
+
+def batch(seed, bad=None):
+    rng = np.random.default_rng(seed)
+    images = rng.standard_normal((4, 3, 4, 4)).astype("float32")
+    if bad is not None:
+        images[2, 1, 0, 3] = bad
+    return paddle.to_tensor(images), paddle.to_tensor(rng.integers(0, 3, 4))
+
+
+def arrays(model):
+    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_batch_moves_no_weight_and_spoils_neither_ema_nor_statistics(bad, dynamic):
+    model = network()
+    trainer = trainer_of(model, loss_scale=LossScale(dynamic=dynamic))
+    for seed in range(3):
+        trainer.train_step(*batch(seed))
+    assert trainer.read_skipped() == 0
+    before = arrays(model)
+    assert not np.isfinite(trainer.train_step(*batch(3, bad)).item())
+    assert not np.isfinite(model[1]._mean.numpy()).all(), "the case is one that spoils the statistics"
+    assert trainer.read_skipped() == 1
+    after = arrays(model)
+    for name in before:
+        assert np.isfinite(after[name]).all(), name
+        if not name.endswith(("_mean", "_variance")):
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    trainer.train_step(*batch(4))
+    assert trainer.read_skipped() == 0
+    assert not np.array_equal(arrays(model)["4.weight"], before["4.weight"])
+    assert all(np.isfinite(value).all() for value in arrays(trainer.ema.model).values())
+
+
+def test_the_first_step_can_be_left_out():
+    model = network()
+    before = arrays(model)["0.weight"]
+    trainer = trainer_of(model)
+    trainer.train_step(*batch(0, np.nan))
+    np.testing.assert_array_equal(arrays(model)["0.weight"], before)
+
+
+def test_a_bad_batch_spoils_the_whole_group_that_it_is_accumulated_with():
+    model = network()
+    before = arrays(model)["0.weight"]
+    trainer = trainer_of(model, accum_iter=2)
+    trainer.train_step(*batch(0, np.nan))
+    trainer.train_step(*batch(1))
+    np.testing.assert_array_equal(arrays(model)["0.weight"], before)
+    trainer.train_step(*batch(2))
+    trainer.train_step(*batch(3))
+    assert trainer.read_skipped() == 1
+    assert not np.array_equal(arrays(model)["0.weight"], before)
+
+
+def test_too_many_in_a_row_end_training():
+    trainer = trainer_of(network(), max_nonfinite=3)
+    assert trainer.read_skipped() == 0
+    for seed, bad in enumerate([np.nan, np.nan, None, np.nan, np.nan]):
+        trainer.train_step(*batch(seed, bad))
+    assert trainer.read_skipped() == 4
+    trainer.train_step(*batch(9, np.nan))
+    with pytest.raises(UserError, match="3 steps in a row.*MAX_NONFINITE is 3.*TRAIN.BASE_LR"):
+        trainer.read_skipped()
+
+
+READS = ["numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__array__", "cpu"]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_no_step_waits_for_the_device(monkeypatch, dynamic):
+    model = network()
+    trainer = trainer_of(model, accum_iter=2, grad_clip=1.0, loss_scale=LossScale(dynamic=dynamic))
+    data = [batch(seed) for seed in range(6)]
+    trainer.train_step(*data[0])
+    trainer.train_step(*data[1])
+    reads = []
+    for name in READS:
+        original = getattr(paddle.Tensor, name)
+
+        def spy(tensor, *args, name=name, original=original, **kwargs):
+            reads.append(name)
+            return original(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(paddle.Tensor, name, spy)
+    for images, labels in data[2:]:
+        trainer.train_step(images, labels)
+    assert reads == []
+    trainer.read_skipped()
+    assert reads, "the count is able to see one"

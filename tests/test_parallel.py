@@ -1,0 +1,111 @@
+"""Several processes, accumulation and a shared out optimizer compute what one process computes with one large batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from paddlevit.sharding import owners
+
+HERE = Path(__file__).parent
+
+
+def run(program, processes, *args):
+    """Run `program` of this folder on so many processes that know of each other."""
+    sockets = [socket.socket() for _ in range(processes)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    endpoints = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    environments = [
+        {"PYTHONPATH": str(HERE.parent), "FLAGS_use_stride_kernel": "0"}
+        if processes == 1
+        else {
+            "PADDLE_TRAINER_ID": str(rank),
+            "PADDLE_TRAINERS_NUM": str(processes),
+            "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+            "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+            "PADDLE_DISTRI_BACKEND": "gloo",
+            "PYTHONPATH": str(HERE.parent),
+            "FLAGS_use_stride_kernel": "0",
+        }
+        for rank in range(processes)
+    ]
+    command = [sys.executable, HERE / program, *map(str, args)]
+    running = [subprocess.Popen(command, env={**os.environ, **each}) for each in environments]
+    assert [process.wait(120) for process in running] == [0] * processes
+
+
+def steps(folder, processes, *cases):
+    run("parallel_steps.py", processes, folder / "run", *cases)
+    return [np.load(folder / f"run_{rank}.npz") for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return steps(tmp_path_factory.mktemp("alone"), 1, "32x1", "8x4")[0]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    return steps(tmp_path_factory.mktemp("together"), 2, "16x1", "8x2", "16x1s", "8x2s")
+
+
+def assert_same(result, case, alone):
+    assert len(alone["32x1/losses"]) == 20
+    assert alone["32x1/losses"][-1] < 0.98 * alone["32x1/losses"][0], "nothing was learnt"
+    np.testing.assert_allclose(result[f"{case}/losses"], alone["32x1/losses"], rtol=1e-6, atol=0)
+    np.testing.assert_allclose(result[f"{case}/weights"], alone["32x1/weights"], rtol=0, atol=1e-6)
+
+
+def test_four_batches_of_8_are_one_of_32(alone):
+    assert_same(alone, "8x4", alone)
+
+
+@pytest.mark.parametrize("case", ["16x1", "8x2", "16x1s", "8x2s"])
+def test_two_processes_are_one(alone, together, case):
+    for result in together:
+        assert_same(result, case, alone)
+
+
+def test_shared_out_state_takes_half_the_memory(together):
+    whole = int(together[0]["16x1/bytes"])
+    parts = [int(result["16x1s/bytes"]) for result in together]
+    assert sum(parts) == whole
+    assert max(parts) < 0.55 * whole
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(1, 1000), min_size=1, max_size=40), st.integers(1, 8))
+def test_shares_are_even(sizes, processes):
+    found = owners(sizes, processes)
+    assert found.keys() == sizes.keys()
+    loads = [sum(sizes[name] for name, owner in found.items() if owner == rank) for rank in range(processes)]
+    assert max(loads) - min(loads) <= max(sizes.values())
+
+
+def test_evaluation_is_the_same_on_any_number_of_processes_and_with_any_batch_size(tmp_path):
+    """101 images, which none of the numbers divides. The loss is a sum of float32 numbers, each as the batch had it."""
+    rng = np.random.default_rng(0)
+    for i in range(101):
+        path = tmp_path / "val" / str(i % 10) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    results = []
+    for processes in (1, 2, 3):
+        run("parallel_evaluation.py", processes, tmp_path, tmp_path / f"{processes}.json", 1, 7, 64)
+        results += json.loads((tmp_path / f"{processes}.json").read_text())
+    assert len(results) == 9
+    assert results[0]["num_images"] == 101
+    assert 0 < results[0]["acc1"] < results[0]["acc5"] < 100
+    for result in results:
+        assert result["loss"] == pytest.approx(results[0]["loss"], rel=1e-7)
+        assert {**result, "loss": 0} == {**results[0], "loss": 0}
