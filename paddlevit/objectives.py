@@ -1,6 +1,6 @@
 """What training minimises: objective(model, images, targets) -> (loss, logits)."""
 
-from typing import Callable, Tuple, Union
+from typing import Callable, Sequence, Tuple, Union
 
 import paddle
 import paddle.nn.functional as F
@@ -9,6 +9,7 @@ from paddle import Tensor, nn
 from paddlevit.errors import UserError
 
 Objective = Callable[[Callable, Tensor, Tensor], Tuple[Tensor, Tensor]]
+Statistics = Tuple[Sequence[float], Sequence[float]]
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -32,6 +33,24 @@ class Supervised:
         if distill_logits is not logits:
             loss = (loss + soft_cross_entropy(distill_logits, targets)) / 2
         return loss, logits
+
+
+class Renormalized(nn.Layer):
+    """`network`, which knows images normalised by `own` (mean, std), for images normalised by `given`.
+
+    Each pair holds one number per channel, for pixels between 0 and 1. x std + mean are the pixels again.
+    """
+
+    def __init__(self, network: nn.Layer, *, given: Statistics, own: Statistics) -> None:
+        super().__init__()
+        self.network = network
+        (mean, std), (own_mean, own_std) = (paddle.to_tensor(pair).reshape([2, 1, -1, 1, 1]) for pair in (given, own))
+        self.register_buffer("scale", std / own_std, persistable=False)
+        self.register_buffer("shift", (mean - own_mean) / own_std, persistable=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the network makes of images [N, C, H, W]."""
+        return self.network(images * self.scale + self.shift)
 
 
 class Distilled:

@@ -58,8 +58,8 @@ def saving(folder):
 
 
 def evaluating(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else [""]
-    return '"step": 3,' in lines[-1]
+    path = folder / "metrics.jsonl"
+    return path.is_file() and '"step": 3,' in path.read_text().rpartition('{"phase"')[2]
 
 
 def kill_while(busy, process, folder, rng):

@@ -6,7 +6,7 @@ import pytest
 from paddle import nn
 
 from paddlevit.errors import UserError
-from paddlevit.objectives import Distilled, Supervised, soft_cross_entropy
+from paddlevit.objectives import Distilled, Renormalized, Supervised, soft_cross_entropy
 
 RNG = np.random.default_rng(0)
 LOGITS, OTHER, TEACHER = (RNG.standard_normal((5, 7)).astype("float32") * 3 for _ in range(3))
@@ -70,6 +70,17 @@ def test_soft_distillation_and_its_gradient(tau):
     loss.backward()
     gradient = 0.4 * tau * (np.exp(log_softmax(OTHER / tau)) - teacher) / 5
     np.testing.assert_allclose(student.outputs[1].grad.numpy(), gradient, atol=1e-6)
+
+
+def test_a_teacher_sees_images_in_its_own_normalisation():
+    pixels = np.random.default_rng(0).random((2, 3, 4, 4))
+    given, own = ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+    def normalized(mean, std):
+        return (pixels - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+
+    seen = Renormalized(nn.Identity(), given=given, own=own)(paddle.to_tensor(normalized(*given).astype("float32")))
+    np.testing.assert_allclose(seen.numpy(), normalized(*own), rtol=0, atol=1e-6)
 
 
 def test_the_teacher_gets_no_gradient_and_is_in_evaluation_mode():

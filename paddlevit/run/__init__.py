@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import signal
 from typing import Any
 
-from paddle import Tensor
+from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit import checkpoint, runtime
@@ -17,6 +18,7 @@ from paddlevit.engine import Stopped, Trainer, evaluate
 from paddlevit.errors import UserError
 from paddlevit.journal import Journal, progress
 from paddlevit.models import build_model
+from paddlevit.objectives import Distilled
 from paddlevit.run.build import autocast, build_trainer, load_pretrained, with_classes
 from paddlevit.run.finish import finish
 from paddlevit.run.folder import best_path, open_folder, restore, resumed_state, save
@@ -25,6 +27,8 @@ from paddlevit.run.messages import log_start
 __all__ = ["train", "validate"]
 
 logger = logging.getLogger(__name__)
+
+_BATCHES_FOR_THE_TEACHER = 4
 
 
 def train(config: CfgNode) -> int:
@@ -49,6 +53,8 @@ def train(config: CfgNode) -> int:
     )
     journal.rewind(trainer.epoch, trainer.step)
     log_start(config, trainer, train_loader, eval_loader)
+    if isinstance(trainer.objective, Distilled):
+        _try_teacher(trainer.objective.teacher, eval_loader)
     try:
         with _stop_signals(trainer):
             _epochs(config, trainer, train_loader, eval_loader, journal)
@@ -83,6 +89,12 @@ def validate(config: CfgNode) -> int:
             checkpoint.write_text(folder / "config.yaml", config.dump())
         logger.info("written to %s", folder / "eval.json")
     return 0
+
+
+def _try_teacher(teacher: nn.Layer, loader: EvalLoader) -> None:
+    """Say how good the teacher is on some images: with wrong weights or another order of classes it is not."""
+    result = evaluate(teacher, itertools.islice(loader, _BATCHES_FOR_THE_TEACHER))
+    logger.info("teacher: top-1 %.1f %% on the first %d validation images", result["acc1"], result["num_images"])
 
 
 def _epochs(

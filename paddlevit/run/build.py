@@ -17,7 +17,7 @@ from paddlevit.engine import Trainer
 from paddlevit.errors import UserError
 from paddlevit.gradients import LossScale
 from paddlevit.models import build_model
-from paddlevit.objectives import Distilled, Objective, Supervised
+from paddlevit.objectives import Distilled, Objective, Renormalized, Supervised
 from paddlevit.optim import build_lr_schedule, build_optimizer, freeze
 from paddlevit.sharding import Shards
 from paddlevit.weights import load_weights
@@ -70,16 +70,26 @@ def _to_half_precision(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, d
     )
 
 
+def _teacher(config: CfgNode) -> nn.Layer:
+    """The network to learn from, for the images and classes of `config`."""
+    same = ["DATA.IMAGE_SIZE", config.DATA.IMAGE_SIZE, "DATA.IMAGE_CHANNELS", config.DATA.IMAGE_CHANNELS]
+    own = get_config(config.TRAIN.TEACHER_MODEL, [*same, "MODEL.NUM_CLASSES", config.MODEL.NUM_CLASSES])
+    teacher = build_model(own)
+    report = load_weights(teacher, config.TRAIN.TEACHER_MODEL_PATH)
+    logger.info("teacher %s: %s", config.TRAIN.TEACHER_MODEL, report)
+    theirs, ours = ((c.DATA.IMAGENET_MEAN, c.DATA.IMAGENET_STD) for c in (own, config))
+    return teacher if theirs == ours else Renormalized(teacher, given=ours, own=theirs)
+
+
 def _objective(config: CfgNode) -> Objective:
     kind = config.TRAIN.DISTILLATION_TYPE
     if kind == "none":
         return Supervised()
     if not config.TRAIN.TEACHER_MODEL_PATH:
         raise UserError(f"TRAIN.DISTILLATION_TYPE is {kind}: name the teacher's weights with -teacher_model_path FILE")
-    size = ["DATA.IMAGE_SIZE", config.DATA.IMAGE_SIZE, "MODEL.NUM_CLASSES", config.MODEL.NUM_CLASSES]
-    teacher = build_model(get_config(config.TRAIN.TEACHER_MODEL, size))
-    load_weights(teacher, config.TRAIN.TEACHER_MODEL_PATH)
-    return Distilled(teacher, kind=kind, alpha=config.TRAIN.DISTILLATION_ALPHA, tau=config.TRAIN.DISTILLATION_TAU)
+    return Distilled(
+        _teacher(config), kind=kind, alpha=config.TRAIN.DISTILLATION_ALPHA, tau=config.TRAIN.DISTILLATION_TAU
+    )
 
 
 def autocast(config: CfgNode) -> Callable[[], ContextManager]:
