@@ -64,7 +64,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.network = self.network or self.model
         self._trainable = [param for param in self.model.parameters() if not param.stop_gradient]
-        self._statistics = RunningStatistics(self.model)
+        networks = [self.model] if self.ema is None else [self.model, self.ema.model]
+        self._statistics = [RunningStatistics(network) for network in networks]
 
     def train_epoch(self, batches: Batches, on_step: Callable[[Tensor, float], None]) -> None:
         """Train on the rest of the current epoch. After every batch `on_step(loss, seconds waited for data)` is called.
@@ -78,12 +79,18 @@ class Trainer:
                 self.check_stop()
         assert self.step == self.steps_per_epoch, f"{self.step} batches instead of {self.steps_per_epoch}"
         self.epoch, self.step = self.epoch + 1, 0
+        self._average_statistics()
 
     def check_stop(self) -> None:
         """Raise Stopped if any process was asked to stop; to be called by all of them at the same step."""
         signum = all_reduce_max(self.stop_signal)
         if signum:
+            self._average_statistics()
             raise Stopped(signum)
+
+    def _average_statistics(self) -> None:
+        for statistics in self._statistics:
+            statistics.average()
 
     @property
     def _steps_between_checks(self) -> int:
@@ -135,10 +142,8 @@ class Trainer:
                 f"(TRAIN.MAX_NONFINITE is {self.max_nonfinite}), the last in epoch {self.epoch + 1}, step {self.step}, "
                 f"at learning rate {self.lr:.3g}: lower TRAIN.BASE_LR, set TRAIN.GRAD_CLIP 1.0, or train without -amp"
             )
-        if skipped["total"]:
-            self._statistics.mend()
-        else:
-            self._statistics.remember()
+        for statistics in self._statistics:
+            statistics.mend() if skipped["total"] else statistics.remember()
         return skipped["total"]
 
     def _no_sync(self) -> ContextManager:

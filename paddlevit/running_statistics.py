@@ -1,20 +1,21 @@
-"""BatchNorm's running statistics, kept finite."""
+"""BatchNorm's running statistics: kept finite, and the same on all processes."""
 
 from typing import List
 
 import paddle
 from paddle import Tensor, nn
 
+from paddlevit.runtime import all_reduce_sum, world_size
+
 
 class RunningStatistics:
-    """Remembers the running means and variances of a network, for when images or weights made them infinite or NaN.
-
-    A forward pass changes them at once: unlike weights, they can not be spared by leaving out an optimizer step.
-    """
+    """The running means and variances of a network that training changes."""
 
     def __init__(self, model: nn.Layer) -> None:
         layers = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, nn.BatchNorm2D)]
-        self._tensors: List[Tensor] = [tensor for layer in layers for tensor in (layer._mean, layer._variance)]
+        self._tensors: List[Tensor] = [
+            tensor for layer in layers if not layer._use_global_stats for tensor in (layer._mean, layer._variance)
+        ]
         self.remember()
 
     @paddle.no_grad()
@@ -24,6 +25,22 @@ class RunningStatistics:
 
     @paddle.no_grad()
     def mend(self) -> None:
-        """Put back the remembered value where one is not finite."""
+        """Put back the remembered value where one is not finite.
+
+        A forward pass changes the statistics at once: unlike weights, they cannot be spared by leaving out a step.
+        """
         for tensor, good in zip(self._tensors, self._good):
             tensor.set_value(paddle.where(paddle.isfinite(tensor), tensor, good))
+
+    @paddle.no_grad()
+    def average(self) -> None:
+        """Give all processes, which call this together, the mean of theirs: each has seen other images.
+
+        Doing so more often changes nothing but rounding, since the statistics are sums weighted by age alone.
+        """
+        if world_size() == 1 or not self._tensors:
+            return
+        flat = all_reduce_sum(paddle.concat([tensor.flatten() for tensor in self._tensors])) / world_size()
+        parts = paddle.split(flat, [tensor.size for tensor in self._tensors])
+        for tensor, part in zip(self._tensors, parts):
+            tensor.set_value(part.reshape(tensor.shape))

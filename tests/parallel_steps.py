@@ -3,17 +3,20 @@
     python parallel_steps.py OUTPUT CASE...
 
 A case is <images per batch>x<batches per step>[s]: with s the optimizer's state is shared out. OUTPUT_<rank>.npz gets,
-for every case, the losses of the steps, the weights after them, and the bytes of the optimizer's state on this process.
+for every case, the losses of the steps, the weights after them, and the bytes of the optimizer's state on this process;
+and a BatchNorm's running means before and after the end of an epoch.
 """
 
 import sys
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from paddlevit import build_model, runtime
 from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
+from paddlevit.ema import ModelEma
 from paddlevit.engine import Trainer
 from paddlevit.objectives import Supervised
 from paddlevit.optim import build_optimizer, optimizer_arrays
@@ -67,10 +70,32 @@ def run(case):
     }
 
 
+def statistics():
+    """Running means of a BatchNorm, before and after the end of an epoch."""
+    paddle.seed(5)
+    model = nn.Sequential(nn.BatchNorm2D(3), nn.Flatten(), nn.Linear(3 * 4, 10))
+    trainer = Trainer(
+        model=model,
+        network=paddle.DataParallel(model) if runtime.world_size() > 1 else model,
+        objective=Supervised(),
+        mixup=SmoothTargets(10, 0.1),
+        optimizer=build_optimizer(CONFIG, model),
+        lr_at=lambda epoch: 1e-3,
+        steps_per_epoch=2,
+        ema=ModelEma(model, decay=0.5),
+    )
+    before = []
+    rng = np.random.default_rng(runtime.rank())
+    batches = [(paddle.to_tensor(rng.standard_normal((4, 3, 2, 2))), paddle.to_tensor([0, 1, 2, 3])) for _ in "ab"]
+    trainer.train_epoch(batches, lambda loss, waited: before.append(model[0]._mean.numpy().copy()))
+    return {"own": before[-1], "model": model[0]._mean.numpy(), "ema": trainer.ema.model[0]._mean.numpy()}
+
+
 def main(output, *cases):
     runtime.setup("cpu", 0)
     paddle.set_default_dtype("float64")
     arrays = {f"{case}/{name}": value for case in cases for name, value in run(case).items()}
+    arrays.update({f"statistics/{name}": value for name, value in statistics().items()})
     np.savez(f"{output}_{runtime.rank()}.npz", **arrays)
 
 

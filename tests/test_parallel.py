@@ -77,6 +77,14 @@ def test_two_processes_are_one(alone, together, case):
         assert_same(result, case, alone)
 
 
+def test_all_processes_evaluate_with_the_mean_of_their_running_statistics(together):
+    own = [result["statistics/own"] for result in together]
+    assert not np.allclose(own[0], own[1])
+    for result in together:
+        np.testing.assert_allclose(result["statistics/model"], (own[0] + own[1]) / 2, rtol=1e-12)
+        np.testing.assert_array_equal(result["statistics/ema"], together[0]["statistics/ema"])
+
+
 def test_shared_out_state_takes_half_the_memory(together):
     whole = int(together[0]["16x1/bytes"])
     parts = [int(result["16x1s/bytes"]) for result in together]
