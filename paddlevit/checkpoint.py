@@ -25,6 +25,7 @@ from paddlevit.errors import MissingFileError, UserError
 
 logger = logging.getLogger(__name__)
 
+_WEIGHTS = (".pdparams", "_ema.pdparams")
 _STEM = re.compile(r"epoch_(\d+)(?:_step_(\d+))?")
 
 
@@ -35,18 +36,33 @@ def save(folder: Path, state: Dict[str, Any], *, keep: int) -> Path:
     """
     progress = state["progress"]
     stem = f"epoch_{progress['epoch']:03d}" + (f"_step_{progress['step']:06d}" if progress["step"] else "")
-    sums = {}
-    for suffix, weights in ((".pdparams", state["model"]), ("_ema.pdparams", state["ema"])):
-        if weights is not None:
-            path = folder / f"{stem}{suffix}"
-            write_weights(path, weights)
-            sums[path.name] = sha256(path)
-    arrays = {f"optimizer/{name}": value for name, value in state["optimizer"].items()}
-    arrays["progress"] = np.asarray(json.dumps({**progress, "sha256": sums}))
     path = folder / f"{stem}.pdstate"
-    _write(path, lambda part: _write_npz(part, arrays))
+    try:
+        _write_all(path, state)
+    except UserError:
+        if not path.exists():  # weights alone are no use, and the disk may be full
+            _remove_weights(path)
+        raise
     _prune(folder, keep)
     return path
+
+
+def _write_all(path: Path, state: Dict[str, Any]) -> None:
+    sums = {}
+    for suffix, weights in zip(_WEIGHTS, (state["model"], state["ema"])):
+        if weights is not None:
+            file = path.with_name(f"{path.stem}{suffix}")
+            write_weights(file, weights)
+            sums[file.name] = sha256(file)
+    arrays = {f"optimizer/{name}": value for name, value in state["optimizer"].items()}
+    arrays["progress"] = np.asarray(json.dumps({**state["progress"], "sha256": sums}))
+    _write(path, lambda part: _write_npz(part, arrays))
+
+
+def _remove_weights(path: Path) -> None:
+    """Remove the weights that belong to a .pdstate."""
+    for suffix in _WEIGHTS:
+        path.with_name(f"{path.stem}{suffix}").unlink(missing_ok=True)
 
 
 def write_weights(path: Path, weights: Dict[str, Tensor]) -> None:
@@ -155,8 +171,7 @@ def _prune(folder: Path, keep: int) -> None:
         part.unlink()
     for path in _all(folder)[:-keep]:
         path.unlink()
-        for suffix in (".pdparams", "_ema.pdparams"):
-            path.with_name(f"{path.stem}{suffix}").unlink(missing_ok=True)
+        _remove_weights(path)
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:

@@ -114,8 +114,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
         from paddlevit import checkpoint
         from paddlevit.errors import UserError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        big = {{"w": paddle.zeros([300, 300])}}
-        state = {{"model": big, "ema": None, "optimizer": {{}}, "progress": {{"epoch": 2, "step": 0}}}}
+        small, big = {{"w": paddle.zeros([3])}}, {{"w": paddle.zeros([300, 300])}}
+        state = {{"model": small, "ema": big, "optimizer": {{}}, "progress": {{"epoch": 2, "step": 0}}}}
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
             checkpoint.save(Path({str(tmp_path)!r}), state, keep=1)
@@ -125,5 +125,5 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert "cannot write" in result.stderr and "epoch_002.pdparams" in result.stderr, result.stderr
+    assert "cannot write" in result.stderr and "epoch_002_ema.pdparams" in result.stderr, result.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
