@@ -95,6 +95,7 @@ DEFAULTS: Dict[str, Any] = {
     "KEEP_LAST": 3,  # checkpoints that stay, beside the best
     "VALIDATE_FREQ": 1,  # epochs between evaluations
     "REPORT_FREQ": 50,  # steps between lines of the log
+    "LOG_TO": "none",  # or tensorboard, visualdl: the curves there too, in a folder of that name in the run's
 }
 
 # Keys whose default is null, and what they hold otherwise.
@@ -116,6 +117,7 @@ CHOICES: Dict[str, Tuple[str, ...]] = {
     "DATA.ON_ERROR": ("stop", "skip"),
     "DATA.RESIZE_MODE": ("crop", "squash"),
     "DEVICE": ("auto", "gpu", "cpu"),
+    "LOG_TO": ("none", "tensorboard", "visualdl"),
     "TRAIN.CROP": ("random_resized", "padded"),
     "TRAIN.DISTILLATION_TYPE": ("none", "soft", "hard"),
     "TRAIN.LR_SCHEDULE": ("epoch", "previous_epoch", "iteration"),

@@ -1,29 +1,114 @@
-"""tools/prepare_data.py: data sets in the layouts that the trainer reads."""
+"""tools/prepare_data.py: data sets in the layouts that the trainer reads, and what is wrong with them."""
 
+import argparse
 from pathlib import Path
-from typing import List
+from typing import List, Optional
+
+import numpy as np
+from tqdm import tqdm
 
 from paddlevit.commands.parser import Parser, exit_code
-from paddlevit.data.prepare import write_digits, write_lists
-from paddlevit.errors import UserError
+from paddlevit.data import num_workers
+from paddlevit.data.check import check_images
+from paddlevit.data.cifar import open_cifar
+from paddlevit.data.layouts import SPLITS, open_imagenet
+from paddlevit.data.prepare import write_digits, write_lists, write_zips
+from paddlevit.data.sources import Source
+from paddlevit.errors import MissingFileError, UserError
+
+_MOST_NAMED = 5
 
 
 @exit_code
 def main(argv: List[str]) -> int:
     """Do what `argv` says, print what was done, and return the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        print(_COMMANDS[args.command](args))
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{error.filename or args.folder}: {error.strerror or error}") from error
+    return 0
+
+
+def _parser() -> Parser:
     parser = Parser(description="Prepare a data set.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     digits = commands.add_parser("digits", help="write scikit-learn's 1,797 handwritten digits as an image folder")
     digits.add_argument("folder", type=Path, metavar="OUT_DIR")
     lists = commands.add_parser("list", help="write train_list.txt, val_list.txt and class_names.txt from folders")
     lists.add_argument("folder", type=Path, metavar="DATA_DIR", help="holds train/<class>/* and val/<class>/*")
-    for command in (digits, lists):
-        command.flag("force", action="store_true", help="replace lists of other content")
-    args = parser.parse_args(argv)
+    zips = commands.add_parser("zip", help="write train.zip, train_map.txt and the same for val; goes on where it was")
+    zips.add_argument("folder", type=Path, metavar="DATA_DIR", help="folders of classes, or list files and images")
+    zips.flag("output", type=Path, metavar="OUT_DIR", help="where they go (default: DATA_DIR)")
+    for command in (digits, lists, zips):
+        command.flag("force", action="store_true", help="replace what is there and has other content")
+    check = commands.add_parser("check", help="decode every image and list those that cannot be read")
+    check.add_argument("folder", type=Path, metavar="DATA_DIR", help="a data set in any layout that training reads")
+    check.flag("dataset", choices=("imagenet2012", "cifar10", "cifar100"), default="imagenet2012")
+    check.flag("workers", type=int, default=-1, help="processes (default: one per core, at most 8)")
+    check.flag("output", type=Path, default=Path("bad_images.txt"), metavar="FILE", help="the list of bad images")
+    return parser
+
+
+def _zip(args: argparse.Namespace) -> str:
+    output = args.output or args.folder
+    done = 0
+    with tqdm(unit="image", disable=None) as bar:
+        for done, total in write_zips(args.folder, output, force=args.force):
+            bar.total = total
+            bar.update(done - bar.n)
+    return f"{done} images are in zip files, with their maps, in {output}"
+
+
+def _check(args: argparse.Namespace) -> str:
+    lines, bad = [], []
+    for split in SPLITS:
+        source = _source(args.folder, args.dataset, split)
+        if source is not None:
+            own = _bad_images(source, split, num_workers(args.workers, 1))
+            lines.append(f"{_described(source, split)}, {len(own)} of them cannot be read")
+            bad += own
+    if not lines:
+        raise MissingFileError(f"{args.folder} holds neither images to train on nor to validate with")
+    report = "\n".join(lines)
+    if not bad:
+        return report
+    args.output.write_text("".join(f"{message}\n" for message in bad), encoding="utf-8", errors="surrogateescape")
+    shown = "\n".join(bad[:_MOST_NAMED])
+    print(report)
+    raise UserError(f"{len(bad)} images cannot be read; {args.output} lists them, beginning with\n{shown}")
+
+
+def _source(folder: Path, dataset: str, split: str) -> Optional[Source]:
+    """A split of the data set; None where it has the other one only."""
     try:
-        print({"digits": write_digits, "list": write_lists}[args.command](args.folder, force=args.force))
-    except OSError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{error.filename or args.folder}: {error.strerror or error}") from error
-    return 0
+        return open_imagenet(folder, split) if dataset == "imagenet2012" else open_cifar(folder, dataset, split=split)
+    except MissingFileError:
+        if split == SPLITS[0]:
+            return None
+        raise
+
+
+def _bad_images(source: Source, split: str, workers: int) -> List[str]:
+    bad: List[str] = []
+    with tqdm(total=len(source), desc=split, unit="image", disable=None) as bar:
+        for checked in check_images(source, num_workers=workers):
+            bad += checked.bad
+            bar.update(checked.count)
+            bar.set_postfix(bad=len(bad), refresh=False)
+    return bad
+
+
+def _described(source: Source, split: str) -> str:
+    counts = np.bincount(source.labels, minlength=source.num_classes)
+    return f"{split}: {len(source)} images of {source.num_classes} classes, {counts.min()} to {counts.max()} of each"
+
+
+_COMMANDS = {
+    "digits": lambda args: write_digits(args.folder, force=args.force),
+    "list": lambda args: write_lists(args.folder, force=args.force),
+    "zip": _zip,
+    "check": _check,
+}

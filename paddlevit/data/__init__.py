@@ -3,23 +3,25 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Sequence
 
 import numpy as np
 from yacs.config import CfgNode
 
+from paddlevit.data.augment import build_augmentation
 from paddlevit.data.cifar import open_cifar
-from paddlevit.data.dataset import ImageDataset, Transform
+from paddlevit.data.dataset import ImageDataset, PartDataset
 from paddlevit.data.erasing import build_erasing
+from paddlevit.data.files import FileDataset, FileSource
 from paddlevit.data.layouts import open_imagenet
 from paddlevit.data.loader import EvalLoader, Normalize, TrainLoader
 from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
 from paddlevit.data.sources import Source
 from paddlevit.data.stream import shared_memory_holds
-from paddlevit.data.transforms import build_eval_transform, build_train_transform
+from paddlevit.data.transforms import build_crop, build_eval_transform, build_train_transform
 from paddlevit.errors import UserError
 
-__all__ = ["EvalLoader", "TrainLoader", "build_eval_loader", "build_train_loader", "open_source"]
+__all__ = ["EvalLoader", "TrainLoader", "build_eval_loader", "build_file_loader", "build_train_loader", "open_source"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def build_train_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -
     Raises MissingFileError or UserError where the data cannot be used as the configuration says.
     """
     source = _checked_source(config, "train")
+    dataset = _train_dataset(config, source)
     sampler = TrainBatchSampler(
         len(source),
         config.DATA.BATCH_SIZE,
@@ -48,9 +51,9 @@ def build_train_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -
         seed=config.SEED,
         repeats=config.TRAIN.REPEATED_AUG,
     )
-    dataset = _dataset(config, source, build_train_transform(config))
     common = _common(config, config.DATA.BATCH_SIZE, world_size)
-    return TrainLoader(dataset, sampler, erase=build_erasing(config), **common)
+    max_bad = config.DATA.MAX_BAD if config.DATA.ON_ERROR == "skip" else None
+    return TrainLoader(dataset, sampler, erase=build_erasing(config), max_bad=max_bad, **common)
 
 
 def build_eval_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
@@ -59,9 +62,22 @@ def build_eval_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) ->
     Raises MissingFileError or UserError where the data cannot be used as the configuration says.
     """
     source = _checked_source(config, "val")
+    dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
+    return _eval_loader(config, dataset, rank=rank, world_size=world_size)
+
+
+def build_file_loader(config: CfgNode, paths: Sequence[str]) -> EvalLoader:
+    """The images `paths`, in this order and as evaluation sees them, to predict their classes.
+
+    Labels are files.READ, and files.UNREADABLE where `source.image(i)` raises the UserError that says why.
+    """
+    dataset = FileDataset(FileSource(paths), build_eval_transform(config), channels=_channels(config))
+    return _eval_loader(config, dataset)
+
+
+def _eval_loader(config: CfgNode, dataset: ImageDataset, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
-    sampler = EvalBatchSampler(len(source), batch_size, rank=rank, world_size=world_size)
-    dataset = _dataset(config, source, build_eval_transform(config))
+    sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
     return EvalLoader(dataset, sampler, **_common(config, batch_size, world_size))
 
 
@@ -77,11 +93,44 @@ def _checked_source(config: CfgNode, split: str) -> Source:
     return source
 
 
-def _dataset(config: CfgNode, source: Source, transform: Transform) -> ImageDataset:
+def _train_dataset(config: CfgNode, source: Source) -> ImageDataset:
+    """The training images, by the fastest of the allowed packages that is there."""
+    channels = _channels(config)
+    if resizer(config.TRAIN.RESIZER) == "pillow":
+        return ImageDataset(source, build_train_transform(config), channels=channels)
+    from paddlevit.data import opencv_ops
+    from paddlevit.data.opencv_transforms import OpenCVTrainTransform
+
+    transform = OpenCVTrainTransform(
+        build_crop(config),
+        hflip=config.TRAIN.HFLIP,
+        augmentation=build_augmentation(config, opencv_ops),
+        channels=channels,
+    )
+    return PartDataset(source, transform, channels=channels)
+
+
+def resizer(wanted: str) -> str:
+    """'opencv' or 'pillow', for TRAIN.RESIZER auto, opencv or pillow. Raises UserError where OpenCV is asked for and
+    cannot be imported."""
+    if wanted == "pillow":
+        return wanted
+    try:
+        import cv2
+    except ImportError as error:  # also where a system library that it needs is missing
+        if wanted == "opencv":
+            raise UserError(f"TRAIN.RESIZER is opencv, but: {error} (pip install opencv-python-headless)") from None
+        logger.info("Pillow makes the training images; OpenCV is twice as fast (pip install opencv-python-headless)")
+        return "pillow"
+    logger.info("OpenCV %s makes the training images; TRAIN.RESIZER pillow gives the published pixels", cv2.__version__)
+    return "opencv"
+
+
+def _channels(config: CfgNode) -> int:
     channels = config.DATA.IMAGE_CHANNELS
     if channels not in (1, 3):
         raise UserError(f"DATA.IMAGE_CHANNELS is {channels}, allowed: 1 (grey) or 3")
-    return ImageDataset(source, transform, channels=channels)
+    return channels
 
 
 def _common(config: CfgNode, batch_size: int, world_size: int) -> Dict[str, Any]:

@@ -1,18 +1,26 @@
-"""RandAugment, AutoAugment and colour jitter on Pillow images (mode RGB or L)."""
+"""RandAugment, AutoAugment, 3-Augment and colour jitter.
+
+They are written once, over the operations of pillow_ops.py or those of opencv_ops.py: an image here is what these take.
+"""
 
 import functools
-from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+from types import ModuleType
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 from yacs.config import CfgNode
 
+from paddlevit.data import pillow_ops
+from paddlevit.data.pillow_ops import Fill
 from paddlevit.errors import UserError
 
-Fill = Union[int, Tuple[int, ...]]
-Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
+Augmentation = Callable[[Any, np.random.Generator], Any]
 
 MAX_LEVEL = 10.0
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+_VALUES = np.arange(256)
 
 
 class Draw(NamedTuple):
@@ -23,97 +31,99 @@ class Draw(NamedTuple):
     fill: Fill
 
 
-Op = Callable[[Image.Image, float, Draw], Image.Image]
+Op = Callable[[Any, float, Draw], Any]
 
 
-def _autocontrast(image: Image.Image, level: float, draw: Draw) -> Image.Image:
-    return ImageOps.autocontrast(image)
+def _autocontrast(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
+    return ops.autocontrast(image)
 
 
-def _equalize(image: Image.Image, level: float, draw: Draw) -> Image.Image:
-    return ImageOps.equalize(image)
+def _equalize(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
+    return ops.equalize(image)
 
 
-def _invert(image: Image.Image, level: float, draw: Draw) -> Image.Image:
-    return ImageOps.invert(image)
+def _invert(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
+    return ops.lookup(image, _solarized(0))
 
 
-def _rotate(image: Image.Image, level: float, draw: Draw) -> Image.Image:
+def _rotate(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
     degrees = draw.sign * level / MAX_LEVEL * 30.0
-    return image.rotate(degrees, resample=draw.resample, fillcolor=draw.fill) if degrees else image
+    return ops.rotate(image, degrees, draw.resample, draw.fill) if degrees else image
 
 
-def _posterize(image: Image.Image, level: float, draw: Draw, *, increasing: bool) -> Image.Image:
+def _posterize(image: Any, level: float, draw: Draw, *, ops: ModuleType, increasing: bool) -> Any:
     step = int(level / MAX_LEVEL * 4)
     bits = 4 - step if increasing else 4 + step
     # Pillow 13 refuses 0 bits, which the highest level asks for.
-    table = [value >> (8 - bits) << (8 - bits) for value in range(256)]
-    return image.point(table * len(image.getbands())) if bits < 8 else image
+    return ops.lookup(image, (_VALUES >> (8 - bits) << (8 - bits)).astype(np.uint8)) if bits < 8 else image
 
 
-def _solarize(image: Image.Image, level: float, draw: Draw, *, increasing: bool) -> Image.Image:
+def _solarize(image: Any, level: float, draw: Draw, *, ops: ModuleType, increasing: bool) -> Any:
     step = int(level / MAX_LEVEL * 256)
     threshold = 256 - step if increasing else step
-    return ImageOps.solarize(image, threshold) if threshold < 256 else image
+    return ops.lookup(image, _solarized(threshold)) if threshold < 256 else image
 
 
-def _solarize_add(image: Image.Image, level: float, draw: Draw) -> Image.Image:
+def _solarized(threshold: int) -> np.ndarray:
+    return np.where(threshold <= _VALUES, 255 - _VALUES, _VALUES).astype(np.uint8)
+
+
+def _solarize_add(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
     added = int(level / MAX_LEVEL * 110)
-    table = [min(255, value + added) if value < 128 else value for value in range(256)]
-    return image.point(table * len(image.getbands())) if added else image
+    table = np.where(_VALUES >= 128, _VALUES, np.minimum(_VALUES + added, 255)).astype(np.uint8)
+    return ops.lookup(image, table) if added else image
 
 
-def _enhance(image: Image.Image, level: float, draw: Draw, *, kind: Callable, increasing: bool) -> Image.Image:
+def _enhance(image: Any, level: float, draw: Draw, *, blend: Callable, increasing: bool) -> Any:
     if increasing:
         factor = max(0.1, 1.0 + draw.sign * level / MAX_LEVEL * 0.9)
     else:
         factor = 0.1 + level / MAX_LEVEL * 1.8
-    return kind(image).enhance(factor) if factor != 1.0 else image
+    return blend(image, factor) if factor != 1.0 else image
 
 
-def _affine(image: Image.Image, matrix: Tuple[float, ...], draw: Draw) -> Image.Image:
-    if matrix == (1, 0, 0, 0, 1, 0):
-        return image
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=draw.resample, fillcolor=draw.fill)
+def _affine(image: Any, matrix: Tuple[float, ...], draw: Draw, ops: ModuleType) -> Any:
+    return image if matrix == (1, 0, 0, 0, 1, 0) else ops.affine(image, matrix, draw.resample, draw.fill)
 
 
-def _shear_x(image: Image.Image, level: float, draw: Draw) -> Image.Image:
-    return _affine(image, (1, draw.sign * level / MAX_LEVEL * 0.3, 0, 0, 1, 0), draw)
+def _shear_x(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
+    return _affine(image, (1, draw.sign * level / MAX_LEVEL * 0.3, 0, 0, 1, 0), draw, ops)
 
 
-def _shear_y(image: Image.Image, level: float, draw: Draw) -> Image.Image:
-    return _affine(image, (1, 0, 0, draw.sign * level / MAX_LEVEL * 0.3, 1, 0), draw)
+def _shear_y(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
+    return _affine(image, (1, 0, 0, draw.sign * level / MAX_LEVEL * 0.3, 1, 0), draw, ops)
 
 
-def _translate_x(image: Image.Image, level: float, draw: Draw) -> Image.Image:
-    return _affine(image, (1, 0, draw.sign * level / MAX_LEVEL * 0.45 * image.width, 0, 1, 0), draw)
+def _translate_x(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
+    return _affine(image, (1, 0, draw.sign * level / MAX_LEVEL * 0.45 * ops.size(image)[0], 0, 1, 0), draw, ops)
 
 
-def _translate_y(image: Image.Image, level: float, draw: Draw) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, draw.sign * level / MAX_LEVEL * 0.45 * image.height), draw)
+def _translate_y(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
+    return _affine(image, (1, 0, 0, 0, 1, draw.sign * level / MAX_LEVEL * 0.45 * ops.size(image)[1]), draw, ops)
 
 
-def _ops(*, increasing: bool) -> Dict[str, Op]:
-    """Operation by name; `increasing`: a higher level always changes the image more."""
-    kinds = (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness, ImageEnhance.Sharpness)
+def operations(ops: ModuleType, *, increasing: bool) -> Dict[str, Op]:
+    """Operation by name, on what `ops` takes; `increasing`: a higher level always changes the image more."""
+    blends = {"Color": ops.colour, "Contrast": ops.contrast, "Brightness": ops.brightness, "Sharpness": ops.sharpness}
+    on = functools.partial
     return {
-        "AutoContrast": _autocontrast,
-        "Equalize": _equalize,
-        "Invert": _invert,
-        "Rotate": _rotate,
-        "Posterize": functools.partial(_posterize, increasing=increasing),
-        "Solarize": functools.partial(_solarize, increasing=increasing),
-        "SolarizeAdd": _solarize_add,
-        **{kind.__name__: functools.partial(_enhance, kind=kind, increasing=increasing) for kind in kinds},
-        "ShearX": _shear_x,
-        "ShearY": _shear_y,
-        "TranslateX": _translate_x,
-        "TranslateY": _translate_y,
+        "AutoContrast": on(_autocontrast, ops=ops),
+        "Equalize": on(_equalize, ops=ops),
+        "Invert": on(_invert, ops=ops),
+        "Rotate": on(_rotate, ops=ops),
+        "Posterize": on(_posterize, ops=ops, increasing=increasing),
+        "Solarize": on(_solarize, ops=ops, increasing=increasing),
+        "SolarizeAdd": on(_solarize_add, ops=ops),
+        **{name: on(_enhance, blend=blend, increasing=increasing) for name, blend in blends.items()},
+        "ShearX": on(_shear_x, ops=ops),
+        "ShearY": on(_shear_y, ops=ops),
+        "TranslateX": on(_translate_x, ops=ops),
+        "TranslateY": on(_translate_y, ops=ops),
     }
 
 
-RAND_AUGMENT_OPS = _ops(increasing=True)
-AUTO_AUGMENT_OPS = _ops(increasing=False)
+RAND_AUGMENT_OPS = operations(pillow_ops, increasing=True)
+AUTO_AUGMENT_OPS = operations(pillow_ops, increasing=False)
 
 _Step = Tuple[str, float, int]  # operation, probability, level
 
@@ -147,9 +157,8 @@ AUTO_AUGMENT_POLICY: Tuple[Tuple[_Step, _Step], ...] = (
 )
 
 
-def _draw(rng: np.random.Generator, fill: Fill) -> Draw:
-    sign = 1.0 if rng.random() < 0.5 else -1.0
-    return Draw(sign, Image.Resampling.BILINEAR if rng.random() < 0.5 else Image.Resampling.BICUBIC, fill)
+def _sign(rng: np.random.Generator) -> float:
+    return 1.0 if rng.random() < 0.5 else -1.0
 
 
 class RandAugment:
@@ -159,26 +168,36 @@ class RandAugment:
     recipes call rand-m9-mstd0.5-inc1: an operation that was drawn is applied with probability 0.5, its level is normal
     around `magnitude` with deviation `std`, clipped to [0, 10], levels change the image the more the higher they are
     ("increasing"), translations are relative to the image's size, Invert and SolarizeAdd join the paper's operations
-    and the identity leaves, geometric operations draw their filter, bilinear or bicubic, and fill with `fill`.
+    and the identity leaves, geometric operations use the filter that images are resized with, and fill with `fill`.
 
     At level m: rotation by 3m degrees, shear by 0.03m, translation by 4.5m % of the side, each to either side;
     colour, contrast, brightness and sharpness times 1 +- 0.09m (at least 0.1); posterize to 4 - int(0.4m) bits;
     solarize from 256 - int(25.6m); values below 128 plus int(11m).
     """
 
-    def __init__(self, *, layers: int, magnitude: float, std: float, fill: Fill) -> None:
-        self.ops = tuple(RAND_AUGMENT_OPS.values())
+    def __init__(
+        self,
+        *,
+        layers: int,
+        magnitude: float,
+        std: float,
+        fill: Fill,
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
+        ops: ModuleType = pillow_ops,
+    ) -> None:
+        self.ops = tuple(operations(ops, increasing=True).values())
         self.layers = layers
         self.magnitude = magnitude
         self.std = std
         self.fill = fill
+        self.resample = resample
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, image: Any, rng: np.random.Generator) -> Any:
         """An image of the same size and mode."""
         for index in rng.integers(len(self.ops), size=self.layers):
             if rng.random() < 0.5:
                 level = min(max(rng.normal(self.magnitude, self.std), 0.0), MAX_LEVEL)
-                image = self.ops[index](image, level, _draw(rng, self.fill))
+                image = self.ops[index](image, level, Draw(_sign(rng), self.resample, self.fill))
         return image
 
 
@@ -190,31 +209,62 @@ class AutoAugment:
     shears is drawn anew for each image, and `fill` is the images' mean colour instead of grey.
     """
 
-    def __init__(self, *, fill: Fill) -> None:
+    def __init__(
+        self,
+        *,
+        fill: Fill,
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
+        ops: ModuleType = pillow_ops,
+    ) -> None:
+        self.ops = operations(ops, increasing=False)
         self.fill = fill
+        self.resample = resample
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, image: Any, rng: np.random.Generator) -> Any:
         """An image of the same size and mode."""
         for name, probability, level in AUTO_AUGMENT_POLICY[rng.integers(len(AUTO_AUGMENT_POLICY))]:
             if rng.random() < probability:
-                image = AUTO_AUGMENT_OPS[name](image, level, _draw(rng, self.fill))
+                image = self.ops[name](image, level, Draw(_sign(rng), self.resample, self.fill))
         return image
 
 
 class ColorJitter:
     """Brightness, contrast and saturation in random order, each times a factor uniform in [max(0, 1 - j), 1 + j]."""
 
-    KINDS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-
-    def __init__(self, strength: float) -> None:
+    def __init__(self, strength: float, *, ops: ModuleType = pillow_ops) -> None:
         self.low = max(0.0, 1.0 - strength)
         self.high = 1.0 + strength
+        self.blends = (ops.brightness, ops.contrast, ops.colour)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def __call__(self, image: Any, rng: np.random.Generator) -> Any:
         """An image of the same size and mode."""
-        for index in rng.permutation(len(self.KINDS)):
-            image = self.KINDS[index](image).enhance(rng.uniform(self.low, self.high))
+        for index in rng.permutation(len(self.blends)):
+            image = self.blends[index](image, rng.uniform(self.low, self.high))
         return image
+
+
+class ThreeAugment:
+    """Grey, solarized from 128 on, or blurred by a deviation uniform in [0.1, 2] pixels, each with probability 1/3,
+    then colour jitter of the strength `jitter` (Touvron et al. 2022, "DeiT III", section 4; there it is 0.3).
+    """
+
+    RADIUS = (0.1, 2.0)
+    THRESHOLD = 128
+
+    def __init__(self, *, jitter: float, ops: ModuleType = pillow_ops) -> None:
+        self.ops = ops
+        self.jitter = ColorJitter(jitter, ops=ops) if jitter else None
+
+    def __call__(self, image: Any, rng: np.random.Generator) -> Any:
+        """An image of the same size and mode."""
+        choice = rng.integers(3)
+        if choice == 0:
+            image = self.ops.grey(image)
+        elif choice == 1:
+            image = self.ops.lookup(image, _solarized(self.THRESHOLD))
+        else:
+            image = self.ops.blur(image, rng.uniform(*self.RADIUS))
+        return self.jitter(image, rng) if self.jitter else image
 
 
 def mean_colour(mean: Sequence[float], channels: int) -> Fill:
@@ -230,8 +280,9 @@ def mean_colour(mean: Sequence[float], channels: int) -> Fill:
     return tuple(round(255 * value) for value in mean)
 
 
-def build_augmentation(config: CfgNode) -> Optional[Augmentation]:
-    """What TRAIN asks for: AUTO_AUGMENT before RAND_AUGMENT before COLOR_JITTER; None where all are off.
+def build_augmentation(config: CfgNode, ops: ModuleType = pillow_ops) -> Optional[Augmentation]:
+    """What TRAIN asks for, on what `ops` takes: AUTO_AUGMENT before THREE_AUGMENT before RAND_AUGMENT before
+    COLOR_JITTER; None where all are off.
 
     Raises UserError where a key is out of its range.
     """
@@ -245,14 +296,17 @@ def build_augmentation(config: CfgNode) -> Optional[Augmentation]:
         if not low <= train[key] <= high:
             limit = f"{low} to {high:g}" if high < float("inf") else f"{low} and above"
             raise UserError(f"TRAIN.{key} is {train[key]}, allowed: {limit}")
-    fill = mean_colour(data.IMAGENET_MEAN, data.IMAGE_CHANNELS)
+    common = {"fill": mean_colour(data.IMAGENET_MEAN, data.IMAGE_CHANNELS), "resample": FILTERS[data.INTERPOLATION]}
     if train.AUTO_AUGMENT:
-        return AutoAugment(fill=fill)
+        return AutoAugment(**common, ops=ops)
+    if train.THREE_AUGMENT:
+        return ThreeAugment(jitter=train.COLOR_JITTER, ops=ops)
     if train.RAND_AUGMENT:
         return RandAugment(
             layers=train.RAND_AUGMENT_LAYERS,
             magnitude=train.RAND_AUGMENT_MAGNITUDE,
             std=train.RAND_AUGMENT_STD,
-            fill=fill,
+            **common,
+            ops=ops,
         )
-    return ColorJitter(train.COLOR_JITTER) if train.COLOR_JITTER else None
+    return ColorJitter(train.COLOR_JITTER, ops=ops) if train.COLOR_JITTER else None

@@ -46,6 +46,8 @@ _LAYOUTS = {
 class CifarSource(Source):
     """Images of 32 x 32 pixels that are held in memory, 3 kB each."""
 
+    encoded = False
+
     def __init__(
         self, pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str], *, files: Sequence[Tuple[str, int]]
     ) -> None:

@@ -19,7 +19,7 @@ _STREAM = 3
 class ImageDataset:
     """Transformed images of a source, with their labels."""
 
-    def __init__(self, source: Source, transform: Transform, *, channels: int = 3) -> None:
+    def __init__(self, source: Source, transform: Callable[..., np.ndarray], *, channels: int = 3) -> None:
         self.source = source
         self.transform = transform
         self.mode = {1: "L", 3: "RGB"}[channels]
@@ -34,10 +34,20 @@ class ImageDataset:
         given no generator. Raises UserError, naming the image, where it cannot be read.
         """
         index, key = sample
+        return self._pixels(index, _generator(key)), np.int64(self.source.label(index))
+
+    def _pixels(self, index: int, rng: Optional[np.random.Generator]) -> np.ndarray:
         image = self.source.image(index)
         if image.mode != self.mode:
             image = image.convert(self.mode)
-        return self.transform(image, _generator(key)), np.int64(self.source.label(index))
+        return self.transform(image, rng)
+
+
+class PartDataset(ImageDataset):
+    """An ImageDataset whose transform reads the images itself, because it does not need the whole of them."""
+
+    def _pixels(self, index: int, rng: Optional[np.random.Generator]) -> np.ndarray:
+        return self.transform(self.source, index, rng)
 
 
 def _generator(key: Optional[Key]) -> Optional[np.random.Generator]:

@@ -17,11 +17,12 @@ def decode(data: bytes, name: str) -> Image.Image:
     if not data:
         raise UserError(f"{name} is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            # Pillow itself raises only above twice its limit, and warns below that.
-            if Image.MAX_IMAGE_PIXELS is None or image.width * image.height <= Image.MAX_IMAGE_PIXELS:
-                return image.convert("RGB")
-            size = f"{image.width} x {image.height}"
+        image = Image.open(io.BytesIO(data))
+        # Pillow itself raises only above twice its limit, and warns below that.
+        if Image.MAX_IMAGE_PIXELS is None or image.width * image.height <= Image.MAX_IMAGE_PIXELS:
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")  # even without a change it would copy
+        size = f"{image.width} x {image.height}"
     except Exception as error:  # what Pillow's decoders raise on damaged files has no common class
         raise UserError(f"{name} is not a readable image: {error or type(error).__name__}") from error
     raise UserError(f"{name} has {size} pixels, allowed: {Image.MAX_IMAGE_PIXELS:,} in all")

@@ -12,12 +12,14 @@ from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from paddlevit.data.array_cache import Arrays, cached_arrays
 from paddlevit.errors import MissingFileError, UserError
 
 _MAX_LABEL_DIGITS = 6
 _WHITE_SPACE = np.zeros(256, dtype=bool)
 _WHITE_SPACE[list(b" \t\n\r\v\f")] = True
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BLOCK = 1 << 24  # bytes of a list that are read at once: what that takes besides is some 20 times as much
 
 
 @dataclass(frozen=True)
@@ -97,26 +99,50 @@ def read_list(file: Path) -> Index:
 
 @functools.lru_cache(maxsize=2)  # one run asks for the lists of both splits several times
 def _read_list(file: Path, mtime_ns: int, size: int) -> Index:
+    return Index(**cached_arrays("list", [file], lambda: _parsed(file)))
+
+
+def _parsed(file: Path) -> Arrays:
+    """The fields of an Index."""
     content = file.read_bytes()
     text = np.frombuffer(content, dtype=np.uint8)[len(_BYTE_ORDER_MARK) * content.startswith(_BYTE_ORDER_MARK) :]
-    starts, ends = _words(text)
-    if not len(starts):
+    parts: List[Tuple[np.ndarray, ...]] = []
+    lines = start = 0
+    while start < len(text):
+        block = text[start : start + _BLOCK]
+        if start + _BLOCK < len(text):  # up to the end of a line, wherever that is
+            ends = np.flatnonzero(block == ord("\n"))
+            block = block[: ends[-1] + 1] if len(ends) else text[start:]
+        starts, lengths, labels = _parse(block, file, lines)
+        parts.append((starts + start, lengths, labels))
+        lines += int(np.count_nonzero(block == ord("\n")))
+        start += len(block)
+    if not sum(len(labels) for _, _, labels in parts):
         raise UserError(f"{file} lists no images: a line holds a path, white space and a label")
+    starts, lengths, labels = (np.concatenate(arrays) for arrays in zip(*parts))
+    return {"text": text, "starts": starts, "lengths": lengths, "labels": labels}
+
+
+def _parse(text: np.ndarray, file: Path, lines_before: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the paths of some lines start, their lengths, and the labels."""
+    starts, ends = _words(text)
     newlines = np.flatnonzero(text == ord("\n"))
     lines = np.searchsorted(newlines, starts)
-    last = np.flatnonzero(np.append(lines[1:] != lines[:-1], True))
-    first = np.append(0, last[:-1] + 1)
+    last = np.flatnonzero(np.append(lines[1:] != lines[:-1], True)[: len(lines)])
+    first = np.append(0, last[:-1] + 1)[: len(last)]
     alone = first == last
     if alone.any():
         row = int(alone.argmax())
         word = text[starts[first[row]] : ends[first[row]]].tobytes().decode("utf-8", "replace")
-        raise UserError(f"{file}, line {lines[first[row]] + 1}: '{word}' has no label after it")
+        raise UserError(f"{file}, line {lines_before + lines[first[row]] + 1}: '{word}' has no label after it")
     labels, wrong = _numbers(text, starts[last], ends[last])
     if wrong.any():
         row = last[int(wrong.argmax())]
         word = text[starts[row] : ends[row]].tobytes().decode("utf-8", "replace")
-        raise UserError(f"{file}, line {lines[row] + 1}: the label is '{word}', allowed: whole numbers, 0 to 999999")
-    return Index(text, starts[first], (ends[last - 1] - starts[first]).astype(np.int32), labels)
+        raise UserError(
+            f"{file}, line {lines_before + lines[row] + 1}: the label is '{word}', allowed: whole numbers, 0 to 999999"
+        )
+    return starts[first], (ends[last - 1] - starts[first]).astype(np.int32), labels
 
 
 def _words(text: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:

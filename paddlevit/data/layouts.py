@@ -1,14 +1,14 @@
 """What a data folder may look like, and the source that reads it."""
 
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Sequence
 
+from paddlevit.data.class_names import CLASS_NAMES_FILE, read_class_names, readable
 from paddlevit.data.index import Index, read_list
 from paddlevit.data.sources import FolderSource, ListSource, Source, ZipSource, class_folders
 from paddlevit.errors import MissingFileError, UserError
 
 SPLITS = ("train", "val")
-CLASS_NAMES_FILE = "class_names.txt"
 
 
 def open_imagenet(root: Path, split: str) -> Source:
@@ -28,7 +28,7 @@ def open_imagenet(root: Path, split: str) -> Source:
             names = _class_names(root, [read_list(file) for file in there], there)
             return opened(root, split, names)
     if any((root / name).is_dir() for name in SPLITS):
-        return _open_folder(root, split)
+        return open_folder(root, split)
     raise MissingFileError(
         f"no images to {'train on' if split == 'train' else 'validate'} in {root}. Looked for, in this order:\n"
         f"  {root}/{split}_list.txt, with a line 'relative/path label' for every image\n"
@@ -45,25 +45,27 @@ def _open_zip(root: Path, split: str, names: Sequence[str]) -> Source:
     return ZipSource(root / f"{split}.zip", root / f"{split}_map.txt", names)
 
 
-def _open_folder(root: Path, split: str) -> Source:
+def open_folder(root: Path, split: str) -> FolderSource:
+    """The images of a split in folders of classes. Raises MissingFileError or UserError where they cannot be used."""
     folder = root / split
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is missing: the images of a split lie in {folder}/<class>/")
     # Labels count the classes to train on. Without these there is only the split itself to go by.
     classes = class_folders(root / "train" if (root / "train").is_dir() else folder)
-    names = _given_names(root)
+    names = read_class_names(root / CLASS_NAMES_FILE)
     if names is not None and len(names) < len(classes):
         raise UserError(f"{root / CLASS_NAMES_FILE} has {len(names)} names, but there are {len(classes)} class folders")
-    return FolderSource(folder, classes, names or classes)
+    return FolderSource(folder, classes, readable(names or classes, root))
 
 
 def _class_names(root: Path, indexes: Sequence[Index], files: Sequence[Path]) -> Sequence[str]:
     """Names of the classes that any of the list files has."""
-    names = _given_names(root)
+    names = read_class_names(root / CLASS_NAMES_FILE)
     if names is None:
         num_classes = max(index.num_labels for index in indexes)
         by_folder = (index.folders() for index in indexes if index.num_labels == num_classes)
-        return next((folders for folders in by_folder if folders), [str(label) for label in range(num_classes)])
+        folders = next(filter(None, by_folder), None)
+        return readable(folders or [str(label) for label in range(num_classes)], root)
     for index, file in zip(indexes, files):
         if index.num_labels > len(names):
             i = int(index.labels.argmax())
@@ -71,20 +73,4 @@ def _class_names(root: Path, indexes: Sequence[Index], files: Sequence[Path]) ->
                 f"{file}, line {index.line(i)}: label {index.labels[i]}, but {root / CLASS_NAMES_FILE} names "
                 f"{len(names)} classes, 0 to {len(names) - 1}"
             )
-    return names
-
-
-def _given_names(root: Path) -> Optional[List[str]]:
-    """The lines of the data set's own file of names, if it has one."""
-    file = root / CLASS_NAMES_FILE
-    try:
-        names = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-    while names and not names[-1].strip():
-        names.pop()
-    if not names:
-        raise UserError(f"{file} is empty: it holds the name of one class a line, or is not there")
-    return [name.strip() for name in names]
+    return readable(names, root)

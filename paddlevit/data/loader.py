@@ -1,7 +1,7 @@
 """Batches on the device, normalised and ready for the network."""
 
 import io
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import paddle
@@ -45,14 +45,15 @@ class TrainLoader:
         *,
         normalize: Normalize,
         erase: Optional[Erase] = None,
-        num_workers: int = 0,
-        shared_memory: bool = True,
+        **stream: Any,
     ) -> None:
+        """`stream`: the keyword arguments of a BatchStream."""
+        self.dataset = dataset
         self.source = dataset.source
+        self.normalize = normalize
+        self.erase = erase
         self._sampler = sampler
-        self._normalize = normalize
-        self._erase = erase
-        self._stream = BatchStream(dataset, num_workers=num_workers, shared_memory=shared_memory)
+        self._stream = BatchStream(dataset, **stream)
 
     @property
     def num_images(self) -> int:
@@ -78,17 +79,17 @@ class TrainLoader:
         """Images float32 [N, C, H, W] and labels int64 [N] of each step of an epoch, counted from 0, from `first_step`.
 
         An epoch may be left at any step; the next one that is asked for ends it. Raises UserError, naming the image,
-        where one cannot be read.
+        where one cannot be read, or where more were replaced than may be.
         """
         batches = self._stream.run(self._sampler.batches(epoch, first_step))
         for step, (images, labels) in enumerate(batches, first_step):
-            images = self._normalize(images)
-            if self._erase is not None:
-                images = self._erase(images, (self._sampler.seed, epoch, step, self._sampler.rank))
+            images = self.normalize(images)
+            if self.erase is not None:
+                images = self.erase(images, (self._sampler.seed, epoch, step, self._sampler.rank))
             yield images, labels
 
     def names(self, epoch: int, step: int) -> List[str]:
-        """Paths of the images of a batch of this process."""
+        """Paths of the images of a batch of this process, as if all could be read."""
         return [self.source.name(index) for index, _ in next(self._sampler.batches(epoch, step))]
 
 
@@ -101,13 +102,13 @@ class EvalLoader:
         sampler: EvalBatchSampler,
         *,
         normalize: Normalize,
-        num_workers: int = 0,
-        shared_memory: bool = True,
+        **stream: Any,
     ) -> None:
+        """`stream`: the keyword arguments of a BatchStream."""
         self.source = dataset.source
         self._sampler = sampler
         self._normalize = normalize
-        self._stream = BatchStream(dataset, num_workers=num_workers, shared_memory=shared_memory)
+        self._stream = BatchStream(dataset, **stream)
 
     @property
     def num_images(self) -> int:

@@ -1,15 +1,17 @@
-"""Writes data sets in the layouts that the sources read: the demo's digits, and list files from folders."""
+"""Writes data sets in the layouts that the sources read: the demo's digits, list files and zip files from folders."""
 
 import os
 import shutil
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
 
-from paddlevit.data.layouts import CLASS_NAMES_FILE, SPLITS
-from paddlevit.data.sources import FolderSource, class_folders
+from paddlevit.data.layouts import CLASS_NAMES_FILE, SPLITS, open_folder, open_imagenet
+from paddlevit.data.sources import FolderSource, ListSource, class_folders
+from paddlevit.data.ziparchive import ZipArchive
+from paddlevit.data.zipwriter import write_zip
 from paddlevit.errors import MissingFileError, UserError
 
 _DIGIT_SIDE = 32
@@ -80,11 +82,56 @@ def write_lists(folder: Path, *, force: bool = False) -> str:
     return f"listed {' and '.join(counts)}, {len(classes)} classes, in {folder}"
 
 
-def _list_text(rows: Sequence[Tuple[str, int]]) -> str:
+def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[Tuple[int, int]]:
+    """Write <split>.zip, its members stored, and <split>_map.txt for the images of every split, and class_names.txt.
+
+    Gives (images done, of so many) as it goes. An interrupted run goes on where it was; the maps come last, so that
+    what was interrupted has none. Raises MissingFileError or UserError where there are no images, an image cannot be
+    read, or there are files of other content.
+    """
+    sources = {split: source for split in SPLITS for source in _file_sources(folder, split)}
+    if not sources:
+        raise MissingFileError(f"{folder} has no folders train and val, and no train_list.txt and val_list.txt")
+    output.mkdir(parents=True, exist_ok=True)
+    names = {split: [source.relative_path(i) for i in range(len(source))] for split, source in sources.items()}
+    texts: Dict[str, str] = {}
+    for split, source in sources.items():
+        texts[CLASS_NAMES_FILE] = "".join(f"{name}\n" for name in source.class_names)
+        texts[f"{split}_map.txt"] = _list_text([(name, source.label(i)) for i, name in enumerate(names[split])], "\t")
+    _refuse_other(output, texts, force)
+    total, before = sum(map(len, names.values())), 0
+    for split, source in sources.items():
+        if force or not _holds(output / f"{split}.zip", names[split]):
+            for done in write_zip(output / f"{split}.zip", names[split], source.read):
+                yield before + done, total
+        before += len(source)
+        yield before, total
+    _write_texts(output, texts)
+
+
+def _file_sources(folder: Path, split: str) -> Iterator[Union[ListSource, FolderSource]]:
+    """The images of a split as files, if it has any."""
+    if (folder / f"{split}_list.txt").is_file():
+        yield open_imagenet(folder, split)
+    elif (folder / split).is_dir():
+        yield open_folder(folder, split)
+
+
+def _holds(path: Path, names: Sequence[str]) -> bool:
+    """Whether a zip file is there, with these members. Raises UserError where it has others."""
+    if not path.exists():
+        return False
+    members, _ = ZipArchive(path).directory()
+    if list(members) != [os.fsencode(name) for name in names]:
+        raise UserError(f"{path} is there already, with other members: name another folder, or -force to replace it")
+    return True
+
+
+def _list_text(rows: Sequence[Tuple[str, int]], separator: str = " ") -> str:
     for path, _ in rows:
         if "\n" in path:
             raise UserError(f"{path!r}: a path with a line break cannot stand in a list; rename the file")
-    return "".join(f"{path} {label}\n" for path, label in rows)
+    return "".join(f"{path}{separator}{label}\n" for path, label in rows)
 
 
 def _refuse_other(folder: Path, texts: Dict[str, str], force: bool) -> None:

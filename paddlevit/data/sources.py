@@ -14,6 +14,7 @@ from typing import List, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
+from paddlevit.data.array_cache import Arrays, cached_arrays
 from paddlevit.data.decode import decode
 from paddlevit.data.index import Index, index_of, read_list
 from paddlevit.data.ziparchive import Members, ZipArchive
@@ -31,6 +32,7 @@ class Source(ABC):
     """N images with labels from 0 to num_classes - 1."""
 
     class_names: Sequence[str]
+    encoded = True  # what `read` gives is an image file
 
     @property
     @abstractmethod
@@ -89,6 +91,10 @@ class ListSource(Source):
     def name(self, i: int) -> str:
         return os.fsdecode(self._path(i))
 
+    def relative_path(self, i: int) -> str:
+        """Path of the i-th image below the root."""
+        return os.fsdecode(self._index.path(i))
+
     def label_place(self, i: int) -> str:
         return f"{self._list_file}, line {self._index.line(i)}"
 
@@ -116,7 +122,13 @@ class ZipSource(Source):
         self._map_file = map_file
         self._index = read_list(map_file)
         self._archive = ZipArchive(zip_file)
-        self._members = self._find(self._archive.members())
+        self._archive.places = cached_arrays("zip", [zip_file, map_file], self._mapped)
+
+    def _mapped(self) -> Arrays:
+        """Where the map's members are."""
+        members, places = self._archive.directory()
+        found = self._find(members)
+        return {name: array[found] for name, array in places.items()}
 
     def _find(self, members: Members) -> np.ndarray:
         """Numbers [N] of the map's members; its paths may be relative to the zip's one top folder."""
@@ -139,7 +151,7 @@ class ZipSource(Source):
         return f"{self._map_file}, line {self._index.line(i)}"
 
     def read(self, i: int) -> bytes:
-        return self._archive.read(int(self._members[i]), self.name(i))
+        return self._archive.read(i, self.name(i))
 
 
 class FolderSource(Source):

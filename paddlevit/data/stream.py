@@ -12,13 +12,15 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
+from paddlevit.data.bad_images import BadImages
 from paddlevit.data.dataset import ImageDataset, Sample
 from paddlevit.errors import UserError
 
@@ -29,7 +31,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _SHARED_MEMORY = Path("/dev/shm")
 _AFTER_QUEUES = -100  # multiprocessing empties its queues at -5
 
-_Request = Tuple[int, Optional[List[Sample]]]
+_Request = Tuple[int, Union[List[Sample], Exception, None]]
 
 
 class BatchStream:
@@ -41,10 +43,15 @@ class BatchStream:
     dropped; after a run's last request come empty ones; an exception travels back as a value.
     """
 
-    def __init__(self, dataset: ImageDataset, *, num_workers: int, shared_memory: bool = True) -> None:
+    def __init__(
+        self, dataset: ImageDataset, *, num_workers: int, shared_memory: bool = True, max_bad: Optional[int] = None
+    ) -> None:
+        """`max_bad`: so many images that cannot be read are replaced by the next ones that can; None: the first one
+        is an error."""
         self._requests = _Requests()
+        self._bad = BadImages(max_bad)
         self._loader = paddle.io.DataLoader(
-            _Batches(dataset),
+            _Batches(dataset, max_bad),
             batch_sampler=self._requests,
             collate_fn=_only,
             num_workers=num_workers,
@@ -66,19 +73,20 @@ class BatchStream:
             self._start()
         while True:
             assert number == self._requests.number, "another run was started in the meantime"
-            reply_number, last, error, images, labels = self._next()
-            if reply_number != number:
+            reply, images, labels = self._next()
+            if reply.number != number:
                 continue
-            if error is not None:
-                raise error
-            if last:
+            if reply.error is not None:
+                raise reply.error
+            self._bad.add(reply.bad)
+            if reply.last:
                 return
             yield images, labels
 
     def _start(self) -> None:
         others = multiprocessing.active_children()
-        # Ctrl-C reaches all processes, but training goes on to the end of its step: the workers inherit this.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Ctrl-C and others reach all processes, but training goes on to the end of its step: the workers inherit this.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._replies = iter(self._loader)
         finally:
@@ -104,6 +112,7 @@ class BatchStream:
                 worker.kill()
             with contextlib.suppress(SystemError):
                 worker.join()
+            _free_shared_memory(worker.pid)
 
 
 class _Requests:
@@ -124,32 +133,68 @@ class _Requests:
 
     def __next__(self) -> List[_Request]:
         number, batches = self._current
-        return [(number, next(batches, None))]
+        try:
+            return [(number, next(batches, None))]
+        except Exception as error:  # in Paddle's thread, which is here, it would be lost, and the caller wait for ever
+            return [(number, _that_travels(error))]
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What comes with the arrays of a batch; an image that was replaced is in `bad`, as the message that names it.
+
+    No tuple: Paddle would take it apart, as if it were a batch too.
+    """
+
+    number: int
+    last: bool = False
+    error: Optional[Exception] = None
+    bad: Sequence[str] = ()
 
 
 class _Batches(paddle.io.Dataset):
     """Answers requests. An answer always holds two arrays: Paddle takes one without for the end of the data."""
 
-    def __init__(self, dataset: ImageDataset) -> None:
+    def __init__(self, dataset: ImageDataset, max_bad: Optional[int]) -> None:
         super().__init__()
         self._dataset = dataset
+        self._max_bad = max_bad or 0
 
-    def __getitem__(self, request: _Request) -> Tuple[int, bool, Optional[Exception], np.ndarray, np.ndarray]:
+    def __getitem__(self, request: _Request) -> Tuple[_Reply, np.ndarray, np.ndarray]:
         number, samples = request
         nothing = np.zeros(1, dtype=np.uint8)
-        if samples is None:
-            return number, True, None, nothing, nothing
+        if samples is None or isinstance(samples, Exception):
+            return _Reply(number, last=samples is None, error=samples), nothing, nothing
         try:
-            images, labels = zip(*(self._dataset[sample] for sample in samples))
-            return number, False, None, np.stack(images), np.asarray(labels, dtype=np.int64)
-        except UserError as error:
-            return number, False, type(error)(str(error)), nothing, nothing  # what it was raised from may not travel
-        except Exception:
-            error = RuntimeError(f"while reading data:\n{traceback.format_exc()}")
-            return number, False, error, nothing, nothing
+            bad: List[str] = []
+            images, labels = zip(*(self._read(sample, bad) for sample in samples))
+            return _Reply(number, bad=bad), np.stack(images), np.asarray(labels, dtype=np.int64)
+        except Exception as error:
+            return _Reply(number, error=_that_travels(error)), nothing, nothing
+
+    def _read(self, sample: Sample, bad: List[str]) -> Tuple[np.ndarray, np.int64]:
+        """Pixels and label of an image, or of the next one that can be read."""
+        index, key = sample
+        for tried in range(self._max_bad + 1):
+            try:
+                return self._dataset[index, key]
+            except UserError as error:
+                if tried == self._max_bad:
+                    raise
+                bad.append(str(error))
+                index = (index + 1) % len(self._dataset)
+        raise AssertionError("the last try returns or raises")
 
     def __len__(self) -> int:
         return sys.maxsize
+
+
+def _that_travels(error: Exception) -> Exception:
+    """The error to raise in the caller's process; what it was raised from may not survive the way."""
+    if isinstance(error, UserError):
+        return type(error)(str(error))
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    return RuntimeError(f"while reading data:\n{''.join(lines)}")
 
 
 def _only(batch: List[Any]) -> Any:
@@ -164,24 +209,30 @@ def _start_worker(worker_id: int, *, parent: int) -> None:
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
     # A worker whose parent was killed ends by itself where it is busy, or else by this thread.
-    multiprocessing.util.Finalize(None, _free_shared_memory, args=(parent,), exitpriority=_AFTER_QUEUES)
+    multiprocessing.util.Finalize(None, _free_if_orphaned, args=(parent,), exitpriority=_AFTER_QUEUES)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """End this worker when its parent was killed: Paddle's worker would wait for requests for ever."""
+    """End this worker when its parent asks, or was killed: Paddle's worker would wait for requests for ever."""
     while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        asked = signal.sigtimedwait({signal.SIGTERM}, _SECONDS_BETWEEN_LOOKS)
+        if asked is not None and asked.si_pid == parent:
+            os._exit(0)
     time.sleep(_SECONDS_BETWEEN_LOOKS)  # it may still be answering the last requests
-    _free_shared_memory(parent)
+    _free_if_orphaned(parent)
     os._exit(1)
 
 
-def _free_shared_memory(parent: int) -> None:
-    """Remove the answers of this worker that its parent, which was killed, has not taken."""
+def _free_if_orphaned(parent: int) -> None:
     if os.getppid() != parent:
-        for file in _SHARED_MEMORY.glob(f"paddle_{os.getpid()}_*"):
-            file.unlink(missing_ok=True)
+        _free_shared_memory(os.getpid())
+
+
+def _free_shared_memory(worker: int) -> None:
+    """Remove the answers of a worker that its parent has not taken, and never will: one of the two was killed."""
+    for file in _SHARED_MEMORY.glob(f"paddle_{worker}_*"):
+        file.unlink(missing_ok=True)
 
 
 def shared_memory_holds(num_bytes: int) -> bool:

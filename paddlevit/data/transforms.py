@@ -4,18 +4,16 @@ transform(image, rng) returns an array [DATA.IMAGE_SIZE, DATA.IMAGE_SIZE, C]; al
 """
 
 import math
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
-from paddlevit.data.augment import Augmentation, build_augmentation
+from paddlevit.data.augment import FILTERS, Augmentation, build_augmentation
 from paddlevit.errors import UserError
 
 Transform = Callable[[Image.Image, Optional[np.random.Generator]], np.ndarray]
-
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 # An image of 1 x 100,000 pixels, whole, would take gigabytes once its shorter side has 256.
 _MAX_RESIZED_PIXELS = 1 << 25
@@ -48,7 +46,7 @@ class CenterCrop:
         if width * height > _MAX_RESIZED_PIXELS:
             source = [edge * old / new for edge, old, new in zip(box, image.size * 2, (width, height) * 2)]
             return to_array(image.resize((self.size, self.size), self.resample, box=source))
-        return to_array(_resized(image, (width, height), self.resample).crop(box))
+        return to_array(_cropped_resize(image, (width, height), box, self.resample))
 
 
 class Squash:
@@ -112,8 +110,13 @@ class PaddedCrop:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         image = _resized(image, (self.size, self.size), self.resample)
-        left, top = (int(offset) for offset in rng.integers(-self.padding, self.padding, size=2, endpoint=True))
+        left, top = self.offset(rng)
         return image.crop((left, top, left + self.size, top + self.size))
+
+    def offset(self, rng: np.random.Generator) -> Tuple[int, int]:
+        """How far the image moves to the left and up, in pixels."""
+        left, top = rng.integers(-self.padding, self.padding, size=2, endpoint=True)
+        return int(left), int(top)
 
 
 class TrainTransform:
@@ -139,7 +142,7 @@ def build_eval_transform(config: CfgNode) -> Transform:
     Raises UserError where DATA.CROP_PCT is out of its range.
     """
     data = config.DATA
-    resample = _FILTERS[data.INTERPOLATION]
+    resample = FILTERS[data.INTERPOLATION]
     if data.RESIZE_MODE == "squash":
         return Squash(data.IMAGE_SIZE, resample=resample)
     if not 0.0 < data.CROP_PCT <= 1.0:
@@ -148,9 +151,14 @@ def build_eval_transform(config: CfgNode) -> Transform:
 
 
 def build_train_transform(config: CfgNode) -> Transform:
-    """The transform of training images. Raises UserError where a key of TRAIN is out of its range."""
+    """The transform of training images by Pillow. Raises UserError where a key of TRAIN is out of its range."""
+    return TrainTransform(build_crop(config), hflip=config.TRAIN.HFLIP, augmentation=build_augmentation(config))
+
+
+def build_crop(config: CfgNode) -> Union[RandomResizedCrop, PaddedCrop]:
+    """The part of a training image that is kept. Raises UserError where a key of TRAIN is out of its range."""
     train, size = config.TRAIN, config.DATA.IMAGE_SIZE
-    resample = _FILTERS[config.DATA.INTERPOLATION]
+    resample = FILTERS[config.DATA.INTERPOLATION]
     for key in ("CROP_SCALE", "CROP_RATIO"):
         if len(train[key]) != 2 or not 0.0 < train[key][0] <= train[key][1] < math.inf:
             raise UserError(f"TRAIN.{key} is {train[key]}, allowed: two numbers above 0, the smaller one first")
@@ -159,11 +167,23 @@ def build_train_transform(config: CfgNode) -> Transform:
     if not 0.0 <= train.HFLIP <= 1.0:
         raise UserError(f"TRAIN.HFLIP is {train.HFLIP}, allowed: 0 to 1")
     if train.CROP == "padded":
-        crop = PaddedCrop(size, padding=train.CROP_PADDING, resample=resample)
-    else:
-        crop = RandomResizedCrop(size, scale=train.CROP_SCALE, ratio=train.CROP_RATIO, resample=resample)
-    return TrainTransform(crop, hflip=train.HFLIP, augmentation=build_augmentation(config))
+        return PaddedCrop(size, padding=train.CROP_PADDING, resample=resample)
+    return RandomResizedCrop(size, scale=train.CROP_SCALE, ratio=train.CROP_RATIO, resample=resample)
 
 
 def _resized(image: Image.Image, size: Tuple[int, int], resample: Image.Resampling) -> Image.Image:
     return image if image.size == size else image.resize(size, resample)
+
+
+def _cropped_resize(
+    image: Image.Image, size: Tuple[int, int], box: Tuple[int, int, int, int], resample: Image.Resampling
+) -> Image.Image:
+    """A box of the image at `size`, value by value.
+
+    Pillow resizes rows first, to whole levels, and columns then: what lies beside the box need not go on to the second.
+    """
+    left, top, right, bottom = box
+    if left < 0 or top < 0 or right > size[0] or bottom > size[1]:
+        return _resized(image, size, resample).crop(box)
+    rows = _resized(image, (size[0], image.height), resample).crop((left, 0, right, image.height))
+    return _resized(rows, (right - left, size[1]), resample).crop((0, top, right - left, bottom))

@@ -7,6 +7,9 @@ from array import array
 from pathlib import Path
 from typing import BinaryIO, Dict, Optional, Tuple
 
+import numpy as np
+
+from paddlevit.data.array_cache import Arrays
 from paddlevit.errors import MissingFileError, UserError
 
 # Layouts of PKWARE's APPNOTE.TXT: sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end).
@@ -36,18 +39,20 @@ class Members(Dict[bytes, int]):
 
 
 class ZipArchive:
-    """A zip file of stored and deflated members. What it holds of them takes 17 bytes each."""
+    """A zip file of stored and deflated members.
+
+    `places` says where they are, 17 bytes each: their 'offsets', their 'sizes' as stored, and their 'methods'. It is
+    given by directory(), or by who has read that before.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.places: Arrays = {}
         self._file: Optional[BinaryIO] = None
         self._pid = -1
-        self._offsets = array("Q")
-        self._sizes = array("Q")  # as stored
-        self._methods = array("B")
 
-    def members(self) -> Members:
-        """Read the names of all members, and where they are.
+    def directory(self) -> Tuple[Members, Arrays]:
+        """The number of each member by its name, and where they are, by number.
 
         Raises MissingFileError or UserError where the file is missing, no zip, damaged, or has members that are
         encrypted or compressed by other methods than deflate.
@@ -64,14 +69,14 @@ class ZipArchive:
 
     def read(self, number: int, name: str) -> bytes:
         """The content of a member; `name` is what messages call it. Raises UserError where it is damaged."""
+        offset, size, method = (int(self.places[field][number]) for field in ("offsets", "sizes", "methods"))
         try:
-            header = self._at(_LOCAL.size, self._offsets[number])
+            header = self._at(_LOCAL.size, offset)
             signature, name_size, extra_size = _LOCAL.unpack(header)
-            start = self._offsets[number] + _LOCAL.size + name_size + extra_size
-            data = self._at(self._sizes[number], start)
-            if signature != b"PK\3\4" or len(data) != self._sizes[number]:
+            data = self._at(size, offset + _LOCAL.size + name_size + extra_size)
+            if signature != b"PK\3\4" or len(data) != size:
                 raise struct.error("this is no member, or not all of it")
-            return data if self._methods[number] == _STORED else _inflate(data)
+            return data if method == _STORED else _inflate(data)
         except OSError as error:
             raise UserError(f"{name} cannot be read: {error.strerror}") from None
         except (struct.error, zlib.error) as error:
@@ -106,8 +111,9 @@ class ZipArchive:
             raise UserError(f"{self.path} is not a complete zip file: a part before its directory is missing")
         return end - size - offset, self._at(size, end - size)
 
-    def _parse(self, first: int, directory: bytes) -> Members:
+    def _parse(self, first: int, directory: bytes) -> Tuple[Members, Arrays]:
         members = Members()
+        offsets, sizes, methods = array("Q"), array("Q"), array("B")
         most = os.stat(self.path).st_size
         at = 0
         while at < len(directory):
@@ -129,11 +135,12 @@ class ZipArchive:
             if flags & _ENCRYPTED or method not in (_STORED, _DEFLATED):
                 what = "encrypted" if flags & _ENCRYPTED else f"compressed by method {method}"
                 raise UserError(f"{self.path}: {os.fsdecode(name)} is {what}, allowed: stored or deflated members")
-            members[name] = len(self._offsets)
-            self._offsets.append(first + offset)
-            self._sizes.append(size)
-            self._methods.append(method)
-        return members
+            members[name] = len(offsets)
+            offsets.append(first + offset)
+            sizes.append(size)
+            methods.append(method)
+        fields = {"offsets": offsets, "sizes": sizes, "methods": methods}
+        return members, {name: np.frombuffer(values, dtype=values.typecode) for name, values in fields.items()}
 
 
 def _inflate(data: bytes) -> bytes:

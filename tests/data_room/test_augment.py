@@ -1,6 +1,7 @@
 """Every operation at every level against NumPy, and what is drawn against what is published."""
 
 import functools
+import types
 from collections import Counter
 
 import numpy as np
@@ -18,6 +19,7 @@ from paddlevit.data.augment import (
     ColorJitter,
     Draw,
     RandAugment,
+    ThreeAugment,
     build_augmentation,
     mean_colour,
 )
@@ -125,9 +127,8 @@ def recorded(monkeypatch):
         calls.append((name, level, draw))
         return image
 
-    for ops in (RAND_AUGMENT_OPS, AUTO_AUGMENT_OPS):
-        for name in ops:
-            monkeypatch.setitem(ops, name, functools.partial(record, name))
+    recorders = {name: functools.partial(record, name) for name in RAND_AUGMENT_OPS}
+    monkeypatch.setattr(augment, "operations", lambda ops, increasing: recorders)
     return calls
 
 
@@ -178,11 +179,13 @@ class TestRandAugment:
         self.run(200, magnitude=7, std=0.0)
         assert {level for _, level, _ in recorded} == {7.0}
 
-    def test_both_directions_and_filters_come_half_of_the_time(self, recorded):
-        self.run(8000)
-        draws = Counter((draw.sign, draw.resample) for _, _, draw in recorded)
-        assert set(draws) == {(sign, resample) for sign in (-1.0, 1.0) for resample in (BILINEAR, BICUBIC)}
-        assert all(near(count, len(recorded), 0.25) for count in draws.values())
+    @pytest.mark.parametrize("resample", [BILINEAR, BICUBIC])
+    def test_both_directions_come_half_of_the_time_and_the_filter_is_given(self, recorded, resample):
+        self.run(8000, resample=resample)
+        draws = Counter(draw.sign for _, _, draw in recorded)
+        assert set(draws) == {-1.0, 1.0}
+        assert all(near(count, len(recorded), 0.5) for count in draws.values())
+        assert {draw.resample for _, _, draw in recorded} == {resample}
         assert {draw.fill for _, _, draw in recorded} == {FILL}
 
     @pytest.mark.parametrize("layers", [1, 3])
@@ -226,27 +229,22 @@ class TestAutoAugment:
 
 
 class TestColorJitter:
-    def jittered(self, strength, num, monkeypatch):
-        """(order, factors) of every call, from enhancers that only take notes."""
+    def jittered(self, strength, num):
+        """(order, factors) of every call, from operations that only take notes."""
         calls = []
 
-        class Note:
-            def __init__(self, kind, image):
-                self.kind, self.image = kind, image
+        def note(kind):
+            return lambda image, factor: calls[-1].append((kind, factor)) or image
 
-            def enhance(self, factor):
-                calls[-1].append((self.kind, factor))
-                return self.image
-
-        monkeypatch.setattr(ColorJitter, "KINDS", tuple(functools.partial(Note, kind) for kind in "bcs"))
-        transform, rng = ColorJitter(strength), generator()
+        notes = types.SimpleNamespace(brightness=note("b"), contrast=note("c"), colour=note("s"))
+        transform, rng = ColorJitter(strength, ops=notes), generator()
         for _ in range(num):
             calls.append([])
             transform(Image.new("RGB", (2, 2)), rng)
         return calls
 
-    def test_orders_come_equally_often_and_factors_are_uniform(self, monkeypatch):
-        calls = self.jittered(0.4, 3000, monkeypatch)
+    def test_orders_come_equally_often_and_factors_are_uniform(self):
+        calls = self.jittered(0.4, 3000)
         orders = Counter("".join(kind for kind, _ in call) for call in calls)
         assert len(orders) == 6
         assert all(near(count, 3000, 1 / 6) for count in orders.values())
@@ -254,8 +252,8 @@ class TestColorJitter:
             factors = np.sort([factor for call in calls for name, factor in call if name == kind])
             assert np.abs((factors - 0.6) / 0.8 - (np.arange(3000) + 0.5) / 3000).max() < 1.95 / np.sqrt(3000)
 
-    def test_factors_are_not_negative(self, monkeypatch):
-        factors = [factor for call in self.jittered(1.5, 500, monkeypatch) for _, factor in call]
+    def test_factors_are_not_negative(self):
+        factors = [factor for call in self.jittered(1.5, 500) for _, factor in call]
         assert 0.0 <= min(factors) < 0.05
         assert 2.4 < max(factors) <= 2.5
 
@@ -269,6 +267,41 @@ class TestColorJitter:
                 for index in rng.permutation(3):
                     pixels = kinds[index](pixels, rng.uniform(0.6, 1.4))
                 np.testing.assert_array_equal(result, pixels)
+
+
+class TestThreeAugment:
+    def test_each_of_the_three_comes_equally_often_and_jitter_follows(self):
+        calls = []
+
+        def note(kind):
+            return lambda image, *values: calls.append((kind, *values)) or image
+
+        kinds = ("grey", "lookup", "blur", "brightness", "contrast", "colour")
+        transform, rng = ThreeAugment(jitter=0.3, ops=types.SimpleNamespace(**{k: note(k) for k in kinds})), generator()
+        for _ in range(3000):
+            transform(None, rng)
+        counts = Counter(kind for kind, *_ in calls)
+        assert all(near(counts[kind], 3000, 1 / 3) for kind in kinds[:3])
+        assert all(counts[kind] == 3000 for kind in kinds[3:])
+        radii = np.sort([values[0] for kind, *values in calls if kind == "blur"])
+        uniform = (np.arange(len(radii)) + 0.5) / len(radii)
+        assert np.abs((radii - 0.1) / 1.9 - uniform).max() < 1.95 / np.sqrt(len(radii))
+        (table,) = {values[0].tobytes() for kind, *values in calls if kind == "lookup"}
+        assert list(table) == [*range(128), *range(127, -1, -1)]
+
+    def test_pixels(self):
+        pixels = picture()
+        grey = np.repeat(np.asarray(to_image(pixels).convert("L"))[:, :, None], 3, axis=2)
+        solarized = np.where(pixels < 128, pixels, 255 - pixels)
+        results = [to_pixels(ThreeAugment(jitter=0)(to_image(pixels), generator(seed))) for seed in range(30)]
+        for expected in (grey, solarized):
+            assert 3 < sum((result == expected).all() for result in results) < 20
+
+    def test_build(self):
+        opts = ["TRAIN.THREE_AUGMENT", True, "TRAIN.COLOR_JITTER"]
+        built = build_augmentation(get_config(None, [*opts, 0.3]))
+        assert type(built) is ThreeAugment and built.jitter.high == 1.3
+        assert build_augmentation(get_config(None, [*opts, 0])).jitter is None
 
 
 def test_the_fill_is_the_mean_colour():
@@ -286,6 +319,8 @@ def test_build_passes_the_keys_on():
     )
     built = build_augmentation(config)
     assert (built.layers, built.magnitude, built.std, built.fill) == (3, 5, 0.25, FILL)
+    assert built.resample == BICUBIC
+    assert build_augmentation(get_config(None, ["DATA.INTERPOLATION", "bilinear"])).resample == BILINEAR
     jitter = build_augmentation(get_config(None, ["TRAIN.RAND_AUGMENT", False, "TRAIN.COLOR_JITTER", 0.3]))
     assert (jitter.low, jitter.high) == (0.7, 1.3)
     assert augment.MAX_LEVEL == 10.0

@@ -1,6 +1,5 @@
 """Loaders: the right images in the right order on any number of workers, and what goes wrong on the way."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from paddlevit import data as room
 from paddlevit.config import get_config
 from paddlevit.data import build_eval_loader, build_train_loader
 from paddlevit.data.dataset import ImageDataset
-from paddlevit.data.stream import BatchStream, shared_memory_holds
+from paddlevit.data.stream import shared_memory_holds
 from paddlevit.errors import MissingFileError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +39,8 @@ def folder(tmp_path_factory):
 
 def config(folder, *opts):
     own = ["DATA.DATA_PATH", str(folder), "DATA.IMAGE_SIZE", SIDE, "DATA.BATCH_SIZE", 6, "TRAIN.HFLIP", 0.5, "SEED", 3]
-    return get_config("pit_digits", [*own, *opts])
+    plain = ["TRAIN.RAND_AUGMENT", False, "TRAIN.COLOR_JITTER", 0.0, "TRAIN.RANDOM_ERASE_PROB", 0.0]
+    return get_config("pit_digits", [*own, *plain, *opts])
 
 
 def arrays(batches):
@@ -84,7 +84,7 @@ def expected(folder):
         epochs[epoch] = []
         for step, samples in enumerate(loader._sampler.batches(epoch)):
             pixels, labels = zip(*(dataset[sample] for sample in samples))
-            images = loader._normalize(room.loader.paddle.to_tensor(np.stack(pixels)))
+            images = loader.normalize(room.loader.paddle.to_tensor(np.stack(pixels)))
             epochs[epoch].append((erase(images, (3, epoch, step, 0)).numpy(), np.asarray(labels)))
     return epochs
 
@@ -210,62 +210,6 @@ def test_unreadable_images_are_named(folder, workers, tmp_path):
     assert sum(len(labels) for _, labels in loader) == 12
 
 
-class Numbers:
-    """A data set of numbers, some of which are a programming mistake or the end of the process."""
-
-    def __getitem__(self, sample):
-        number, _ = sample
-        if number == 13:
-            raise ZeroDivisionError("thirteen")
-        if number == 99:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return np.full((2, 2, 3), number, dtype=np.uint8), np.int64(number)
-
-
-def requests(*numbers):
-    return [[(number, None)] for number in numbers]
-
-
-def received(stream, *numbers):
-    return [labels.item() for _, labels in stream.run(requests(*numbers))]
-
-
-@pytest.mark.parametrize(("num_workers", "shared_memory"), [(0, False), (2, True), (2, False)])
-def test_mistakes_of_the_program_keep_their_traceback(num_workers, shared_memory):
-    stream = BatchStream(Numbers(), num_workers=num_workers, shared_memory=shared_memory)
-    assert received(stream, *range(9)) == list(range(9))
-    with pytest.raises(RuntimeError, match="(?s)Traceback.*in __getitem__.*ZeroDivisionError: thirteen"):
-        received(stream, 11, 12, 13, 14)
-    assert received(stream, 5, 6, 7) == [5, 6, 7]
-    assert received(stream) == []
-
-
-def new_workers(before):
-    return [child for child in multiprocessing.active_children() if child not in before]
-
-
-def test_workers_ignore_ctrl_c_and_have_few_threads():
-    before = multiprocessing.active_children()
-    stream = BatchStream(Numbers(), num_workers=2)
-    batches = stream.run(requests(*range(20, 40)))
-    next(batches)
-    workers = new_workers(before)
-    assert len(workers) == 2
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGINT)
-        status = Path(f"/proc/{worker.pid}/status").read_text()
-        threads = int(status.split("Threads:")[1].split()[0])
-        assert threads <= 4  # itself, its queue's, the one that watches its parent, and for some NumPys one of BLAS
-    assert len(list(batches)) == 19
-    assert new_workers(before) == workers
-
-
-def test_a_killed_worker():
-    stream = BatchStream(Numbers(), num_workers=2)
-    with pytest.raises((RuntimeError, SystemError), match="a process that reads data has died|is killed by signal"):
-        received(stream, *range(10), 99, *range(10))
-
-
 ORPHANS = """
     import os, signal, sys
     sys.path.insert(0, {root!r})
@@ -330,3 +274,17 @@ def test_room_in_shared_memory(monkeypatch):
     free(1.1)
     assert shared_memory_holds(1)
     assert not shared_memory_holds(2 << 30)
+
+
+def test_skipping_is_for_training_alone(folder, tmp_path):
+    for split in ("train", "val"):
+        names = [f"{split}/{i}.png" for i in range(8)]
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(b"no image" if "3.png" in name else (folder / "val/0.png").read_bytes())
+        (tmp_path / f"{split}_list.txt").write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)))
+    settings = config(tmp_path, "DATA.ON_ERROR", "skip", "DATA.MAX_BAD", 1, "DATA.BATCH_SIZE", 8)
+    ((_, labels),) = build_train_loader(settings).epoch(0)
+    assert sorted(labels.tolist()) == [0, 1, 2, 4, 4, 5, 6, 7]
+    with pytest.raises(UserError, match="3.png is not a readable image"):
+        list(build_eval_loader(settings))

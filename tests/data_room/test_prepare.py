@@ -1,8 +1,10 @@
 """prepare_data.py: the demo's digits and list files, as users start it and as the sources read it."""
 
 import builtins
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from PIL import Image
 
 from paddlevit.commands.prepare_data import main
 from paddlevit.config import get_config
-from paddlevit.data import open_source
+from paddlevit.data import open_source, ziparchive, zipwriter
 from paddlevit.data.layouts import open_imagenet
+from paddlevit.data.sources import FolderSource
+from paddlevit.data.ziparchive import ZipArchive
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_VAL, SUM_VAL = [3, 7, 13, 19, 36, 38, 43, 48, 53, 55], 313341
@@ -132,6 +136,106 @@ def test_lists_of_folders(tmp_path, capsys):
     assert len(open_imagenet(tmp_path, "train")) == 4
 
 
+@pytest.fixture
+def folders(tmp_path):
+    """Ten images to train on and two to validate with, in folders of two classes."""
+    for i, split in enumerate(["train"] * 10 + ["val"] * 2):
+        path = tmp_path / "images" / split / f"class {i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, i, i)).save(path)
+    return tmp_path / "images"
+
+
+def rows(source):
+    return [(source.read(i), source.label(i)) for i in range(len(source))]
+
+
+class TestZip:
+    def test_holds_the_same_images(self, folders, capsys):
+        before = {split: open_imagenet(folders, split) for split in ("train", "val")}
+        assert main(["zip", str(folders)]) == 0
+        assert f"12 images are in zip files, with their maps, in {folders}" in capsys.readouterr().out
+        for split, source in before.items():
+            packed = open_imagenet(folders, split)
+            assert type(packed).__name__ == "ZipSource" and packed.class_names == source.class_names
+            assert rows(packed) == rows(source)
+            with zipfile.ZipFile(folders / f"{split}.zip") as archive:
+                assert archive.testzip() is None
+                assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
+        written = files(folders)
+        assert main(["zip", str(folders)]) == 0 and files(folders) == written
+
+    def test_from_lists_to_another_folder(self, folders, tmp_path):
+        assert main(["list", str(folders)]) == 0
+        assert main(["zip", str(folders), "-output", str(tmp_path / "packed")]) == 0
+        for split in ("train", "val"):
+            assert rows(open_imagenet(tmp_path / "packed", split)) == rows(open_imagenet(folders, split))
+
+    @pytest.mark.parametrize(("damage", "reads_in_all"), [(None, 7 + 6), (-7, 7 + 7), (100, 7 + 12)])
+    def test_goes_on_where_it_was(self, folders, tmp_path, monkeypatch, damage, reads_in_all):
+        """Six were read when it stopped; a damaged one and all after it are read again."""
+        assert main(["zip", str(folders), "-output", str(tmp_path / "whole")]) == 0
+        read, reads = FolderSource.read, []
+
+        def interrupted(self, i):
+            reads.append(i)
+            if len(reads) == 7:
+                raise KeyboardInterrupt
+            return read(self, i)
+
+        monkeypatch.setattr(FolderSource, "read", interrupted)
+        assert main(["zip", str(folders)]) == 130
+        assert not list(folders.glob("*_map.txt")) and not (folders / "train.zip").exists()
+        unfinished = folders / "train.zip.unfinished"
+        content = bytearray(unfinished.read_bytes())
+        if damage:
+            content[damage] ^= 255
+            unfinished.write_bytes(content)
+        assert main(["zip", str(folders)]) == 0
+        assert len(reads) == reads_in_all
+        for name in ("train.zip", "val.zip", "train_map.txt", "val_map.txt"):
+            assert (folders / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    def test_long_offsets(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(zipwriter, "_MOST", 500)
+        monkeypatch.setattr(ziparchive, "_IN_EXTRA_FIELD", 500)
+        names = [f"{i}.jpg" for i in range(40)]
+        assert list(zipwriter.write_zip(tmp_path / "a.zip", names, lambda i: bytes([i]) * i))[-1] == 40
+        archive = ZipArchive(tmp_path / "a.zip")
+        members, archive.places = archive.directory()
+        assert [archive.read(members[name.encode()], name) for name in names] == [bytes([i]) * i for i in range(40)]
+
+    def test_other_members_stay(self, folders, capsys):
+        with zipfile.ZipFile(folders / "train.zip", "w") as archive:
+            archive.writestr("mine.jpg", b"mine")
+        assert main(["zip", str(folders)]) == 2
+        assert "train.zip is there already, with other members" in capsys.readouterr().err
+        assert main(["zip", str(folders), "-force"]) == 0
+        assert len(open_imagenet(folders, "train")) == 10
+
+
+class TestCheck:
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_names_every_bad_image(self, folders, tmp_path, capsys, workers):
+        report = tmp_path / "bad.txt"
+        argv = ["check", str(folders), "-workers", str(workers), "-output", str(report)]
+        assert main(argv) == 0 and not report.exists()
+        assert "train: 10 images of 2 classes, 5 to 5 of each, 0 of them cannot be read" in capsys.readouterr().out
+        bad = [folders / "train" / "class 0" / "4.png", folders / "val" / "class 1" / "11.png"]
+        for path in bad:
+            path.write_bytes(path.read_bytes()[:40])
+        assert main(argv) == 2
+        output = capsys.readouterr()
+        assert "2 images cannot be read" in output.err and "val: 2 images of 2 classes" in output.out
+        lines = report.read_text().splitlines()
+        assert [line.startswith(str(path)) for line, path in zip(lines, bad)] == [True, True]
+
+    def test_a_process_that_dies_is_told(self, folders, monkeypatch, capsys):
+        monkeypatch.setattr(FolderSource, "image", lambda self, i: os._exit(1))
+        assert main(["check", str(folders), "-workers", "2"]) == 2
+        assert "a process that decodes images has died" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -140,6 +244,8 @@ def test_lists_of_folders(tmp_path, capsys):
         (["list"], "DATA_DIR"),
         (["list", "nowhere"], "nowhere has neither a folder train nor a folder val"),
         (["digits", "/proc/nowhere"], "/proc/nowhere"),
+        (["zip", "nowhere"], "nowhere has no folders train and val"),
+        (["check", "nowhere"], "nowhere"),
     ],
 )
 def test_mistakes(argv, said, capsys):

@@ -29,8 +29,15 @@ def write_zip(path, content, *, method=zipfile.ZIP_STORED, before=b"", **options
 
 
 def read_all(path):
+    archive = opened(path)
+    return {name.decode(): archive.read(number, name.decode()) for name, number in archive.members.items()}
+
+
+def opened(path):
+    """An archive that has read its directory, with its members as an attribute."""
     archive = ZipArchive(path)
-    return {name.decode(): archive.read(number, name.decode()) for name, number in archive.members().items()}
+    archive.members, archive.places = archive.directory()
+    return archive
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -152,7 +159,7 @@ def with_stored_size(path, change):
 def test_a_directory_that_is_wrong(tmp_path):
     content = {"a.jpg": b"abc" * 100}
     with pytest.raises(UserError, match="its directory is damaged"):
-        ZipArchive(with_stored_size(write_zip(tmp_path / "a.zip", content), lambda size: 1 << 30)).members()
+        ZipArchive(with_stored_size(write_zip(tmp_path / "a.zip", content), lambda size: 1 << 30)).directory()
     shorter = with_stored_size(
         write_zip(tmp_path / "b.zip", content, method=zipfile.ZIP_DEFLATED), lambda size: size - 2
     )
@@ -162,8 +169,8 @@ def test_a_directory_that_is_wrong(tmp_path):
 
 def test_a_zip_that_is_cut_off_while_it_is_read(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"a.jpg": b"abc" * 100})
-    archive = ZipArchive(path)
-    number = archive.members()[b"a.jpg"]
+    archive = opened(path)
+    number = archive.members[b"a.jpg"]
     assert archive.read(number, "a.jpg") == b"abc" * 100
     os.truncate(path, 200)
     with pytest.raises(UserError, match="a.jpg is damaged: .* not all of it"):
@@ -179,9 +186,9 @@ def test_damaged_zip_files_are_read_or_named(changes, tmp_path_factory):
     for place, value in changes:
         data[-1 - place % len(data)] = value
     path.write_bytes(data)
-    archive = ZipArchive(path)
     try:
-        for name, number in archive.members().items():
+        archive = opened(path)
+        for name, number in archive.members.items():
             archive.read(number, f"{path} {name}")
     except UserError as error:
         assert str(path) in str(error)

@@ -1,0 +1,79 @@
+"""benchmark.py data: it runs on made-up and on given images, and says what the yardstick is."""
+
+import io
+import json
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+from paddlevit.commands import yardstick
+from paddlevit.commands.benchmark_data import data_command
+from paddlevit.commands.photographs import write_photographs
+
+STAGES = {"read", "decode by Pillow", "crop, flip", "training", "evaluation", "collate", "transfer, normalise"}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    write_photographs(folder, 3)
+    return folder
+
+
+def test_photographs_cost_what_imagenets_do(photographs):
+    files = sorted(photographs.rglob("*.jpg"))
+    assert len(files) == 6
+    for file in files:
+        assert 80_000 < file.stat().st_size < 140_000
+        with Image.open(file) as image:
+            assert sorted(image.size) == [375, 500]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_every_stage_is_measured(photographs, capsys, given):
+    argv = ["-images", "2", "-rounds", "1", "-json", "-opts", "DATA.IMAGE_SIZE", "64"]
+    assert data_command([*argv, "-data_path", str(photographs)] if given else argv) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows.keys() >= STAGES and all(row["milliseconds"] >= 0 for row in rows.values())
+    for name in ("crop, flip", "training", "evaluation"):
+        assert rows[name]["against"] == f"yardstick: {name}" and f"yardstick: {name}" in rows
+
+
+def test_the_table_and_the_loaders(photographs, capsys):
+    argv = ["-images", "4", "-rounds", "1", "-workers", "0", "-data_path", str(photographs)]
+    assert data_command([*argv, "-opts", "DATA.IMAGE_SIZE", "64", "TRAIN.RESIZER", "pillow"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "x yardstick" in out and "of what decoding alone allows" in out and "OpenCV" not in out.split("images/s a")[1]
+    )
+    assert "training: images/s" in out and "evaluation: CPU ms an image" in out
+
+
+@pytest.mark.parametrize("argv", [["-images", "0"], ["-rounds", "0"], ["-data_path", "nowhere"], ["-what"]])
+def test_mistakes(argv, capsys):
+    assert data_command(argv) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_yardstick_gives_normalised_images(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    image = Image.open(io.BytesIO(_png(pixels)))
+    evaluated = yardstick.evaluation_chain(32, 0.875)(image)
+    assert evaluated.shape == [3, 32, 32] and evaluated.dtype == paddle.float32
+    assert abs(evaluated.mean().item()) < 1.0
+    monkeypatch.setattr(yardstick.random, "random", lambda: 0.0)
+    monkeypatch.setattr(yardstick.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(yardstick.random, "randint", lambda low, high: low)
+    black = paddle.full([3, 32, 32], -5.0)
+    erased = yardstick._erase(black) != -5.0
+    assert 0.2 < erased.astype("float32").mean().item() < 0.4 and erased[:, 0, 0].all()
+    assert yardstick.training_chain(32, full=True)(image).shape == [3, 32, 32]
+
+
+def _png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
