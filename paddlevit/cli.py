@@ -1,13 +1,14 @@
 """The command line of training and evaluation: argv -> frozen configuration -> processes."""
 
 import argparse
+import sys
 import time
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 from yacs.config import CfgNode
 
-from paddlevit import run, runtime
+from paddlevit import launcher, run, runtime
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import get_config, update_config, with_values
 from paddlevit.errors import UserError
@@ -38,6 +39,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag("amp_dtype", help="float16 (default) or bfloat16")
     flag("device", help="auto (default: a GPU where there is one), gpu or cpu")
     flag("nprocs", type=int, help="processes to start (default: one per visible GPU)")
+    flag("max_restarts", type=int, help="times that a run which died, failed or hung is started again (default 0)")
+    flag("hang_timeout", type=int, metavar="SECONDS", help="without progress a process counts as hung (0: never)")
     flag("seed", type=int, help="seed of everything random (default 0)")
     flag("opts", nargs="*", metavar="KEY VALUE", help="any keys of the configuration")
     return parser.parse_args(argv)
@@ -52,8 +55,48 @@ def main(argv: List[str], *, nprocs: Optional[int] = None, distill: bool = False
     config = _configure(argv, distill)
     if nprocs == 1 and config.NPROCS not in (None, 1):
         raise UserError(f"-nprocs {config.NPROCS}: this tool runs one process; main_multi_gpu.py runs several")
-    arguments = argv if runtime.launched() else [*argv, "-output", config.OUTPUT]
-    return runtime.launch(lambda: _start(config), arguments, nprocs=nprocs or config.NPROCS, device=config.DEVICE)
+    if launcher.launched():
+        if config.MAX_RESTARTS and not launcher.watched():
+            raise UserError("-max_restarts: another launcher has started these processes; give -max_restarts 0")
+        return launcher.take_part(lambda: _start(config))
+    kind = runtime.choose_device(config.DEVICE)
+    nprocs = nprocs or runtime.process_count(config.NPROCS, kind)
+    if nprocs == 1 and not config.MAX_RESTARTS:
+        return _start(config)
+    job = launcher.Job(
+        command=_command(argv, config),
+        nprocs=nprocs,
+        kind=kind,
+        open_log=lambda: _open_log(Path(config.OUTPUT)),
+        max_restarts=config.MAX_RESTARTS,
+        hang_timeout=config.HANG_TIMEOUT,
+    )
+    return launcher.run(job)
+
+
+def _command(argv: List[str], config: CfgNode) -> Callable[[bool], List[str]]:
+    """What each process runs; restarted, it goes on from what the processes before it have saved."""
+    folder = Path(config.OUTPUT)
+    before = _checkpoints(folder)
+
+    def command(restarted: bool) -> List[str]:
+        words = [sys.executable, sys.argv[0], *argv, "-output", config.OUTPUT]
+        if restarted and not config.EVAL:
+            # Whatever -resume named still counts while the run has saved nothing of its own.
+            saved = _checkpoints(folder).items() - before.items()
+            resume = "auto" if saved else config.MODEL.RESUME or "auto"
+            words += ["-opts", *(parse_args(argv).opts or []), "MODEL.RESUME", resume]
+        return words
+
+    return command
+
+
+def _checkpoints(folder: Path) -> Dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("epoch_*.pdstate")}
+
+
+def _open_log(folder: Path) -> None:
+    runtime.setup_logging(folder if folder.is_dir() else None)
 
 
 def _configure(argv: List[str], distill: bool) -> CfgNode:
@@ -75,12 +118,13 @@ def _default_output(cfg: str, config: CfgNode) -> str:
         raise UserError("-resume auto needs the run's folder: -output DIR")
     if config.MODEL.RESUME:
         return str(resume if resume.is_dir() else resume.parent)
-    if runtime.launched():
+    if launcher.launched():
         raise UserError("several processes need one folder: -output DIR")
     kind = "eval" if config.EVAL else "train"
     return f"./output/{Path(cfg).stem}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _start(config: CfgNode) -> int:
+    runtime.setup_logging()
     runtime.setup(config.DEVICE, config.SEED)
     return run.validate(config) if config.EVAL else run.train(config)

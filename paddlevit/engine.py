@@ -12,6 +12,7 @@ from paddle import Tensor, nn
 from paddlevit.ema import ModelEma
 from paddlevit.errors import UserError
 from paddlevit.gradients import LossScale
+from paddlevit.launcher import heartbeat
 from paddlevit.metrics import EvalTotals
 from paddlevit.objectives import Objective
 from paddlevit.optim import load_optimizer_arrays, optimizer_arrays, set_lr
@@ -74,6 +75,7 @@ class Trainer:
         """
         self.model.train()
         for images, labels, waited in _timed(batches):
+            heartbeat()
             on_step(self.train_step(images, labels), waited)
             if self.step % self._steps_between_checks == 0 and self.step < self.steps_per_epoch:
                 self.check_stop()
@@ -202,6 +204,7 @@ def evaluate(
             logits = model(images)
         totals.add(logits, labels)
         on_batch(logits)
+        heartbeat()
     if was_training:
         model.train()
     return totals.result()

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from paddle import Tensor
 from tqdm import tqdm
@@ -17,6 +17,8 @@ from paddlevit.metrics import StepLosses
 from paddlevit.runtime import is_main
 
 logger = logging.getLogger(__name__)
+
+_SCALARS = {"train": ("loss", "lr", "images_per_sec", "data_wait"), "val": ("loss", "acc1", "acc5")}
 
 
 def progress(batches: Iterable, total: int, what: str) -> Iterator:
@@ -41,6 +43,7 @@ class Journal:
         self.images_per_step = images_per_step
         self._losses = StepLosses()
         self._bar: Optional[tqdm] = None
+        self._write_scalars: Optional[Callable[[Dict[str, float], int], None]] = None
 
     def rewind(self, epoch: int, step: int) -> None:
         """Forget the lines that a resumed run writes again: those after `epoch` epochs and `step` steps."""
@@ -50,6 +53,15 @@ class Journal:
         part = self.path.with_name(f"{self.path.name}.part")
         part.write_text("".join(kept), encoding="utf-8")
         os.replace(part, self.path)
+
+    def mirror(self, write_scalars: Callable[[Dict[str, float], int], None]) -> None:
+        """Call write_scalars(figures by tag, images seen) for every line: at once for those that are there, the ones of
+        a run that goes on, and for each new one.
+        """
+        self._write_scalars = write_scalars
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                self._mirror(json.loads(line))
 
     def start_epoch(self, epoch: int, step: int) -> None:
         """Epoch number `epoch`, counted from 1, goes on after `step` of its steps."""
@@ -111,7 +123,7 @@ class Journal:
                 "epoch": self._epoch,
                 "step": self._step,
                 "steps_per_epoch": self.steps_per_epoch,
-                "loss": loss if math.isfinite(loss) else None,
+                "loss": loss,
                 "lr": lr,
                 "images_per_sec": round(speed, 1),
                 "seconds": round(seconds, 3),
@@ -141,17 +153,34 @@ class Journal:
         return tqdm.format_interval(steps * self.images_per_step / speed)
 
     def _write(self, record: Dict[str, Any]) -> None:
+        """Append a line, in which figures that are not finite are null: JSON has no other word for them."""
         if not is_main():
             return
+        record = {key: None if _is_odd(value) else value for key, value in record.items()}
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record, allow_nan=False) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}; go on later by -resume auto") from error
+        self._mirror(record)
+
+    def _mirror(self, record: Dict[str, Any]) -> None:
+        if self._write_scalars is None or record.get("best"):  # the best weights' line repeats that of an epoch
+            return
+        phase, epochs = record["phase"], record["epoch"]
+        if phase == "train":
+            epochs += record["step"] / record["steps_per_epoch"] - 1
+        group = "val_ema" if record.get("weights") == "ema" else phase
+        figures = {f"{group}/{key}": record[key] for key in _SCALARS[phase] if record[key] is not None}
+        self._write_scalars(figures, round(epochs * self.steps_per_epoch * self.images_per_step))
 
 
 def _watched() -> bool:
     return is_main() and sys.stderr.isatty()
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _before(line: str, epoch: int, step: int) -> bool:

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import signal
+import time
 from typing import Any
 
 from paddle import Tensor, nn
@@ -14,6 +15,7 @@ from yacs.config import CfgNode
 from paddlevit import checkpoint, runtime
 from paddlevit.config import with_values
 from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from paddlevit.data.class_names import CLASS_NAMES_FILE, class_names_text
 from paddlevit.engine import Stopped, Trainer, evaluate
 from paddlevit.errors import UserError
 from paddlevit.journal import Journal, progress
@@ -23,10 +25,13 @@ from paddlevit.run.build import autocast, build_trainer, load_pretrained, with_c
 from paddlevit.run.finish import finish
 from paddlevit.run.folder import best_path, open_folder, restore, resumed_state, save
 from paddlevit.run.messages import log_start
+from paddlevit.scalars import open_scalars
 
 __all__ = ["train", "validate"]
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_TO_REPEAT = 2.0
 
 _BATCHES_FOR_THE_TEACHER = 4
 
@@ -44,6 +49,7 @@ def train(config: CfgNode) -> int:
     if runtime.is_main():
         saved = with_values(config, {"MODEL.RESUME": ""})
         checkpoint.write_text(folder / "config.yaml", saved.dump())
+        checkpoint.write_text(folder / CLASS_NAMES_FILE, class_names_text(train_loader.class_names))
     journal = Journal(
         folder / "metrics.jsonl",
         report_freq=config.REPORT_FREQ,
@@ -52,16 +58,18 @@ def train(config: CfgNode) -> int:
         images_per_step=train_loader.batch_size * runtime.world_size(),
     )
     journal.rewind(trainer.epoch, trainer.step)
+    if config.LOG_TO != "none" and runtime.is_main():
+        journal.mirror(open_scalars(config.LOG_TO, folder))
     log_start(config, trainer, train_loader, eval_loader)
     if isinstance(trainer.objective, Distilled):
         _try_teacher(trainer.objective.teacher, eval_loader)
-    try:
-        with _stop_signals(trainer):
+    with _stop_signals(trainer):
+        try:
             _epochs(config, trainer, train_loader, eval_loader, journal)
-    except Stopped as stopped:
-        save(folder, trainer, config.KEEP_LAST)
-        logger.info("stopped by %s after saving; -resume auto goes on", signal.Signals(stopped.signum).name)
-        return 128 + stopped.signum
+        except Stopped as stopped:
+            save(folder, trainer, config.KEEP_LAST)
+            logger.info("stopped by %s after saving; -resume auto goes on", signal.Signals(stopped.signum).name)
+            return 128 + stopped.signum
     if not trainer.best:  # nothing was left to train
         _evaluate_epoch(config, trainer, eval_loader, journal)
     finish(config, trainer.best, eval_loader, journal)
@@ -151,11 +159,19 @@ def _evaluate_epoch(config: CfgNode, trainer: Trainer, loader: EvalLoader, journ
 
 @contextlib.contextmanager
 def _stop_signals(trainer: Trainer):
-    """While training, SIGTERM and SIGINT ask the trainer to stop after its step; a second one ends it at once."""
+    """While training, SIGTERM and SIGINT ask the trainer to stop after its step; another one ends it at once.
+
+    Those that come within two seconds count as one: launchers repeat them, and systemd and Slurm send them to all.
+    """
+    first = 0.0
 
     def ask(signum: int, frame: Any) -> None:
-        trainer.stop_signal = signum
-        signal.signal(signum, previous[signum])
+        nonlocal first
+        if not trainer.stop_signal:
+            trainer.stop_signal, first = signum, time.monotonic()
+        elif time.monotonic() - first > _SECONDS_TO_REPEAT:
+            signal.signal(signum, previous[signum])
+            signal.raise_signal(signum)
 
     previous = {signum: signal.signal(signum, ask) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:

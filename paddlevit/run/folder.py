@@ -28,6 +28,9 @@ def open_folder(config: CfgNode) -> Path:
         runtime.setup_logging(folder)
     except OSError as error:
         raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
+    runtime.barrier()  # the log of rank 0 is open
+    if not runtime.agree(str((folder / "log.txt").is_file())):
+        raise UserError(f"-output {folder}: the processes see different folders; machines must share the run's")
     return folder
 
 
@@ -49,6 +52,8 @@ def resumed_state(config: CfgNode, folder: Path) -> Optional[Dict[str, Any]]:
     if not config.MODEL.RESUME:
         return None
     path = checkpoint.newest(folder) if config.MODEL.RESUME == "auto" else checkpoint.find(Path(config.MODEL.RESUME))
+    if not runtime.agree(str(path)):
+        raise UserError(f"-resume {config.MODEL.RESUME}: the processes see different checkpoints (here {path})")
     if path is None:
         logger.info("-resume auto: no checkpoint in %s, starting anew", folder)
         return None

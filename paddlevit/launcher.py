@@ -1,0 +1,328 @@
+"""Starts the processes of a job, watches over them, ends them together and starts them again.
+
+Each process shares a file without a name with the launcher: the time of its last progress, then, where it has failed, a
+line of JSON that says why. A process that has failed waits to be ended, with its connections open, so that the others
+do not fail for want of it and hide the error that came first.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from paddlevit.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_LAUNCHER = "PADDLEVIT_LAUNCHER"  # in the environment of a process: its launcher's number, and the file they share
+_BEAT = struct.Struct("d")
+_SECONDS_BETWEEN_LOOKS = 0.05
+_SECONDS_TO_START = 600.0
+_SECONDS_TO_DIE = 0.5  # a process that others miss is seen as dead later than its closed connections are
+_SECONDS_TO_STOP = 10.0
+_SECONDS_TO_BE_ENDED = 60.0
+_SECONDS_OF_GLOO = 25.0
+_ABORTED = 128 + signal.SIGABRT
+_MOST_TEXT = 100_000
+_PR_SET_PDEATHSIG = 1
+_STUCK = {"T": "is stopped", "D": "waits for a disk"}
+_STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}
+
+_shared: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Processes that train together: `command(restarted)` on `nprocs` GPUs, or on the CPU, where `kind` says so."""
+
+    command: Callable[[bool], List[str]]
+    nprocs: int
+    kind: str  # gpu or cpu
+    open_log: Callable[[], None]  # called before something is logged: the run's folder is made by the processes
+    max_restarts: int = 0
+    hang_timeout: float = 0.0  # seconds without progress, at the start 600 more, of a process that hangs; 0: never
+
+
+# What the processes call.
+
+
+def launched() -> bool:
+    """Whether a launcher, this one or Paddle's, has started this process."""
+    return "PADDLE_TRAINER_ID" in os.environ
+
+
+def watched() -> bool:
+    """Whether it was this launcher."""
+    return _LAUNCHER in os.environ
+
+
+def take_part(function: Callable[[], int]) -> int:
+    """Run `function` as a process of a job: it dies with its launcher, and its errors are told to it."""
+    global _shared
+    parent, shared = map(int, os.environ.pop(_LAUNCHER, "0:-1").split(":"))
+    _die_with_launcher(parent)
+    faulthandler.register(signal.SIGUSR1)
+    _shared = shared if parent else None
+    try:
+        return function()
+    except Exception as error:
+        if logger.hasHandlers():
+            logger.error("this process has failed", exc_info=True, extra={"file_only": True})
+        if _shared is not None:
+            mistake = isinstance(error, UserError)
+            text = str(error) if mistake else traceback.format_exc()[-_MOST_TEXT:]
+            record = {"code": 2 if mistake else 1, "at": time.monotonic(), "text": text}
+            os.pwrite(_shared, f"{json.dumps(record)}\n".encode(), _BEAT.size)
+            time.sleep(_SECONDS_TO_BE_ENDED)
+        raise
+
+
+def heartbeat() -> None:
+    """Tell the launcher, if it is this one, that this process makes progress. Costs a microsecond."""
+    if _shared is not None:
+        os.pwrite(_shared, _BEAT.pack(time.monotonic()), 0)
+
+
+def _die_with_launcher(parent: int) -> None:
+    """Let Linux kill this process as soon as its launcher dies; `parent` is 0 where Paddle's has started it."""
+    if sys.platform == "linux" and (parent or "PADDLE_LOG_DIR" in os.environ):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent and os.getppid() != parent:
+        os._exit(1)
+
+
+# What the launcher does.
+
+
+def run(job: Job) -> int:
+    """Run `job` to its end and return the exit code: 0, or that of the first process that failed, as a shell gives it.
+
+    When a process dies, fails or hangs, the log says so and the others are ended; then, up to `max_restarts` times, all
+    are started again. SIGTERM and SIGINT are passed on, so that the processes save and end by themselves, and a
+    UserError of a process is raised here: neither is a reason to start again.
+    """
+    asked: List[int] = []
+    with _signals_go_to(asked):
+        restarts = 0
+        while True:
+            code, failed = _attempt(job, asked, restarted=restarts > 0)
+            if not failed or asked or restarts == job.max_restarts:
+                return code
+            restarts += 1
+            logger.warning("starting again: restart %d of %d", restarts, job.max_restarts)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    code: int
+    reason: str
+    text: str = ""
+    at: float = 0.0
+    hung: bool = False
+
+
+@dataclass
+class _Process:
+    rank: int
+    popen: subprocess.Popen
+    shared: IO[bytes]
+
+    @property
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def last_progress(self) -> float:
+        return _BEAT.unpack(os.pread(self.shared.fileno(), _BEAT.size, 0))[0]
+
+    def raised(self) -> Optional[_Failure]:
+        """What the process says that it has failed of."""
+        line = os.pread(self.shared.fileno(), 1 << 20, _BEAT.size)
+        if not line.endswith(b"\n"):
+            return None
+        record = json.loads(line)
+        reason = f"{self._name} failed: {record['text'].strip().splitlines()[-1]}"
+        return _Failure(record["code"], reason, record["text"], record["at"])
+
+    def died(self) -> Optional[_Failure]:
+        """What it died of, unless it runs, is done, or was asked to stop."""
+        code = self.popen.poll()
+        if not code or code in _STOPPED:
+            return None
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return _Failure(_as_shell(code), f"{self._name} {how}")
+
+    def hung(self) -> _Failure:
+        """What there is to say of a process that the others wait for."""
+        seconds = max(0.0, time.monotonic() - self.last_progress())
+        reason = f"{self._name} has made no progress for {seconds:.0f} seconds"
+        return _Failure(1, f"{reason}; it {_STUCK[self._state]}" if self.stuck else reason, hung=True)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it is for certain not waiting for others."""
+        return self._state in _STUCK
+
+    @property
+    def _state(self) -> str:
+        """The letter that Linux has for what it does."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.popen.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        return ""
+
+    @property
+    def _name(self) -> str:
+        return f"rank {self.rank} ({'log.txt' if self.rank == 0 else f'log_rank{self.rank}.txt'})"
+
+
+def _attempt(job: Job, asked: List[int], *, restarted: bool) -> Tuple[int, bool]:
+    """Run the processes once; the exit code, and whether one of them has failed. Raises a process's UserError."""
+    command = job.command(restarted)
+    processes = [_start(command, rank, env) for rank, env in enumerate(_environments(job.nprocs, job.kind))]
+    try:
+        code, failure = _watch(processes, job.hang_timeout, asked)
+        mistake = failure is not None and failure.code == 2
+        if failure is not None and not mistake:
+            sys.stderr.write(failure.text)
+            job.open_log()
+            logger.error("%s", failure.reason)
+            if failure.hung:
+                _show_where_they_are(processes)
+    finally:
+        _end(processes)
+    if mistake and failure.text:
+        raise UserError(failure.text)
+    return code, failure is not None and not mistake
+
+
+def _start(command: List[str], rank: int, env: Dict[str, str]) -> _Process:
+    shared = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
+    os.pwrite(shared.fileno(), _BEAT.pack(time.monotonic() + _SECONDS_TO_START), 0)
+    env = {**os.environ, **env, _LAUNCHER: f"{os.getpid()}:{shared.fileno()}"}
+    # A session of their own: Ctrl-C reaches this process, which passes it on, and none of them twice.
+    popen = subprocess.Popen(command, env=env, pass_fds=[shared.fileno()], start_new_session=True)
+    return _Process(rank, popen, shared)
+
+
+def _watch(processes: List[_Process], hang_timeout: float, asked: List[int]) -> Tuple[int, Optional[_Failure]]:
+    """Pass signals on until all processes have ended, or one has failed; the exit code, and what failed."""
+    passed_on = 0
+    ends: Optional[float] = None
+    while True:
+        for signum in asked[passed_on:]:
+            passed_on += 1
+            for process in processes:
+                if process.running:
+                    process.popen.send_signal(signum)
+        failure = _first_failure(processes, hang_timeout)
+        if failure is not None:
+            return failure.code, failure
+        codes = [process.popen.poll() for process in processes]
+        stopped = [code for code in codes if code in _STOPPED]
+        if stopped and ends is None:
+            ends = time.monotonic() + _SECONDS_TO_STOP  # they stop together: those that are left are stuck
+        if None not in codes or (ends is not None and time.monotonic() > ends):
+            return _as_shell(stopped[0]) if stopped else 0, None
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _first_failure(processes: List[_Process], hang_timeout: float) -> Optional[_Failure]:
+    """The failure that came first: one that is dead is missed by the others, which then raise errors of their own."""
+    raised = [failure for failure in (process.raised() for process in processes) if failure]
+    if raised:
+        time.sleep(_SECONDS_TO_DIE)
+    dead = [failure for failure in (process.died() for process in processes) if failure]
+    if dead:
+        return _blame(dead, processes)
+    if raised:
+        return min(raised, key=lambda failure: failure.at)
+    return _hung(processes, hang_timeout)
+
+
+def _blame(dead: List[_Failure], processes: List[_Process]) -> _Failure:
+    """Which death came first: gloo aborts a process when another one is gone, or has been silent for 30 seconds."""
+    first = min(dead, key=lambda failure: failure.code == _ABORTED)
+    hung = _hung(processes, _SECONDS_OF_GLOO) if first.code == _ABORTED else None
+    return first if hung is None else replace(hung, code=first.code, reason=f"{hung.reason}; {first.reason}")
+
+
+def _hung(processes: List[_Process], timeout: float) -> Optional[_Failure]:
+    """Of the processes that make no progress, the one that the others wait for."""
+    now = time.monotonic()
+    running = sorted((process for process in processes if process.running), key=_Process.last_progress)
+    if not timeout or not running or now - running[0].last_progress() < timeout:
+        return None
+    silent = [process for process in running if now - process.last_progress() > timeout / 2]
+    return next((process for process in silent if process.stuck), silent[0]).hung()
+
+
+def _show_where_they_are(processes: List[_Process]) -> None:
+    """Let the processes write the lines of Python that they are in to stderr, one after the other."""
+    for process in processes:
+        if process.running and not process.stuck:
+            sys.stderr.write(f"rank {process.rank} is here:\n")
+            sys.stderr.flush()
+            process.popen.send_signal(signal.SIGUSR1)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _end(processes: List[_Process]) -> None:
+    """Kill what is left, at once: each waits for the others, and would print that they are gone."""
+    for process in processes:
+        process.popen.kill()
+    for process in processes:
+        process.popen.wait()
+        process.shared.close()
+
+
+@contextlib.contextmanager
+def _signals_go_to(asked: List[int]) -> Iterator[None]:
+    def note(signum: int, frame: Any) -> None:
+        asked.append(signum)
+
+    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _as_shell(code: int) -> int:
+    return code if code >= 0 else 128 - code
+
+
+def _environments(nprocs: int, kind: str) -> List[Dict[str, str]]:
+    """What Paddle wants to know in each process; GPUs are counted among the visible ones."""
+    endpoints = [f"127.0.0.1:{port}" for port in _free_ports(nprocs)]
+    return [
+        {
+            "PADDLE_TRAINER_ID": str(i),
+            "PADDLE_TRAINERS_NUM": str(nprocs),
+            "PADDLE_CURRENT_ENDPOINT": endpoints[i],
+            "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+            "PADDLE_LOCAL_SIZE": str(nprocs),
+            **({"FLAGS_selected_gpus": str(i)} if kind == "gpu" else {}),
+        }
+        for i in range(nprocs)
+    ]
+
+
+def _free_ports(count: int) -> List[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

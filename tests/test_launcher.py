@@ -1,0 +1,285 @@
+"""The launcher over small processes of its own: who is blamed, what is ended, when it starts again."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from paddlevit import launcher, runtime
+from paddlevit.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The package without its __init__, which imports paddle: these processes start in no time.
+HEAD = f"""
+import os, signal, sys, time, types
+package = types.ModuleType("paddlevit")
+package.__path__ = [{str(ROOT / "paddlevit")!r}]
+sys.modules["paddlevit"] = package
+from paddlevit import launcher
+from paddlevit.errors import UserError
+rank, folder, restarted = int(os.environ["PADDLE_TRAINER_ID"]), sys.argv[1], sys.argv[2] == "True"
+open(f"{{folder}}/pid{{rank}}", "w").write(str(os.getpid()))
+
+def wait_until_rank_1_is_dead():
+    while not os.path.exists(f"{{folder}}/pid1") or not (pid := open(f"{{folder}}/pid1").read()):
+        time.sleep(0.01)
+    while open(f"/proc/{{pid}}/stat").read().split()[2] != "Z":
+        pass
+
+def work():
+"""
+
+
+def job(folder, body, **options):
+    """Two processes that run `body`, the inside of a function."""
+    script = folder / "work.py"
+    tail = "    return 0\n\nsys.exit(launcher.take_part(work))\n"
+    script.write_text(HEAD + textwrap.indent(textwrap.dedent(body), "    ") + tail)
+    command = [sys.executable, str(script), str(folder)]
+    options = {"nprocs": 2, "kind": "cpu", "open_log": lambda: None, **options}
+    return launcher.Job(lambda restarted: [*command, str(restarted)], **options)
+
+
+def gone(folder):
+    return not any(Path(f"/proc/{path.read_text() or 'none'}").exists() for path in folder.glob("pid*"))
+
+
+def wait_until(happens, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ready(folder):
+    return all((folder / f"ready{rank}").exists() for rank in range(2))
+
+
+@pytest.fixture(autouse=True)
+def log(caplog):
+    """What the launcher logs: the package's logger stands alone, once a run has set it up."""
+    package = logging.getLogger("paddlevit")
+    package.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger="paddlevit")
+    package.propagate = False
+    yield caplog
+    package.removeHandler(caplog.handler)
+
+
+def test_all_is_well(tmp_path):
+    body = """
+        names = ("PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ENDPOINTS", "PADDLE_CURRENT_ENDPOINT")
+        open(f"{folder}/env{rank}", "w").write(" ".join(os.environ[name] for name in names))
+    """
+    assert launcher.run(job(tmp_path, body)) == 0
+    seen = [(tmp_path / f"env{rank}").read_text().split() for rank in range(2)]
+    endpoints = seen[0][2].split(",")
+    assert len(set(endpoints)) == 2
+    assert seen == [[str(rank), "2", ",".join(endpoints), endpoints[rank]] for rank in range(2)]
+
+
+def test_gpus_are_counted_among_the_visible_ones(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [env["FLAGS_selected_gpus"] for env in launcher._environments(2, "gpu")] == ["0", "1"]
+    assert all("FLAGS_selected_gpus" not in env for env in launcher._environments(2, "cpu"))
+
+
+def test_the_error_of_the_first_to_fail_is_the_only_one_told(tmp_path, log, capfd):
+    body = """
+        if rank == 1:
+            raise RuntimeError("the first error")
+        time.sleep(60)
+    """
+    start = time.monotonic()
+    assert launcher.run(job(tmp_path, body)) == 1
+    assert time.monotonic() - start < 10
+    assert gone(tmp_path)
+    error = capfd.readouterr().err
+    assert error.count("Traceback") == 1 and error.endswith("RuntimeError: the first error\n")
+    assert log.messages == ["rank 1 (log_rank1.txt) failed: RuntimeError: the first error"]
+
+
+def test_a_process_that_was_killed_is_blamed_rather_than_those_that_miss_it(tmp_path, log, capfd):
+    body = """
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        wait_until_rank_1_is_dead()
+        raise RuntimeError("rank 1 is gone")
+    """
+    assert launcher.run(job(tmp_path, body)) == 137
+    assert log.messages == ["rank 1 (log_rank1.txt) was killed by SIGKILL"]
+    assert capfd.readouterr().err == ""
+
+
+def test_gloo_aborts_a_process_that_misses_another(tmp_path, log):
+    body = """
+        if rank == 0:
+            wait_until_rank_1_is_dead()
+        os.kill(os.getpid(), signal.SIGABRT if rank == 0 else signal.SIGSEGV)
+    """
+    assert launcher.run(job(tmp_path, body)) == 139
+    assert log.messages == ["rank 1 (log_rank1.txt) was killed by SIGSEGV"]
+
+
+def test_a_users_mistake_is_raised_here_and_not_tried_again(tmp_path, log, capfd):
+    body = """
+        open(f"{folder}/starts{rank}", "a").write("x")
+        if rank == 1:
+            raise UserError("an image cannot be read")
+        time.sleep(60)
+    """
+    with pytest.raises(UserError, match="^an image cannot be read$"):
+        launcher.run(job(tmp_path, body, max_restarts=3))
+    assert (tmp_path / "starts1").read_text() == "x"
+    assert gone(tmp_path) and log.messages == [] and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("failures", "restarts", "code"), [(2, 2, 0), (2, 1, 3), (1, 0, 3)])
+def test_it_starts_again_as_often_as_it_may(tmp_path, log, failures, restarts, code):
+    body = f"""
+        if rank == 1:
+            with open(f"{{folder}}/starts", "a") as file:
+                file.write("r" if restarted else "f")
+            if os.path.getsize(f"{{folder}}/starts") <= {failures}:
+                os._exit(3)
+        elif {restarts} < {failures} or not restarted:
+            time.sleep(60)  # as one that misses the other
+    """
+    assert launcher.run(job(tmp_path, body, max_restarts=restarts)) == code
+    attempts = 1 + min(failures, restarts)
+    assert (tmp_path / "starts").read_text() == "f" + "r" * (attempts - 1)
+    assert [message for message in log.messages if "again" in message] == [
+        f"starting again: restart {n} of {restarts}" for n in range(1, attempts)
+    ]
+
+
+def test_a_process_that_hangs_is_named_and_all_are_ended(tmp_path, log, capfd):
+    body = """
+        launcher.heartbeat()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)
+    """
+    start = time.monotonic()
+    assert launcher.run(job(tmp_path, body, hang_timeout=1.0)) == 1
+    assert 1.0 < time.monotonic() - start < 10
+    assert log.messages == ["rank 1 (log_rank1.txt) has made no progress for 1 seconds; it is stopped"]
+    assert gone(tmp_path)
+    assert "work.py" in capfd.readouterr().err  # where the other one waited
+
+
+def test_gloo_aborts_a_process_that_has_waited_too_long_for_another(tmp_path, log, monkeypatch):
+    monkeypatch.setattr(launcher, "_SECONDS_OF_GLOO", 1.0)
+    body = """
+        launcher.heartbeat()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(1.2)
+        os.abort()
+    """
+    assert launcher.run(job(tmp_path, body, hang_timeout=60)) == 134
+    silent = "rank 1 (log_rank1.txt) has made no progress for 1 seconds; it is stopped"
+    assert log.messages == [f"{silent}; rank 0 (log.txt) was killed by SIGABRT"]
+
+
+def test_the_one_that_has_been_silent_longest_is_named(tmp_path, log):
+    body = """
+        launcher.heartbeat()
+        for _ in range(0 if rank == 1 else 5):
+            time.sleep(0.1)
+            launcher.heartbeat()
+        time.sleep(60)
+    """
+    assert launcher.run(job(tmp_path, body, hang_timeout=1.0)) == 1
+    assert log.messages == ["rank 1 (log_rank1.txt) has made no progress for 1 seconds"]
+
+
+def test_a_slow_start_and_steady_steps_are_no_hang(tmp_path):
+    body = """
+        time.sleep(1.0)
+        for _ in range(10):
+            launcher.heartbeat()
+            time.sleep(0.1)
+    """
+    assert launcher.run(job(tmp_path, body, hang_timeout=0.7)) == 0
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_are_passed_on_and_no_reason_to_start_again(tmp_path, log, signum, code):
+    body = f"""
+        signal.signal({signum:d}, lambda *_: sys.exit({code}))
+        open(f"{{folder}}/ready{{rank}}", "w").close()
+        time.sleep(60)
+    """
+
+    def ask():
+        wait_until(lambda: ready(tmp_path))
+        os.kill(os.getpid(), signum)
+
+    before = signal.getsignal(signum)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert launcher.run(job(tmp_path, body, max_restarts=2)) == code
+    thread.join()
+    assert log.messages == []
+    assert signal.getsignal(signum) is before
+
+
+def test_a_failure_after_a_signal_is_no_reason_to_start_again(tmp_path, log):
+    body = """
+        open(f"{folder}/starts{rank}", "a").write("x")
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(3) if rank else None)
+        open(f"{folder}/ready{rank}", "w").close()
+        while rank == 0 and not os.path.exists(f"{folder}/ready1"):
+            time.sleep(0.01)
+        if rank == 0:
+            os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
+    """
+    assert launcher.run(job(tmp_path, body, max_restarts=2)) == 3
+    assert (tmp_path / "starts0").read_text() == "x"
+
+
+def test_a_process_that_does_not_stop_with_the_others_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "_SECONDS_TO_STOP", 0.5)
+    assert launcher.run(job(tmp_path, "sys.exit(143) if rank else time.sleep(60)\n", max_restarts=1)) == 143
+    assert gone(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent is dead")
+def test_no_process_outlives_its_launcher(tmp_path):
+    body = """
+        open(f"{folder}/ready{rank}", "w").close()
+        time.sleep(60)
+    """
+    work = job(tmp_path, body)
+    (tmp_path / "start.py").write_text(
+        HEAD.split("rank, folder")[0]
+        + f"job = launcher.Job(lambda restarted: {work.command(False)!r}, 2, 'cpu', lambda: None)\n"
+        + "launcher.run(job)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(tmp_path / "start.py")])
+    wait_until(lambda: ready(tmp_path))
+    process.kill()
+    process.wait()
+    wait_until(lambda: gone(tmp_path), seconds=10)
+
+
+def test_a_heartbeat_without_a_launcher_does_nothing():
+    launcher.heartbeat()
+
+
+def test_how_many_processes(monkeypatch):
+    monkeypatch.setattr(runtime.paddle.device.cuda, "device_count", lambda: 4)
+    assert [runtime.process_count(asked, "cpu") for asked in (None, 1, 3)] == [1, 1, 3]
+    assert [runtime.process_count(asked, "gpu") for asked in (None, 1, 4)] == [4, 1, 4]
+    with pytest.raises(UserError, match="-nprocs 5: only 4 GPUs"):
+        runtime.process_count(5, "gpu")
