@@ -166,6 +166,7 @@ class Trainer:
                 "step": self.step,
                 "updates": self.updates,
                 "steps_per_epoch": self.steps_per_epoch,
+                "accum_iter": self.accum_iter,
                 "best": self.best,
                 "loss_scale": self.loss_scale.state(),
             },
@@ -177,6 +178,11 @@ class Trainer:
             raise UserError(
                 f"the checkpoint stands at step {progress['step']} of {progress['steps_per_epoch']}, and now an epoch "
                 f"has {self.steps_per_epoch} steps: go on with the same global batch, or from the end of an epoch"
+            )
+        if progress["step"] and progress["accum_iter"] != self.accum_iter:
+            raise UserError(
+                f"the checkpoint stands in the middle of an epoch with TRAIN.ACCUM_ITER {progress['accum_iter']}, and "
+                f"now it is {self.accum_iter}: go on with the same, or from the end of an epoch"
             )
         load_optimizer_arrays(self.optimizer, self.model, optimizer)
         self.epoch, self.step, self.updates = progress["epoch"], progress["step"], progress["updates"]

@@ -9,6 +9,7 @@ from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
 from paddlevit.ema import ModelEma
 from paddlevit.engine import Stopped, Trainer, evaluate
+from paddlevit.errors import UserError
 from paddlevit.objectives import Supervised
 from paddlevit.optim import build_optimizer
 
@@ -100,6 +101,15 @@ def test_a_stopped_and_restored_trainer_goes_on_bit_for_bit(stop_after):
         {name: value.numpy() for name, value in second.ema.model.state_dict().items()},
         {name: value.numpy() for name, value in whole.ema.model.state_dict().items()},
     )
+
+
+def test_another_accumulation_in_the_middle_of_an_epoch_is_refused():
+    first = tiny_trainer(accum_iter=2)
+    for images, labels in batches(2):
+        first.train_step(images, labels)
+    state = first.state()
+    with pytest.raises(UserError, match="ACCUM_ITER 2, and now it is 4"):
+        tiny_trainer(accum_iter=4).load_state(state["optimizer"], state["progress"])
 
 
 def test_another_seed_draws_other_dropout():

@@ -1,0 +1,73 @@
+"""What classes are called: files of names, and ImageNet's identifiers in words."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddlevit.data.class_names import class_names_text, imagenet_names, read_class_names, readable
+from paddlevit.data.layouts import open_imagenet
+from paddlevit.errors import UserError
+
+MAPPING = "n02119789 kit fox, Vulpes macrotis\nn01440764 tench, Tinca tinca\n\nn03126707 crane\nbroken\n"
+WORDS = ["tench, Tinca tinca", "kit fox, Vulpes macrotis", "crane"]
+IDENTIFIERS = ["n01440764", "n02119789", "n03126707"]
+
+
+@pytest.mark.parametrize(
+    ("names", "back"),
+    [
+        (["cat", "blue sea", "猫"], None),
+        (["a", "", "b"], None),
+        ([os.fsdecode(b"caf\xe9"), "two\nlines", "x"], ["caf?", "two lines", "x"]),
+    ],
+)
+def test_names_come_back(tmp_path, names, back):
+    file = tmp_path / "names.txt"
+    file.write_text(class_names_text(names), encoding="utf-8")
+    assert read_class_names(file) == (back or names)
+
+
+def test_file_of_names(tmp_path):
+    file = tmp_path / "names.txt"
+    assert read_class_names(file) is None
+    file.write_text("\n \n")
+    with pytest.raises(UserError, match=r"names\.txt is empty"):
+        read_class_names(file)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"names\.txt cannot be read"):
+        read_class_names(file)
+
+
+@pytest.mark.parametrize("below", [".", "Data", "ILSVRC/Data/CLS-LOC"])
+def test_identifiers_in_words(tmp_path, below):
+    (tmp_path / "LOC_synset_mapping.txt").write_text(MAPPING)
+    root = tmp_path / below
+    assert list(imagenet_names(root).items()) == list(zip(IDENTIFIERS, WORDS)), "by identifier, as labels are"
+    assert readable(IDENTIFIERS, root) == WORDS
+    assert readable(IDENTIFIERS[1:], root) == WORDS[1:]
+    assert readable([*IDENTIFIERS, "cat"], root) == [*IDENTIFIERS, "cat"]
+    assert readable(["0", "1", "2"], root) == (WORDS if below == "." else ["0", "1", "2"])
+    assert readable(["0", "1"], root) == ["0", "1"]
+
+
+def test_file_far_above_or_missing(tmp_path):
+    assert readable(IDENTIFIERS, tmp_path) == IDENTIFIERS
+    (tmp_path / "LOC_synset_mapping.txt").write_text(MAPPING)
+    assert imagenet_names(tmp_path / "a/b/c/d") == {}
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_data_of_identifiers_has_words(tmp_path, lists):
+    for name in IDENTIFIERS:
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), "uint8")).save(tmp_path / "train" / name / "0.png")
+    if lists:
+        lines = [f"train/{name}/0.png {label}\n" for label, name in enumerate(IDENTIFIERS)]
+        (tmp_path / "train_list.txt").write_text("".join(lines))
+    assert open_imagenet(tmp_path, "train").class_names == IDENTIFIERS
+    (tmp_path / "LOC_synset_mapping.txt").write_text(MAPPING)
+    assert open_imagenet(tmp_path, "train").class_names == WORDS
+    (tmp_path / "class_names.txt").write_text("fish\nfox\nbird\n")
+    assert open_imagenet(tmp_path, "train").class_names == ["fish", "fox", "bird"]
