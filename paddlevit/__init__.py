@@ -1,5 +1,7 @@
 """Train, fine-tune, evaluate and deploy HVT, CvT, HRFormer and PiT with PaddlePaddle."""
 
+import contextlib
+import ctypes
 import importlib.util
 import os
 import sys
@@ -25,6 +27,15 @@ elif "FLAGS_use_stride_kernel" not in os.environ:
         "times slower. Import paddlevit first, or set FLAGS_use_stride_kernel=0 in the environment.",
         stacklevel=2,
     )
+
+# The C library gives large blocks back to the system as soon as they are free, and a network asks for them again in
+# the next layer: clearing the new pages takes up to half of the time of an elementwise operation. So they are kept;
+# PADDLEVIT_KEEP_MEMORY=0 in the environment leaves that as it was.
+if sys.platform == "linux" and os.environ.get("PADDLEVIT_KEEP_MEMORY") != "0":
+    with contextlib.suppress(AttributeError):  # a C library without mallopt
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block gets pages of its own
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="No ccache found")  # only matters to who compiles Paddle extensions

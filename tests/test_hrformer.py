@@ -10,9 +10,9 @@ from golden import cases, golden_images, golden_state, info, manifest, reference
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.hrformer import build_hrformer
-from paddlevit.hrformer.block import BiasedConv2D, Block
+from paddlevit.hrformer.block import Block
 from paddlevit.hrformer.model import Module, StageSpec
-from paddlevit.layers import DropPath, WideLinear
+from paddlevit.layers import Conv2D, DropPath, WideLinear
 
 VARIANTS = ("hrt_tiny", "hrt_small", "hrt_base")
 
@@ -228,7 +228,7 @@ def test_branches_are_added_at_even_and_odd_sizes(size, float64):
 
 def test_convolution_and_classifier_are_the_plain_ones():
     conv, plain = (
-        BiasedConv2D(4, 6, 3, stride=2, padding=1, groups=2),
+        Conv2D(4, 6, 3, stride=2, padding=1, groups=2),
         nn.Conv2D(4, 6, 3, stride=2, padding=1, groups=2),
     )
     plain.set_state_dict(conv.state_dict())

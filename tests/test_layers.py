@@ -5,6 +5,7 @@ import paddle
 import pytest
 from paddle import nn
 
+from paddlevit import layers
 from paddlevit.layers import Attention, DropPath, classifier, drop_path_rates, init_like_torch, trunc_normal_
 
 
@@ -79,3 +80,42 @@ def test_attention_without_bias_has_none():
 
 def test_no_head_for_no_classes():
     assert isinstance(classifier(8, 0), nn.Identity)
+
+
+def test_attention_image_by_image_equals_all_at_once(monkeypatch):
+    paddle.seed(2)
+    layer = Attention(12, 3)
+    x = paddle.randn([3, 5, 12])
+    x.stop_gradient = False
+    results = []
+    for limit in (2**21, 0):
+        monkeypatch.setattr(layers, "CACHED", limit)
+        y = layer(x)
+        layer.clear_gradients()
+        x.clear_gradient()
+        y.sin().sum().backward()
+        results.append([y, x.grad.clone(), layer.qkv.weight.grad.clone()])
+    for one, other in zip(*results):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-5)
+    taken = []
+    layer.attn_dropout.register_forward_post_hook(lambda _, __, out: taken.append(out.shape))
+    layer(x)
+    assert taken == [[3, 3, 5, 5]]
+
+
+def test_fused_attention_equals_ours_and_gives_way_to_hooks(monkeypatch):
+    """GPUs use it; here Paddle computes it by plain operations."""
+    paddle.seed(3)
+    layer = Attention(12, 3)
+    layer.eval()
+    x = paddle.randn([2, 5, 12])
+    expected = layer(x).numpy()
+    monkeypatch.setattr(layers, "has_flash_attention", lambda x, dropout: True)
+    np.testing.assert_allclose(layer(x).numpy(), expected, atol=1e-6)
+    monkeypatch.undo()
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    half = x.astype("float16")
+    assert layers.has_flash_attention(half, layer.attn_dropout)
+    assert not layers.has_flash_attention(x, layer.attn_dropout)
+    layer.attn_dropout.register_forward_post_hook(lambda _, __, out: None)
+    assert not layers.has_flash_attention(half, layer.attn_dropout)

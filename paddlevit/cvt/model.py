@@ -3,20 +3,25 @@
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
+from paddlevit import kernels
 from paddlevit.cvt.convert import SOURCES
 from paddlevit.errors import UserError
 from paddlevit.layers import (
+    Conv2D,
     DropPath,
+    LayerNorm,
+    Linear,
     Mlp,
+    attention,
     classifier,
     create_parameter,
     drop_path_rates,
+    flash_attention,
+    has_flash_attention,
     init_conv_like_torch_linear_trunc_normal,
-    quick_gelu,
 )
 
 NORM_EPS = 1e-5
@@ -27,8 +32,8 @@ class ConvTokenEmbedding(nn.Layer):
 
     def __init__(self, in_channels: int, dim: int, *, kernel: int, stride: int, padding: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2D(in_channels, dim, kernel, stride, padding)
-        self.norm = nn.LayerNorm(dim, epsilon=NORM_EPS)
+        self.proj = Conv2D(in_channels, dim, kernel, stride, padding)
+        self.norm = LayerNorm(dim, epsilon=NORM_EPS)
 
     def forward(self, feature_map: Tensor) -> Tuple[Tensor, int, int]:
         feature_map = self.proj(feature_map)
@@ -39,7 +44,7 @@ class ConvTokenEmbedding(nn.Layer):
 def depthwise_projection(dim: int, kernel: int, stride: int, padding: int) -> nn.Sequential:
     """The depthwise half of a separable convolution (section 3.2.1); the linear layer that follows is the other."""
     return nn.Sequential(
-        nn.Conv2D(dim, dim, kernel, stride, padding, groups=dim, bias_attr=False), nn.BatchNorm2D(dim, epsilon=NORM_EPS)
+        Conv2D(dim, dim, kernel, stride, padding, groups=dim, bias_attr=False), nn.BatchNorm2D(dim, epsilon=NORM_EPS)
     )
 
 
@@ -74,6 +79,8 @@ class ConvAttention(nn.Layer):
                 "another number of queries than tokens, allowed: stride 1, an odd kernel and padding (kernel - 1) / 2"
             )
         self.num_heads = num_heads
+        self.padding = padding_q
+        self.stride_kv = stride_kv
         # The official code, and the published weights with it, scale by the whole width, not by that of a head.
         self.scale = dim**-0.5
         self.conv_proj_q = depthwise_projection(dim, kernel_qkv, stride_q, padding_q)
@@ -81,32 +88,64 @@ class ConvAttention(nn.Layer):
         self.conv_proj_v = depthwise_projection(dim, kernel_qkv, stride_kv, padding_kv)
         # Paddle reads bias_attr=None as "with a bias"; only False leaves it out.
         bias = None if qkv_bias else False
-        self.proj_q = nn.Linear(dim, dim, bias_attr=bias)
-        self.proj_k = nn.Linear(dim, dim, bias_attr=bias)
-        self.proj_v = nn.Linear(dim, dim, bias_attr=bias)
-        self.proj = nn.Linear(dim, dim)
+        self.proj_q = Linear(dim, dim, bias_attr=bias)
+        self.proj_k = Linear(dim, dim, bias_attr=bias)
+        self.proj_v = Linear(dim, dim, bias_attr=bias)
+        self.proj = Linear(dim, dim)
         self.attn_dropout = nn.Dropout(attn_drop_rate)
         self.proj_dropout = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         n, length, dim = x.shape
-        class_token, feature_map = None, x
+        class_token = None
         if length > height * width:
-            class_token, feature_map = paddle.split(x, [1, height * width], axis=1)
-        feature_map = feature_map.transpose([0, 2, 1]).reshape([n, dim, height, width])
-        q = self._heads(self.proj_q, self.conv_proj_q(feature_map), class_token)
-        k = self._heads(self.proj_k, self.conv_proj_k(feature_map), class_token)
-        v = self._heads(self.proj_v, self.conv_proj_v(feature_map), class_token)
-        probs = self.attn_dropout(F.softmax(paddle.matmul(q * self.scale, k, transpose_y=True)))
-        return self.proj_dropout(self.proj(paddle.matmul(probs, v).transpose([0, 2, 1, 3]).reshape([n, length, dim])))
+            class_token, x = paddle.split(x, [1, height * width], axis=1)
+        project = self._project_side_by_side if n > 1 and kernels.on_cpu(x) else self._project
+        q, k, v = project(x, height, width)
+        q = self._heads(self.proj_q, q, class_token)
+        k = self._heads(self.proj_k, k, class_token)
+        v = self._heads(self.proj_v, v, class_token)
+        if has_flash_attention(q, self.attn_dropout):
+            out = flash_attention(q * (self.scale * (dim // self.num_heads) ** 0.5), k, v, self.attn_dropout)
+        else:
+            q, k, v = (q * self.scale).transpose([0, 2, 1, 3]), k.transpose([0, 2, 1, 3]), v.transpose([0, 2, 1, 3])
+            out = attention(q, k, v, self.attn_dropout).transpose([0, 2, 1, 3])
+        return self.proj_dropout(self.proj(out.reshape([n, length, dim])))
 
-    def _heads(self, linear: nn.Linear, feature_map: Tensor, class_token: Optional[Tensor]) -> Tensor:
-        """Map [N, dim, H, W] and class token [N, 1, dim] -> [N, heads, T + H W, dim / heads]."""
-        tokens = feature_map.flatten(2).transpose([0, 2, 1])
+    def _heads(self, linear: Linear, tokens: Tensor, class_token: Optional[Tensor]) -> Tensor:
+        """Tokens [N, L, dim] and class token [N, 1, dim] -> [N, T + L, heads, dim / heads]."""
         if class_token is not None:
             tokens = paddle.concat([class_token, tokens], axis=1)
-        n, length, dim = tokens.shape
-        return linear(tokens).reshape([n, length, self.num_heads, dim // self.num_heads]).transpose([0, 2, 1, 3])
+        length, dim = tokens.shape[1:]
+        return linear(tokens).reshape([-1, length, self.num_heads, dim // self.num_heads])
+
+    def _project(self, tokens: Tensor, height: int, width: int) -> List[Tensor]:
+        """Tokens [N, H W, dim] through the convolutions of q, k and v; each [N, H' W', dim]."""
+        feature_map = tokens.transpose([0, 2, 1]).reshape([-1, tokens.shape[2], height, width])
+        return [
+            conv(feature_map).flatten(2).transpose([0, 2, 1])
+            for conv in (self.conv_proj_q, self.conv_proj_k, self.conv_proj_v)
+        ]
+
+    def _project_side_by_side(self, tokens: Tensor, height: int, width: int) -> List[Tensor]:
+        """The same with all images in one map [1, dim, H, N (W + gap)], zeros in the gaps.
+
+        A CPU's kernel works on one channel of one image at a time, which is little for it at 14 x 14 places.
+        """
+        n, _, dim = tokens.shape
+        gap = self.padding + -(width + self.padding) % self.stride_kv
+        feature_map = tokens.reshape([n, height, width, dim]).transpose([3, 1, 0, 2])
+        zeros = paddle.zeros([dim, height, n, gap], dtype=tokens.dtype)
+        row = paddle.concat([feature_map, zeros], axis=3).reshape([1, dim, height, n * (width + gap)])
+        projected = []
+        for conv, norm in (self.conv_proj_q, self.conv_proj_k, self.conv_proj_v):
+            stride = conv._stride[0]
+            new_width = -(-width // stride)
+            y = conv(row)
+            y = y.reshape([dim, y.shape[2], n, (width + gap) // stride])[..., :new_width]
+            y = norm(y.flatten(2).unsqueeze(0)).reshape(y.shape)
+            projected.append(y.transpose([2, 1, 3, 0]).flatten(1, 2))
+        return projected
 
 
 class Block(nn.Layer):
@@ -116,10 +155,10 @@ class Block(nn.Layer):
         self, dim: int, num_heads: int, *, mlp_ratio: float, drop_rate: float, drop_path_rate: float, **attention: Any
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, epsilon=NORM_EPS)
+        self.norm1 = LayerNorm(dim, epsilon=NORM_EPS)
         self.attn = ConvAttention(dim, num_heads, drop_rate=drop_rate, **attention)
-        self.norm2 = nn.LayerNorm(dim, epsilon=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout=drop_rate, activation=quick_gelu)
+        self.norm2 = LayerNorm(dim, epsilon=NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout=drop_rate, activation=kernels.quick_gelu)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -230,7 +269,7 @@ class CvT(nn.Layer):
             drop_path_rate=drop_path_rate,
         )
         self.stages = nn.LayerList(Stage(c, **stage) for c, stage in zip([in_channels, *dim_embed], stages))
-        self.norm = nn.LayerNorm(dim_embed[-1], epsilon=NORM_EPS)
+        self.norm = LayerNorm(dim_embed[-1], epsilon=NORM_EPS)
         self.head = classifier(dim_embed[-1], num_classes)
         self.apply(init_conv_like_torch_linear_trunc_normal)
 

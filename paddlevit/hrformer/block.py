@@ -6,8 +6,9 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from paddlevit import kernels
 from paddlevit.hrformer.convert import relative_position_index
-from paddlevit.layers import DropPath, create_parameter
+from paddlevit.layers import Conv2D, DropPath, LayerNorm, Linear, create_parameter
 
 
 def window_padding(size: int, window: int) -> Tuple[int, int]:
@@ -62,10 +63,10 @@ class RelativeAttention(nn.Layer):
         self.relative_position_bias_table = create_parameter([(2 * window - 1) ** 2, num_heads])
         index = paddle.to_tensor(relative_position_index([self.length, self.length]).ravel())
         self.register_buffer("relative_position_index", index, persistable=False)
-        self.k_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
-        self.q_proj = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.k_proj = Linear(dim, dim)
+        self.v_proj = Linear(dim, dim)
+        self.q_proj = Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         self.attn_dropout = nn.Dropout(0.0)
 
     def position_bias(self) -> Tensor:
@@ -103,18 +104,6 @@ class WindowAttention(nn.Layer):
         return self.attn(tokens.flatten(0, 1)).reshape(shape)
 
 
-class BiasedConv2D(nn.Conv2D):
-    """Convolution with bias; [N, in, H, W] -> [N, out, H', W'].
-
-    nn.Conv2D adds a bias of shape [1, out, 1, 1], for which Paddle's CPU kernels take a general and slow path: with it
-    a pointwise convolution of 72 channels takes three times as long as without, with [out, 1, 1] a fifth more.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.conv2d(x, self.weight, None, self._stride, self._padding, self._dilation, self._groups)
-        return x + self.bias.reshape([-1, 1, 1])
-
-
 class ConvMlp(nn.Layer):
     """Feed-forward network with a 3 x 3 depthwise convolution (section 3, figure 1 b); [N, dim, H, W] -> same.
 
@@ -123,17 +112,17 @@ class ConvMlp(nn.Layer):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = BiasedConv2D(dim, hidden_dim, 1)
+        self.fc1 = Conv2D(dim, hidden_dim, 1)
         self.norm1 = nn.BatchNorm2D(hidden_dim)
-        self.dw3x3 = BiasedConv2D(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.dw3x3 = Conv2D(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
         self.norm2 = nn.BatchNorm2D(hidden_dim)
-        self.fc2 = BiasedConv2D(hidden_dim, dim, 1)
+        self.fc2 = Conv2D(hidden_dim, dim, 1)
         self.norm3 = nn.BatchNorm2D(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(self.fc1(x)))
-        x = F.gelu(self.norm2(self.dw3x3(x)))
-        return F.gelu(self.norm3(self.fc2(x)))
+        x = kernels.gelu(kernels.conv_norm(x, self.fc1, self.norm1))
+        x = kernels.gelu(kernels.conv_norm(x, self.dw3x3, self.norm2))
+        return kernels.gelu(kernels.conv_norm(x, self.fc2, self.norm3))
 
 
 class Block(nn.Layer):
@@ -143,8 +132,8 @@ class Block(nn.Layer):
         super().__init__()
         self.window = window
         self.attn = WindowAttention(dim, num_heads, window)
-        self.norm1 = nn.LayerNorm(dim, epsilon=1e-6)
-        self.norm2 = nn.LayerNorm(dim, epsilon=1e-6)
+        self.norm1 = LayerNorm(dim, epsilon=1e-6)
+        self.norm2 = LayerNorm(dim, epsilon=1e-6)
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 

@@ -14,9 +14,9 @@ from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
-from paddlevit.hrformer.block import BiasedConv2D, Block
+from paddlevit.hrformer.block import Block
 from paddlevit.hrformer.convert import SOURCES
-from paddlevit.layers import WideLinear, drop_path_rates, init_like_torch
+from paddlevit.layers import Conv2D, WideLinear, drop_path_rates, init_like_torch
 
 STEM_CHANNELS = 64
 EXPANSION = 4  # of a bottleneck: it gives this many times the channels of its 3 x 3 convolution
@@ -42,7 +42,7 @@ class StageSpec(NamedTuple):
 
 def conv_bn(in_channels: int, channels: int, *, kernel: int = 1, stride: int = 1, groups: int = 1) -> List[nn.Layer]:
     """Convolution without bias and batch normalisation."""
-    conv = nn.Conv2D(in_channels, channels, kernel, stride, padding=kernel // 2, groups=groups, bias_attr=False)
+    conv = Conv2D(in_channels, channels, kernel, stride, padding=kernel // 2, groups=groups, bias_attr=False)
     return [conv, nn.BatchNorm2D(channels)]
 
 
@@ -171,9 +171,9 @@ class Transition(nn.LayerList):
 def downsampling(in_channels: int, channels: int) -> nn.Sequential:
     """Step of the head to the next resolution, its convolutions with bias; [N, in, H, W] -> [N, channels, H/2, W/2]."""
     return nn.Sequential(
-        BiasedConv2D(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels),
+        Conv2D(in_channels, in_channels, 3, stride=2, padding=1, groups=in_channels),
         nn.BatchNorm2D(in_channels),
-        BiasedConv2D(in_channels, channels, 1),
+        Conv2D(in_channels, channels, 1),
         nn.BatchNorm2D(channels),
         nn.ReLU(),
     )
@@ -221,7 +221,7 @@ class HRFormer(nn.Layer):
         )
         widths = [channels * EXPANSION for channels in HEAD_CHANNELS]
         self.downsamp_modules = nn.LayerList(downsampling(old, new) for old, new in zip(widths[:-1], widths[1:]))
-        self.final_layer = nn.Sequential(BiasedConv2D(widths[-1], FEATURES, 1), nn.BatchNorm2D(FEATURES), nn.ReLU())
+        self.final_layer = nn.Sequential(Conv2D(widths[-1], FEATURES, 1), nn.BatchNorm2D(FEATURES), nn.ReLU())
         self.classifier = WideLinear(FEATURES, num_classes) if num_classes else nn.Identity()
         self.apply(init_like_torch)
 

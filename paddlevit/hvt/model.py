@@ -10,6 +10,8 @@ from paddlevit.errors import UserError
 from paddlevit.hvt.convert import SOURCES
 from paddlevit.layers import (
     Block,
+    Conv2D,
+    LayerNorm,
     classifier,
     create_parameter,
     drop_path_rates,
@@ -22,7 +24,7 @@ class PatchEmbed(nn.Layer):
 
     def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2D(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = Conv2D(in_channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose([0, 2, 1])
@@ -96,7 +98,7 @@ class HVT(nn.Layer):
             length = (length - pool_kernel_size) // pool_stride + 1
             pool = {"kernel": pool_kernel_size, "stride": pool_stride, "pooled_length": length}
             self.layers.append(PooledBlock(embed_dim, num_heads, **pool, **block))
-        self.norm = nn.LayerNorm(embed_dim, epsilon=1e-6)
+        self.norm = LayerNorm(embed_dim, epsilon=1e-6)
         self.head = classifier(embed_dim, num_classes)
         self.apply(init_conv_like_torch_linear_trunc_normal)
 

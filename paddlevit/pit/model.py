@@ -7,7 +7,7 @@ from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
-from paddlevit.layers import Block, classifier, create_parameter, init_like_torch
+from paddlevit.layers import Block, Conv2D, LayerNorm, Linear, classifier, create_parameter, init_like_torch
 from paddlevit.pit.convert import SOURCES
 
 
@@ -16,7 +16,7 @@ class PatchEmbed(nn.Layer):
 
     def __init__(self, in_channels: int, dim: int, patch_size: int, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2D(in_channels, dim, kernel_size=patch_size, stride=stride)
+        self.conv = Conv2D(in_channels, dim, kernel_size=patch_size, stride=stride)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.conv(images)
@@ -27,8 +27,8 @@ class Pooling(nn.Layer):
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2D(dim, out_dim, kernel_size=3, stride=2, padding=1, groups=dim)
-        self.fc = nn.Linear(dim, out_dim)
+        self.conv = Conv2D(dim, out_dim, kernel_size=3, stride=2, padding=1, groups=dim)
+        self.fc = Linear(dim, out_dim)
 
     def forward(self, feature_map: Tensor, tokens: Tensor) -> Tuple[Tensor, Tensor]:
         return self.conv(feature_map), self.fc(tokens)
@@ -106,7 +106,7 @@ class PiT(nn.Layer):
             for dim, heads, blocks in zip(dims, num_heads, depth)
         )
         self.pools = nn.LayerList(Pooling(dim, out_dim) for dim, out_dim in zip(dims[:-1], dims[1:]))
-        self.norm = nn.LayerNorm(dims[-1], epsilon=1e-6)
+        self.norm = LayerNorm(dims[-1], epsilon=1e-6)
         self.head = classifier(dims[-1], num_classes)
         if distilled:
             self.head_dist = classifier(dims[-1], num_classes)

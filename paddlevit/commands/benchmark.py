@@ -1,0 +1,23 @@
+"""tools/benchmark.py: how fast a network or the way of its images is."""
+
+import sys
+from typing import List
+
+from paddlevit.commands.benchmark_data import data_command
+from paddlevit.commands.benchmark_model import model_command
+from paddlevit.commands.parser import exit_code
+from paddlevit.errors import UserError
+
+COMMANDS = {"model": model_command, "data": data_command}
+HELP = "usage: benchmark.py model|data [flags]; model: a network's speed, data: that of its images; -h lists the flags"
+
+
+@exit_code
+def main(argv: List[str]) -> int:
+    """Run the benchmark that the first word of `argv` names; the exit code."""
+    if argv[:1] in (["-h"], ["--help"]):
+        print(HELP)
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        raise UserError(f"{argv[0] if argv else 'nothing'} is no benchmark, allowed: model, data ({sys.argv[0]} -h)")
+    return COMMANDS[argv[0]](argv[1:])

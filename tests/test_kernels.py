@@ -1,0 +1,140 @@
+"""The faster operations are the plain ones: values and gradients, frozen parameters, static programs."""
+
+from functools import partial
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from paddle import nn
+
+from paddlevit import kernels
+from paddlevit.layers import Conv2D, LayerNorm, Linear
+
+FEW = kernels.FEW
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    paddle.set_default_dtype("float64")
+    paddle.seed(0)
+    yield
+    paddle.set_default_dtype("float32")
+
+
+def variable(*shape):
+    tensor = paddle.randn(shape)
+    tensor.stop_gradient = False
+    return tensor
+
+
+def assert_equal(ours, plain, *inputs):
+    """Same values and gradients, with `inputs` in training and without gradients."""
+    wanted = [tensor for tensor in inputs if not tensor.stop_gradient]
+    result, expected = ours(*inputs), plain(*inputs)
+    np.testing.assert_allclose(result.numpy(), expected.numpy(), rtol=0, atol=1e-12)
+    cotangent = paddle.randn(expected.shape)
+    for grad, right in zip(paddle.grad(result, wanted, cotangent), paddle.grad(expected, wanted, cotangent)):
+        np.testing.assert_allclose(grad.numpy(), right.numpy(), rtol=0, atol=1e-12 * (1 + right.abs().max().item()))
+    with paddle.no_grad():
+        np.testing.assert_allclose(ours(*inputs).numpy(), expected.numpy(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (0, 1), (1, 2)])
+def test_linear(shape, frozen):
+    inputs = variable(*shape), variable(5, 4), variable(4)
+    for i in frozen:
+        inputs[i].stop_gradient = True
+    assert_equal(partial(kernels.linear, training=True), F.linear, *inputs)
+
+
+@pytest.mark.parametrize("tokens", [3, FEW // 16 + 1])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layer_norm(tokens, frozen):
+    inputs = variable(2, tokens, 16), variable(16), variable(16)
+    inputs[2].stop_gradient = frozen
+    inputs[0].set_value(inputs[0] + 3.0)
+    ours = partial(kernels.layer_norm, epsilon=1e-6, training=True)
+    assert_equal(ours, lambda x, weight, bias: F.layer_norm(x, 16, weight, bias, 1e-6), *inputs)
+
+
+@pytest.mark.parametrize("size", [10, FEW + 1])
+def test_gelu_and_quick_gelu(size):
+    x = 3.0 * variable(size).detach()
+    x.stop_gradient = False
+    assert_equal(kernels.gelu, F.gelu, x)
+    assert_equal(kernels.quick_gelu, lambda x: x * F.sigmoid(1.702 * x), x)
+    x.stop_gradient = True
+    np.testing.assert_allclose(kernels.gelu(x).numpy(), F.gelu(x).numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "options"),
+    [
+        (6, 6, {"kernel_size": 3, "padding": 1, "groups": 6}),
+        (6, 6, {"kernel_size": 5, "padding": 2, "groups": 6}),
+        (6, 4, {"kernel_size": 3, "padding": 1}),
+        (6, 6, {"kernel_size": 3, "padding": 1, "groups": 6, "stride": 2}),
+        (6, 12, {"kernel_size": 3, "padding": 1, "groups": 6}),
+        (6, 4, {"kernel_size": 3, "padding": 1, "groups": 2}),
+        (6, 4, {"kernel_size": 3}),
+        (6, 4, {"kernel_size": 3, "padding": 2, "dilation": 2}),
+        (6, 4, {"kernel_size": 1}),
+    ],
+)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_convolution(channels, out, options, frozen):
+    layer, plain = Conv2D(channels, out, **options), nn.Conv2D(channels, out, **options)
+    layer.bias.set_value(paddle.randn([out]))
+    layer.bias.stop_gradient = frozen
+    plain.set_state_dict(layer.state_dict())
+    layer.weight.stop_gradient = plain.weight.stop_gradient = frozen
+    x = variable(2, channels, 9, 8)
+    parameters = [] if frozen else [layer.weight, layer.bias]
+    assert_equal(lambda x, *_: layer(x), lambda x, *_: nn.Conv2D.forward(layer, x), x, *parameters)
+    if not frozen:
+        for convolution in (layer, plain):
+            (convolution(x).sin().sum() + convolution(2 * x).sum()).backward()
+        np.testing.assert_allclose(layer.weight.grad.numpy(), plain.weight.grad.numpy(), atol=1e-11)
+        np.testing.assert_allclose(layer.bias.grad.numpy(), plain.bias.grad.numpy(), atol=1e-11)
+
+
+@pytest.mark.parametrize("bias", [None, False])
+def test_batch_norm_is_part_of_the_convolution_in_evaluation(bias):
+    layer, norm = Conv2D(4, 6, 3, stride=2, bias_attr=bias), nn.BatchNorm2D(6)
+    for tensor in (norm.weight, norm.bias, norm._mean):
+        tensor.set_value(paddle.randn([6]))
+    norm._variance.set_value(paddle.rand([6]) + 0.1)
+    x = paddle.randn([2, 4, 9, 8])
+    norm.eval()
+    with paddle.no_grad():
+        expected = norm(layer(x))
+        np.testing.assert_allclose(kernels.conv_norm(x, layer, norm).numpy(), expected.numpy(), atol=1e-12)
+        before = norm._mean.numpy()
+        norm.train()
+        expected = norm(layer(x)).numpy()
+        np.testing.assert_allclose(kernels.conv_norm(x, layer, norm).numpy(), expected, atol=1e-12)
+        assert (norm._mean.numpy() != before).all()
+
+
+def test_a_static_program_has_the_plain_operations():
+    net = nn.Sequential(Linear(5, 8), LayerNorm(8), nn.GELU(), Linear(8, 3))
+    x = paddle.randn([2, 7, 5])
+    expected = net(x).numpy()
+    static = paddle.jit.to_static(net, full_graph=True)
+    y = static(x)
+    np.testing.assert_allclose(y.numpy(), expected, atol=1e-12)
+    y.sum().backward()
+    np.testing.assert_allclose(net[3].bias.grad.numpy(), 14.0, atol=1e-9)
+
+
+def test_a_network_in_evaluation_gives_gradients_of_single_tensors():
+    """Saliency maps ask for them; nodes of our own would refuse."""
+    net = nn.Sequential(Conv2D(3, 3, 3, padding=1, groups=3), nn.Flatten(2), Linear(64, FEW // 6), LayerNorm(FEW // 6))
+    net.eval()
+    x = variable(2, 3, 8, 8)
+    (grad,) = paddle.grad(net(x).sin().sum(), x)
+    net.train()
+    net(x).sin().sum().backward()
+    np.testing.assert_allclose(grad.numpy(), x.grad.numpy(), atol=1e-9)

@@ -1,0 +1,11 @@
+"""Measure a network's speed (model) or that of its data (data); -h lists the flags."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from paddlevit.commands.benchmark import main
+
+if __name__ == "__main__":
+    sys.exit(main())
