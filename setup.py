@@ -8,7 +8,14 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "paddlevit" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
-TEST = ["pytest>=7", "hypothesis>=6", "ruff==0.17.5", "scikit-learn>=1.0", "opencv-python-headless>=4.5"]
+TEST = [
+    "pytest>=7",
+    "hypothesis>=6",
+    "ruff==0.17.5",
+    "scikit-learn>=1.0",
+    "opencv-python-headless>=4.5",
+    "tensorboardX>=2.6",
+]
 
 setup(
     name="paddlevit",

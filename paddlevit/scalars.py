@@ -1,10 +1,13 @@
 """The figures of a run for TensorBoard or VisualDL (LOG_TO), beside metrics.jsonl, from which they are made."""
 
 import importlib
+import logging
 from pathlib import Path
 from typing import Any, Callable, Dict
 
 from paddlevit.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 WriteScalars = Callable[[Dict[str, float], int], None]
 
@@ -23,9 +26,11 @@ def open_scalars(kind: str, folder: Path) -> WriteScalars:
     except ImportError as error:
         raise UserError(f"LOG_TO is {kind}, but: {error} (pip install {package})") from None
     try:
-        return opened(module, folder / kind)
+        write = opened(module, folder / kind)
     except OSError as error:
         raise UserError(f"cannot write {folder / kind}: {error.strerror}") from None
+    logger.info("curves: %s --logdir %s", kind, folder)
+    return write
 
 
 def _open_tensorboard(module: Any, folder: Path) -> WriteScalars:

@@ -11,6 +11,7 @@ import paddle
 import pytest
 
 from paddlevit.cli import parse_args
+from paddlevit.commands import predict
 from paddlevit.config import get_config, update_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +68,8 @@ def test_command(words, tmp_path):
     assert tool.is_file()
     if tool.name in TRAINING_TOOLS:
         check_training_command(words[2:])
+    elif tool.name == "predict.py":
+        predict.parse_args(words[2:])
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "run_scripts").glob("run_*.sh")))

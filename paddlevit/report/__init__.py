@@ -1,6 +1,8 @@
-"""The page that a training run leaves behind: report.html, one file that fetches nothing."""
+"""The pages that training runs leave behind: a run's report.html, and comparisons; files that fetch nothing."""
 
+from paddlevit.report.comparison import difference_table, result_table, write_comparison
 from paddlevit.report.page import write_report
 from paddlevit.report.predictions import Predictions
+from paddlevit.report.runs import Run, read_run
 
-__all__ = ["Predictions", "write_report"]
+__all__ = ["Predictions", "Run", "difference_table", "read_run", "result_table", "write_comparison", "write_report"]

@@ -17,11 +17,12 @@ _MOST_MARKERS = 20  # above that only the line is drawn; its points still tell t
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve; `style` is its class in style.css: train, model or ema."""
+    """A named curve; `style` is its class in style.css: train, model or ema, or run1 and so on."""
 
     name: str
     style: str
     points: Sequence[Point]
+    markers: bool = True  # on the points, where there are few of them
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _runs(points: Sequence[Point]) -> list[list[Point]]:
 def _curve(series: Series, frame: _Frame, text: Callable[[float], str]) -> str:
     runs = _runs(series.points)
     total = sum(map(len, runs))
-    few = total <= _MOST_MARKERS
+    few = series.markers and total <= _MOST_MARKERS
     kind = ' class="dense"' if total > _MOST_POINTS // 2 else ""
     lines, dots = [], []
     for run in runs:

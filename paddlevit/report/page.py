@@ -1,41 +1,18 @@
-"""The page as a whole: title, headline figures, curves, predictions, configuration."""
+"""The page of a run: title, headline figures, curves, predictions, configuration."""
 
 import math
-import os
 import statistics
-import time
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
-import yaml
-
-from paddlevit.errors import MissingFileError, UserError
+from paddlevit.report import figures
 from paddlevit.report.chart import Series, line_chart
-from paddlevit.report.history import History, Record, read_history
+from paddlevit.report.document import write_document
+from paddlevit.report.history import History, Record
 from paddlevit.report.predictions import Predictions, prediction_sections
-
-_HERE = Path(__file__).parent
-
-# Even if a name slipped through unescaped, a browser would neither fetch anything nor run a script from elsewhere.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-
-
-def _loss(value: float) -> str:
-    return f"{value:.4g}" if value else "0"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.2f} %"
-
-
-def _rate(value: float) -> str:
-    return f"{value:.3g}".replace("e-0", "e-")
-
-
-def _speed(value: float) -> str:
-    return f"{value:,.0f}"
+from paddlevit.report.runs import Run, read_run
 
 
 @dataclass(frozen=True)
@@ -50,12 +27,12 @@ class _Plot:
 
 _SERIES = {"train": "training", "model": "validation", "ema": "validation, EMA"}
 _PLOTS = (
-    _Plot("Loss", "loss", ("train", "model", "ema"), _loss),
-    _Plot("Top-1 accuracy, %", "acc1", ("model", "ema"), _percent),
-    _Plot("Top-5 accuracy, %", "acc5", ("model", "ema"), _percent),
-    _Plot("Learning rate", "lr", ("train",), _rate, show=(0.0,)),
-    _Plot("Images per second", "images_per_sec", ("train",), _speed, show=(0.0,)),
-    _Plot("Waiting for data, % of the time", "data_wait", ("train",), _percent, show=(0.0, 5.0), scale=100.0),
+    _Plot("Loss", "loss", ("train", "model", "ema"), figures.loss),
+    _Plot("Top-1 accuracy, %", "acc1", ("model", "ema"), figures.percent),
+    _Plot("Top-5 accuracy, %", "acc5", ("model", "ema"), figures.percent),
+    _Plot("Learning rate", "lr", ("train",), figures.rate, show=(0.0,)),
+    _Plot("Images per second", "images_per_sec", ("train",), figures.speed, show=(0.0,)),
+    _Plot("Waiting for data, % of the time", "data_wait", ("train",), figures.percent, show=(0.0, 5.0), scale=100.0),
 )
 
 
@@ -65,92 +42,30 @@ def write_report(folder: Path, predictions: Optional[Predictions] = None) -> Pat
     `predictions` of the best weights add the confusion matrix, the accuracy per class and the worst mistakes. Raises
     UserError where one of the two files is missing, empty or not what its name says, or the page cannot be written.
     """
-    history = read_history(folder / "metrics.jsonl")
-    text, config = _read_config(folder / "config.yaml")
-    date = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / "metrics.jsonl").stat().st_mtime))
-    name = str(_value(config, "MODEL.NAME", "") or folder.resolve().name)
+    run = read_run(folder)
     body = [
-        _header(name, config, date),
-        _notes(history, config),
-        _headline(history),
-        _curves(history, config),
+        _header(run),
+        _notes(run),
+        _headline(run.history),
+        _curves(run),
         prediction_sections(predictions) if predictions is not None else "",
-        f"<section><details><summary><h2>Configuration</h2></summary><pre>{escape(text)}</pre></details></section>",
+        f"<section><details><summary><h2>Configuration</h2></summary><pre>{escape(run.text)}</pre></details></section>",
     ]
-    page = _PAGE.format(
-        policy=_POLICY,
-        title=f"{escape(name)} – training report",
-        style=(_HERE / "style.css").read_text(encoding="utf-8"),
-        body="\n".join(part for part in body if part),
-        script=(_HERE / "tooltip.js").read_text(encoding="utf-8"),
-    )
-    return _write(folder / "report.html", page)
+    title = f"{run.network} – training report"
+    return write_document(folder / "report.html", title, "\n".join(part for part in body if part))
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+def _header(run: Run) -> str:
+    facts = [str(run.value(key, "")) for key in ("DATA.DATASET", "DATA.DATA_PATH")]
+    items = "".join(f"<li><bdi>{escape(fact)}</bdi></li>" for fact in [*facts, figures.date(run.changed)] if fact)
+    name = escape(run.network)
+    return f'<header><p class="kind">Training report</p><h1><bdi>{name}</bdi></h1><ul>{items}</ul></header>'
 
 
-def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise MissingFileError(f"{path} does not exist: a report needs the configuration of the run") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a yaml file: {' '.join(str(error).split())}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no keys")
-    return text, config
-
-
-def _value(config: dict[str, Any], key: str, default: Any) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return default if node is None else node
-
-
-def _write(path: Path, page: str) -> Path:
-    part = path.with_name(f"{path.name}.part")
-    try:
-        # File names that are no valid Unicode come as surrogates, which a page cannot hold.
-        part.write_bytes(page.encode("utf-8", errors="replace"))
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    return path
-
-
-def _header(name: str, config: dict[str, Any], date: str) -> str:
-    facts = [str(_value(config, "DATA.DATASET", "")), str(_value(config, "DATA.DATA_PATH", "")), date]
-    items = "".join(f"<li><bdi>{escape(fact)}</bdi></li>" for fact in facts if fact)
-    return f'<header><p class="kind">Training report</p><h1><bdi>{escape(name)}</bdi></h1><ul>{items}</ul></header>'
-
-
-def _notes(history: History, config: dict[str, Any]) -> str:
-    notes = []
+def _notes(run: Run) -> str:
+    history, notes = run.history, []
     if history.closing is None:
-        epochs = _value(config, "TRAIN.NUM_EPOCHS", 0)
+        epochs = run.value("TRAIN.NUM_EPOCHS", 0)
         of = f" of {epochs}" if epochs else ""
         notes.append(f"This run has not finished: its last line is from epoch {history.last_epoch:g}{of}.")
     if history.unread:
@@ -166,12 +81,12 @@ def _headline(history: History) -> str:
     tiles = _best_tiles(best) if best is not None else []
     losses, speeds = history.numbers("loss"), history.numbers("images_per_sec")
     if losses:
-        tiles.append(("training loss", _loss(losses[-1]), "last line"))
+        tiles.append(("training loss", figures.loss(losses[-1]), "last line"))
     if speeds:
-        tiles.append(("images/s", _speed(statistics.median(speeds)), "training, median"))
+        tiles.append(("images/s", figures.speed(statistics.median(speeds)), "training, median"))
     seconds = history.numbers("seconds")
     if seconds:
-        tiles.append(("training time", _duration(sum(seconds)), "without validation"))
+        tiles.append(("training time", figures.duration(sum(seconds)), "without validation"))
     cells = "".join(
         f"<div><dt>{escape(name)}</dt><dd><b>{escape(value)}</b><span>{escape(beside)}</span></dd></div>"
         for name, value, beside in tiles
@@ -182,17 +97,18 @@ def _headline(history: History) -> str:
 def _best_tiles(best: Record) -> list[tuple[str, str, str]]:
     images = best.number("num_images")
     weights = "EMA weights" if best.series == "ema" else "model weights"
-    tiles = [("best top-1", best.number("acc1"), _percent, f"{weights}, epoch {best.epoch:g}")]
-    tiles.append(("top-5", best.number("acc5"), _percent, "" if math.isnan(images) else f"on {images:,.0f} images"))
-    tiles.append(("validation loss", best.number("loss"), _loss, "of the best"))
+    tiles = [("best top-1", best.number("acc1"), figures.percent, f"{weights}, epoch {best.epoch:g}")]
+    counted = "" if math.isnan(images) else f"on {images:,.0f} images"
+    tiles.append(("top-5", best.number("acc5"), figures.percent, counted))
+    tiles.append(("validation loss", best.number("loss"), figures.loss, "of the best"))
     return [(name, text(value), beside) for name, value, text, beside in tiles if not math.isnan(value)]
 
 
-def _curves(history: History, config: dict[str, Any]) -> str:
-    charts = "".join(_chart(history, plot) for plot in _PLOTS)
+def _curves(run: Run) -> str:
+    charts = "".join(_chart(run.history, plot) for plot in _PLOTS)
     if not charts:
         return ""
-    return f'<section><h2>Curves</h2>{_loss_remark(config)}<div class="charts">{charts}</div></section>'
+    return f'<section><h2>Curves</h2>{_loss_remark(run)}<div class="charts">{charts}</div></section>'
 
 
 def _chart(history: History, plot: _Plot) -> str:
@@ -203,16 +119,10 @@ def _chart(history: History, plot: _Plot) -> str:
     return line_chart(plot.title, series, history.epoch_range(), text=plot.text, show=plot.show)
 
 
-def _loss_remark(config: dict[str, Any]) -> str:
-    mixed = _value(config, "TRAIN.MIXUP_ALPHA", 0) or _value(config, "TRAIN.CUTMIX_ALPHA", 0)
-    smoothed = _value(config, "TRAIN.SMOOTHING", 0)
+def _loss_remark(run: Run) -> str:
+    mixed = run.value("TRAIN.MIXUP_ALPHA", 0) or run.value("TRAIN.CUTMIX_ALPHA", 0)
+    smoothed = run.value("TRAIN.SMOOTHING", 0)
     used = ["label smoothing"] * bool(smoothed) + ["mixed images"] * bool(mixed)
     if not used:
         return ""
     return f"<p>The training loss includes {' and '.join(used)}, so it may well stay above the validation loss.</p>"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,50 @@
+"""tools/compare_runs.py: training runs beside each other, in the terminal and on one page."""
+
+import sys
+from pathlib import Path
+from typing import List
+
+from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.errors import UserError
+from paddlevit.report import Run, difference_table, read_run, result_table, write_comparison
+
+_WIDEST = 44  # characters of a cell; the page has all of them
+
+
+@exit_code
+def main(argv: List[str]) -> int:
+    """Print what the runs that `argv` names have reached and where they differ, and write the page if that is asked
+    for; 0, or 2 where a folder holds no run, which is left out.
+    """
+    parser = Parser(description="Compare training runs.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.flag("output", type=Path, metavar="FILE", help="write a page with their curves, such as compare.html")
+    args = parser.parse_intermixed_args(argv)
+    runs: List[Run] = []
+    mistakes: List[UserError] = []
+    for folder in dict.fromkeys(args.folders):
+        try:
+            runs.append(read_run(folder))
+        except UserError as error:
+            mistakes.append(error)
+    for mistake in mistakes:
+        print(f"error: {mistake}", file=sys.stderr)
+    if runs:
+        print(_aligned(result_table(runs)))
+        if len(runs) > 1:
+            table = difference_table(runs)
+            narrower = min(_aligned(table), _aligned([list(row) for row in zip(*table)]), key=_width)
+            print(f"\n{narrower if table[1:] else 'The configurations are the same.'}")
+    if runs and args.output is not None:
+        print(f"\nwritten to {write_comparison(runs, args.output)}")
+    return 2 if mistakes else 0
+
+
+def _aligned(table: List[List[str]]) -> str:
+    cut = [[cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 1]}…" for cell in row] for row in table]
+    widths = [max(map(len, column)) for column in zip(*cut)]
+    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in cut)
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.splitlines()))

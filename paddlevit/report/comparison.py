@@ -1,0 +1,165 @@
+"""Several runs beside each other: what they reached, what differs between them, and their curves on one page."""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Callable
+
+from paddlevit.report import figures
+from paddlevit.report.chart import Series, line_chart
+from paddlevit.report.document import write_document
+from paddlevit.report.runs import Run
+
+_OWN_TO_A_RUN = ("OUTPUT", "MODEL.RESUME")
+_COLOURS = 8  # run1 to run8 in style.css; after that they come again, in other strokes
+_STROKES = ("", " dashed", " dotted")
+_MIXING = ("TRAIN.SMOOTHING", "TRAIN.MIXUP_ALPHA", "TRAIN.CUTMIX_ALPHA", "TRAIN.MIXUP_PROB")
+
+
+@dataclass(frozen=True)
+class _Plot:
+    title: str
+    series: str
+    key: str
+    text: Callable[[float], str]
+    show: tuple[float, ...] = ()
+
+
+_PLOTS = (
+    _Plot("Top-1 accuracy, %", "model", "acc1", figures.percent),
+    _Plot("Top-1 accuracy of the EMA, %", "ema", "acc1", figures.percent),
+    _Plot("Validation loss", "model", "loss", figures.loss),
+    _Plot("Training loss", "train", "loss", figures.loss),
+    _Plot("Learning rate", "train", "lr", figures.rate, show=(0.0,)),
+    _Plot("Images per second", "train", "images_per_sec", figures.speed, show=(0.0,)),
+)
+
+Table = list[list[str]]
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """What to call each run: its folder's name, with so many of the folders above it that no two are the same."""
+    parts = [run.folder.resolve().parts for run in runs]
+    for length in range(1, max(map(len, parts))):
+        short = [os.path.join(*own[-length:]) for own in parts]
+        if len(set(short)) == len(set(parts)):
+            return short
+    return [str(run.folder) for run in runs]
+
+
+def result_table(runs: Sequence[Run]) -> Table:
+    """A head, and a row per run: what it is, and what it reached. "–" stands for what a run has not."""
+    head = ["run", "network", "epochs", "best top-1", "of", "last top-1", "training loss", "images/s", "training time"]
+    return [head, *([name, *_result(run)] for name, run in zip(names(runs), runs))]
+
+
+def difference_table(runs: Sequence[Run]) -> Table:
+    """A head, and a row per key of the configuration that is not the same in all runs; without such a key the head."""
+    flat = [dict(_flat(run.config)) for run in runs]
+    keys = sorted({key for config in flat for key in config if not key.startswith(_OWN_TO_A_RUN)})
+    rows = [[key, *(config.get(key, "–") for config in flat)] for key in keys]
+    return [["key", *names(runs)], *(row for row in rows if len(set(row[1:])) > 1)]
+
+
+def write_comparison(runs: Sequence[Run], path: Path) -> Path:
+    """Write the page that compares the runs, and return its path. Raises UserError where it cannot be written."""
+    title = f"{len(runs)} training runs compared" if len(runs) > 1 else "One training run"
+    date = figures.date(max(run.changed for run in runs))
+    body = [
+        f'<header><p class="kind">Comparison</p><h1>{title}</h1><ul><li>last line written {date}</li></ul></header>',
+        _notes(runs),
+        f"<section><h2>Results</h2>{_html_table(result_table(runs), keys=True)}</section>",
+        _curves(runs),
+        _differences(runs),
+    ]
+    return write_document(path, title, "\n".join(part for part in body if part))
+
+
+def _result(run: Run) -> list[str]:
+    history, best = run.history, run.history.best()
+    done = max((x for series in history.series for x, _ in history.points(series, "epoch")), default=0.0)
+    of = run.value("TRAIN.NUM_EPOCHS", None)
+    row = [run.network, f"{done:.4g}" + (f" of {of}" if of else "")]
+    if best is None:
+        row += ["–"] * 3
+    else:
+        last = [y for _, y in history.points(best.series, "acc1") if not math.isnan(y)]
+        weights = f"{best.series}, epoch {best.epoch:g}"
+        row += [_told(best.number("acc1"), figures.percent), weights, figures.percent(last[-1]) if last else "–"]
+    losses, speeds, seconds = (history.numbers(key) for key in ("loss", "images_per_sec", "seconds"))
+    row.append(figures.loss(losses[-1]) if losses else "–")
+    row.append(figures.speed(statistics.median(speeds)) if speeds else "–")
+    return [*row, figures.duration(sum(seconds)) if seconds else "–"]
+
+
+def _told(value: float, text: Callable[[float], str]) -> str:
+    return "–" if math.isnan(value) else text(value)
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _notes(runs: Sequence[Run]) -> str:
+    named = list(zip(names(runs), runs))
+    open_ones = [name for name, run in named if run.history.closing is None]
+    torn = [f"{name} ({run.history.unread:,})" for name, run in named if run.history.unread]
+    notes = [f"Not finished: {', '.join(open_ones)}."] * bool(open_ones)
+    notes += [f"With lines of metrics.jsonl that could not be read: {', '.join(torn)}."] * bool(torn)
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+
+
+def _style(index: int) -> str:
+    return f"run{index % _COLOURS + 1}{_STROKES[index // _COLOURS % len(_STROKES)]}"
+
+
+def _html_table(table: Table, *, keys: bool) -> str:
+    """`keys`: each row begins with the stroke of its run's curves."""
+    head, *rows = table
+    kind = " results" if keys else ""
+    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    lines = []
+    for i, row in enumerate(rows):
+        key = f'<svg class="key {_style(i)}" viewBox="0 0 22 10" aria-hidden="true"><path d="M1 5H21"/></svg>'
+        first, *others = (f"<bdi>{escape(cell)}</bdi>" for cell in row)
+        told = "".join(f"<td>{cell}</td>" for cell in others)
+        lines.append(f'<tr><th scope="row">{key if keys else ""}{first}</th>{told}</tr>')
+    return (
+        f'<div class="scroll" tabindex="0"><table class="list compared{kind}"><thead><tr>{cells}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _curves(runs: Sequence[Run]) -> str:
+    ranges = [run.history.epoch_range() for run in runs]
+    x_range = min(low for low, _ in ranges), max(high for _, high in ranges)
+    called = names(runs)
+    charts = []
+    for plot in _PLOTS:
+        series = [
+            Series(name, _style(i), run.history.points(plot.series, plot.key), markers=plot.series != "train")
+            for i, (name, run) in enumerate(zip(called, runs))
+        ]
+        charts.append(line_chart(plot.title, series, x_range, text=plot.text, show=plot.show))
+    if not any(charts):
+        return ""
+    mixed = [key for key in _MIXING if len({str(run.value(key, None)) for run in runs}) > 1]
+    remark = "<p>Label smoothing or mixed images differ between the runs, so their training losses do too.</p>"
+    return f'<section><h2>Curves</h2>{remark * bool(mixed)}<div class="charts">{"".join(charts)}</div></section>'
+
+
+def _differences(runs: Sequence[Run]) -> str:
+    table = difference_table(runs)
+    if len(runs) == 1:
+        return ""
+    body = _html_table(table, keys=False) if table[1:] else "<p>The configurations are the same.</p>"
+    return f"<section><h2>Keys that differ</h2>{body}</section>"

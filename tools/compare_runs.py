@@ -1,0 +1,11 @@
+"""Compare training runs: a table and a page of their curves; -h lists the flags."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from paddlevit.commands.compare_runs import main
+
+if __name__ == "__main__":
+    sys.exit(main())
