@@ -1,0 +1,11 @@
+"""Export a network as a Paddle program, ONNX or OpenVINO; -h lists the flags."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from paddlevit.commands.export_model import main
+
+if __name__ == "__main__":
+    sys.exit(main())
