@@ -71,8 +71,9 @@ def conv2d(x: Tensor, layer: nn.Conv2D) -> Tensor:
 
 
 def conv_norm(x: Tensor, layer: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
-    """norm(layer(x)); in evaluation the normalisation is part of the filters and the bias."""
-    if norm.training or paddle.is_grad_enabled() or not paddle.in_dynamic_mode():
+    """norm(layer(x)); in evaluation without hooks the normalisation is part of the filters."""
+    watched = layer._forward_pre_hooks or layer._forward_post_hooks
+    if norm.training or watched or paddle.is_grad_enabled() or not paddle.in_dynamic_mode():
         return norm(layer(x))
     factor = norm.weight * paddle.rsqrt(norm._variance + norm._epsilon)
     shift = norm.bias - norm._mean * factor
