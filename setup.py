@@ -12,6 +12,8 @@ TEST = [
     "pytest>=7",
     "hypothesis>=6",
     "ruff==0.17.5",
+    "mypy==2.4.1; python_version >= '3.10'",
+    "mypy==1.19.1; python_version < '3.10'",
     "scikit-learn>=1.0",
     "opencv-python-headless>=4.5",
     "tensorboardX>=2.6",

@@ -142,7 +142,9 @@ def _all(folder: Path) -> List[Path]:
 
 def _position(path: Path) -> Tuple[int, int]:
     """Epochs and further steps that were done at a checkpoint."""
-    epoch, step = _STEM.fullmatch(path.stem).groups()
+    match = _STEM.fullmatch(path.stem)
+    assert match is not None, path
+    epoch, step = match.groups()
     return int(epoch), int(step or 0)
 
 
@@ -190,7 +192,7 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
         ) from error
 
 
-def _write_npz(path: Path, arrays: Dict[str, np.ndarray]) -> None:
+def _write_npz(path: Path, arrays: Dict[str, Any]) -> None:
     with path.open("wb") as file:
         np.savez(file, **arrays)
 

@@ -63,7 +63,7 @@ class Trainer:
     lr: float = 0.0  # of the last optimizer step
 
     def __post_init__(self) -> None:
-        self.network = self.network or self.model
+        self.network = self._network = self.network or self.model
         self._trainable = [param for param in self.model.parameters() if not param.stop_gradient]
         networks = [self.model] if self.ema is None else [self.model, self.ema.model]
         self._statistics = [RunningStatistics(network) for network in networks]
@@ -109,7 +109,7 @@ class Trainer:
         completes = self.step - first + 1 == batches
         with nullcontext() if completes else self._no_sync():
             with self.autocast():
-                loss, _ = self.objective(self.network, images, targets)
+                loss, _ = self.objective(self._network, images, targets)
             self.loss_scale.scaled(loss / batches).backward()
         if completes:
             self._update(first)
@@ -149,7 +149,7 @@ class Trainer:
         return skipped["total"]
 
     def _no_sync(self) -> ContextManager:
-        return self.network.no_sync() if hasattr(self.network, "no_sync") else nullcontext()
+        return self._network.no_sync() if hasattr(self._network, "no_sync") else nullcontext()
 
     def state(self) -> Dict[str, Any]:
         """What a resumed run needs: weights by name, the optimizer's arrays by parameter name, and the progress.

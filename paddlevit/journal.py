@@ -42,7 +42,7 @@ class Journal:
         self.steps_per_epoch = steps_per_epoch
         self.images_per_step = images_per_step
         self._losses = StepLosses()
-        self._bar: Optional[tqdm] = None
+        self._bar = tqdm(disable=True)
         self._write_scalars: Optional[Callable[[Dict[str, float], int], None]] = None
 
     def rewind(self, epoch: int, step: int) -> None:

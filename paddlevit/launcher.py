@@ -193,8 +193,8 @@ def _attempt(job: Job, asked: List[int], *, restarted: bool) -> Tuple[int, bool]
     processes = [_start(command, rank, env) for rank, env in enumerate(_environments(job.nprocs, job.kind))]
     try:
         code, failure = _watch(processes, job.hang_timeout, asked)
-        mistake = failure is not None and failure.code == 2
-        if failure is not None and not mistake:
+        mistake = failure if failure is not None and failure.code == 2 else None
+        if failure is not None and mistake is None:
             sys.stderr.write(failure.text)
             job.open_log()
             logger.error("%s", failure.reason)
@@ -202,9 +202,9 @@ def _attempt(job: Job, asked: List[int], *, restarted: bool) -> Tuple[int, bool]
                 _show_where_they_are(processes)
     finally:
         _end(processes)
-    if mistake and failure.text:
-        raise UserError(failure.text)
-    return code, failure is not None and not mistake
+    if mistake is not None and mistake.text:
+        raise UserError(mistake.text)
+    return code, failure is not None and mistake is None
 
 
 def _start(command: List[str], rank: int, env: Dict[str, str]) -> _Process:

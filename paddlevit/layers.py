@@ -128,8 +128,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout) -> Tensor:
     """
     n, heads, length = q.shape[:3]
     if n > 1 and not is_watched(dropout) and kernels.on_cpu(q) and n * heads * length * k.shape[2] > CACHED:
-        images = zip(*(tensor.split(n) for tensor in (q, k, v)))
-        return paddle.concat([attention(*image, dropout) for image in images])
+        images = zip(q.split(n), k.split(n), v.split(n))
+        return paddle.concat([attention(*image, dropout=dropout) for image in images])
     return paddle.matmul(dropout(F.softmax(paddle.matmul(q, k, transpose_y=True))), v)
 
 
@@ -180,7 +180,8 @@ class Attention(nn.Layer):
         n, length, dim = x.shape
         qkv = self.qkv(x).reshape([n, length, 3, self.num_heads, dim // self.num_heads])
         if has_flash_attention(qkv, self.attn_dropout):
-            out = flash_attention(*qkv.unbind(2), self.attn_dropout)
+            q, k, v = qkv.unbind(2)
+            out = flash_attention(q, k, v, self.attn_dropout)
         else:
             # One transpose, then three contiguous tensors: slices of qkv cost twice as much in the backward pass.
             q, k, v = qkv.transpose([2, 0, 3, 1, 4]).unbind(0)

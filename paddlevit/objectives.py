@@ -21,7 +21,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _two_heads(output: Union[Tensor, Tuple[Tensor, Tensor]]) -> Tuple[Tensor, Tensor]:
     """Class and distillation logits; a network with one head gives the same for both."""
-    return output if isinstance(output, (tuple, list)) else (output, output)
+    logits, distill_logits = output if isinstance(output, (tuple, list)) else (output, output)
+    return logits, distill_logits
 
 
 class Supervised:

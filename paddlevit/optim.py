@@ -5,7 +5,7 @@ import fnmatch
 import math
 import re
 from bisect import bisect
-from typing import Callable, Container, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Container, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import paddle
@@ -238,7 +238,7 @@ def load_optimizer_arrays(
             f"the checkpoint's optimizer state is of another network, or of another TRAIN.FREEZE: {len(differing)} "
             f"parameters differ, first {', '.join(differing[:3])}"
         )
-    state: Dict[str, object] = {}
+    state: Dict[str, Any] = {}
     stepped = {param.name for param in optimizer._parameter_list}
     for name, values in slots.items():
         if trainable[name].name not in stepped:

@@ -49,7 +49,7 @@ class Shards:
         """The `arrays` of all processes, which call this together, on the main one; those of one process at a time."""
         merged: Dict[str, Any] = {}
         for source in range(world_size()):
-            box = [arrays if source == rank() else None]
+            box: List[Any] = [arrays if source == rank() else None]
             dist.broadcast_object_list(box, src=source)
             if is_main():
                 merged.update(box[0])

@@ -4,5 +4,5 @@ set -e
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,demo,test]'
-.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check .
+.venv/bin/python -m ruff check . && .venv/bin/python -m ruff format --check . && .venv/bin/python -m mypy
 exec .venv/bin/python -m pytest "$@"

@@ -10,7 +10,7 @@ from paddlevit import kernels, layers
 def be_plain() -> None:
     """Make this process build networks of plain operations, with PaddleViT's way to compute attention."""
     kernels.on_cpu = lambda x: False
-    layers.Attention.forward = _attention
+    layers.Attention.forward = _attention  # type: ignore[method-assign]
 
 
 def _attention(self: layers.Attention, x: Tensor) -> Tensor:

@@ -76,9 +76,7 @@ def measure(kinds: Sequence[str], spec: Dict[str, Any], rounds: int) -> Any:
         return times, {kind: _ask(worker, kind)["memory_mib"] for kind, worker in workers.items()}
     finally:
         for worker in workers.values():
-            worker.stdin.close()
-            worker.wait()
-            worker.stdout.close()
+            worker.communicate()  # ends its input, and with that the process
 
 
 def _start(spec: Dict[str, Any]) -> subprocess.Popen:
@@ -94,12 +92,14 @@ def _start(spec: Dict[str, Any]) -> subprocess.Popen:
 
 
 def _ask(worker: subprocess.Popen, kind: str) -> Dict[str, Any]:
+    assert worker.stdin is not None
     worker.stdin.write("go\n")
     worker.stdin.flush()
     return _answer(worker, kind)
 
 
 def _answer(worker: subprocess.Popen, kind: str) -> Dict[str, Any]:
+    assert worker.stdout is not None and worker.stderr is not None
     line = worker.stdout.readline()
     if not line:
         said = worker.stderr.read().strip().splitlines()

@@ -96,7 +96,7 @@ def _bad_images(source: Source, split: str, workers: int) -> List[str]:
     with tqdm(total=len(source), desc=split, unit="image", disable=None) as bar:
         for checked in check_images(source, num_workers=workers):
             bad += checked.bad
-            bar.update(checked.count)
+            bar.update(checked.num_images)
             bar.set_postfix(bad=len(bad), refresh=False)
     return bad
 

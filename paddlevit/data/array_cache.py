@@ -33,7 +33,7 @@ def cached_arrays(kind: str, files: Sequence[Path], make: Callable[[], Arrays]) 
     A cache that cannot be read or written costs time only.
     """
     try:
-        stamp = [kind, _VERSION, *(_stamp(file) for file in files)]
+        stamp: List[Any] = [kind, _VERSION, *(_stamp(file) for file in files)]
     except OSError:
         return make()  # which says what is wrong
     paths = "\n".join(entry[0] for entry in stamp[2:])
@@ -79,7 +79,8 @@ def _read(place: Path, stamp: List[Any]) -> Optional[Arrays]:
 
 def _write(place: Path, stamp: List[Any], arrays: Arrays) -> None:
     """Write a file at once or not at all: other processes may do the same, or map the one before."""
-    entries, offset = [], _HEADER_SIZE
+    entries: List[List[Any]] = []
+    offset = _HEADER_SIZE
     for name, array in arrays.items():
         entries.append([name, array.dtype.str, array.size, offset])
         offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT

@@ -296,9 +296,10 @@ def build_augmentation(config: CfgNode, ops: ModuleType = pillow_ops) -> Optiona
         if not low <= train[key] <= high:
             limit = f"{low} to {high:g}" if high < float("inf") else f"{low} and above"
             raise UserError(f"TRAIN.{key} is {train[key]}, allowed: {limit}")
-    common = {"fill": mean_colour(data.IMAGENET_MEAN, data.IMAGE_CHANNELS), "resample": FILTERS[data.INTERPOLATION]}
+    fill = mean_colour(data.IMAGENET_MEAN, data.IMAGE_CHANNELS)
+    common: Dict[str, Any] = {"fill": fill, "resample": FILTERS[data.INTERPOLATION], "ops": ops}
     if train.AUTO_AUGMENT:
-        return AutoAugment(**common, ops=ops)
+        return AutoAugment(**common)
     if train.THREE_AUGMENT:
         return ThreeAugment(jitter=train.COLOR_JITTER, ops=ops)
     if train.RAND_AUGMENT:
@@ -307,6 +308,5 @@ def build_augmentation(config: CfgNode, ops: ModuleType = pillow_ops) -> Optiona
             magnitude=train.RAND_AUGMENT_MAGNITUDE,
             std=train.RAND_AUGMENT_STD,
             **common,
-            ops=ops,
         )
     return ColorJitter(train.COLOR_JITTER, ops=ops) if train.COLOR_JITTER else None

@@ -15,7 +15,7 @@ _IMAGES_PER_TASK = 32
 class Checked(NamedTuple):
     """Some images that were looked at: how many, and per bad one its number and what is wrong with it."""
 
-    count: int
+    num_images: int
     bad: List[str]
 
 
@@ -32,7 +32,7 @@ def check_images(source: Source, *, num_workers: int) -> Iterator[Checked]:
         done = 0
         try:
             for checked in pool.map(_check, tasks):
-                done += checked.count
+                done += checked.num_images
                 yield checked
         except BrokenProcessPool:
             raise UserError(

@@ -130,7 +130,9 @@ def _read_archive(archive: Path, names: Sequence[str]) -> Dict[str, bytes]:
             for member in tar:
                 name = member.name.rsplit("/", 1)[-1]
                 if name in names and member.isfile():
-                    contents[name] = tar.extractfile(member).read()
+                    file = tar.extractfile(member)
+                    assert file is not None, "a regular file"
+                    contents[name] = file.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{archive} is no complete archive: {error or type(error).__name__}") from None
     missing = [name for name in names if name not in contents]

@@ -3,14 +3,12 @@
 from typing import Callable, Optional, Tuple
 
 import numpy as np
-from PIL import Image
 
 from paddlevit.data.sources import Source
 
 # (seed, epoch, position in the epoch): what the randomness of a sample depends on, and nothing else.
 Key = Tuple[int, ...]
 Sample = Tuple[int, Optional[Key]]
-Transform = Callable[[Image.Image, Optional[np.random.Generator]], np.ndarray]
 
 # Other parts draw from the same seeds; this number keeps the samples' stream apart from theirs.
 _STREAM = 3

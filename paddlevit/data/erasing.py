@@ -1,7 +1,7 @@
 """Random erasing of rectangles, on a batch of normalised images."""
 
 import math
-from typing import Callable, Iterator, Optional, Tuple
+from typing import Callable, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 import paddle
@@ -66,7 +66,7 @@ class RandomErasing:
                     yield int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
                     break
 
-    def _normal(self, shape: Tuple[int, ...], images: Tensor, rng: np.random.Generator) -> Tensor:
+    def _normal(self, shape: Sequence[int], images: Tensor, rng: np.random.Generator) -> Tensor:
         """Standard normal numbers from a random place of a pool on the images' device.
 
         Drawing them anew costs several times what everything else costs here, and on a GPU a transfer. The pool is

@@ -126,9 +126,9 @@ def _moved(pixels: np.ndarray, offset: float, axis: int, resample: Image.Resampl
     first, last = max(0, -whole), min(length, math.ceil(length - 0.5 - offset))
     if first >= last:
         return np.broadcast_to(np.asarray(fill, dtype=np.uint8), pixels.shape).copy()
-    sides = (0, 0, first, length - last) if axis == 1 else (first, length - last, 0, 0)
+    top, bottom, left, right = (0, 0, first, length - last) if axis == 1 else (first, length - last, 0, 0)
     kept = pixels[(slice(None),) * axis + (slice(first + whole, last + whole),)]
-    return cv2.copyMakeBorder(kept, *sides, cv2.BORDER_CONSTANT, value=fill)
+    return cv2.copyMakeBorder(kept, top, bottom, left, right, cv2.BORDER_CONSTANT, value=fill)
 
 
 def _between(t: float, resample: Image.Resampling) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A part of an image as an array, decoded no further than it is needed; for training with OpenCV."""
 
-from typing import Callable, Tuple
+from typing import Callable, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -29,9 +29,9 @@ def read_part(source: Source, i: int, choose: ChooseBox, *, side: int) -> np.nda
     if frame is not None and frame.components in (1, 3) and frame.width * frame.height <= _most_pixels():
         left, top, right, bottom = box = choose(frame.width, frame.height)
         reduced = reduction(right - left, bottom - top, side=side)
-        pixels = decode_frame(data, frame, reduced=reduced)
-        if pixels is not None:
-            return cv2.cvtColor(_cut(pixels, tuple(round(edge / reduced) for edge in box)), cv2.COLOR_BGR2RGB)
+        decoded = decode_frame(data, frame, reduced=reduced)
+        if decoded is not None:
+            return cv2.cvtColor(_cut(decoded, tuple(round(edge / reduced) for edge in box)), cv2.COLOR_BGR2RGB)
     pixels = np.asarray(decode(data, source.name(i)))
     return _cut(pixels, choose(pixels.shape[1], pixels.shape[0]))
 
@@ -40,6 +40,6 @@ def _most_pixels() -> float:
     return Image.MAX_IMAGE_PIXELS or float("inf")
 
 
-def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
+def _cut(pixels: np.ndarray, box: Sequence[int]) -> np.ndarray:
     left, top, right, bottom = box
     return pixels[top:bottom, left:right]

@@ -8,7 +8,8 @@ from typing import Dict, Iterator, List, Sequence, Tuple, Union
 import numpy as np
 from PIL import Image
 
-from paddlevit.data.layouts import CLASS_NAMES_FILE, SPLITS, open_folder, open_imagenet
+from paddlevit.data.class_names import CLASS_NAMES_FILE
+from paddlevit.data.layouts import SPLITS, open_folder, open_imagenet
 from paddlevit.data.sources import FolderSource, ListSource, class_folders
 from paddlevit.data.ziparchive import ZipArchive
 from paddlevit.data.zipwriter import write_zip
@@ -112,7 +113,9 @@ def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[T
 def _file_sources(folder: Path, split: str) -> Iterator[Union[ListSource, FolderSource]]:
     """The images of a split as files, if it has any."""
     if (folder / f"{split}_list.txt").is_file():
-        yield open_imagenet(folder, split)
+        source = open_imagenet(folder, split)
+        assert isinstance(source, ListSource), "there are lists"
+        yield source
     elif (folder / split).is_dir():
         yield open_folder(folder, split)
 

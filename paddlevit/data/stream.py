@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -61,7 +62,7 @@ class BatchStream:
             worker_init_fn=functools.partial(_start_worker, parent=os.getpid()),
         )
         self._replies: Optional[Iterator[Any]] = None
-        self._workers: List[multiprocessing.Process] = []
+        self._workers: List[BaseProcess] = []
 
     def run(self, batches: Iterable[List[Sample]]) -> Iterator[Tuple[Tensor, Tensor]]:
         """Images uint8 [N, H, W, C] and labels int64 [N] of each list of samples.
@@ -94,6 +95,7 @@ class BatchStream:
         self._workers = [child for child in multiprocessing.active_children() if child not in others]
 
     def _next(self) -> Any:
+        assert self._replies is not None
         try:
             return next(self._replies)
         except SystemError as error:
@@ -112,6 +114,7 @@ class BatchStream:
                 worker.kill()
             with contextlib.suppress(SystemError):
                 worker.join()
+            assert worker.pid is not None
             _free_shared_memory(worker.pid)
 
 

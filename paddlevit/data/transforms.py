@@ -4,7 +4,7 @@ transform(image, rng) returns an array [DATA.IMAGE_SIZE, DATA.IMAGE_SIZE, C]; al
 """
 
 import math
-from typing import Callable, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from paddlevit.data.augment import FILTERS, Augmentation, build_augmentation
 from paddlevit.errors import UserError
 
-Transform = Callable[[Image.Image, Optional[np.random.Generator]], np.ndarray]
+Transform = Callable[[Image.Image, Any], np.ndarray]  # with a random generator; evaluation needs none
 
 # An image of 1 x 100,000 pixels, whole, would take gigabytes once its shorter side has 256.
 _MAX_RESIZED_PIXELS = 1 << 25
@@ -42,11 +42,12 @@ class CenterCrop:
         shorter = min(image.size)
         width, height = (int(self.short * side / shorter) for side in image.size)
         left, top = int(round((width - self.size) / 2.0)), int(round((height - self.size) / 2.0))
-        box = (left, top, left + self.size, top + self.size)
+        right, bottom = left + self.size, top + self.size
         if width * height > _MAX_RESIZED_PIXELS:
-            source = [edge * old / new for edge, old, new in zip(box, image.size * 2, (width, height) * 2)]
-            return to_array(image.resize((self.size, self.size), self.resample, box=source))
-        return to_array(_cropped_resize(image, (width, height), box, self.resample))
+            x0, x1 = (edge * image.width / width for edge in (left, right))
+            y0, y1 = (edge * image.height / height for edge in (top, bottom))
+            return to_array(image.resize((self.size, self.size), self.resample, box=(x0, y0, x1, y1)))
+        return to_array(_cropped_resize(image, (width, height), (left, top, right, bottom), self.resample))
 
 
 class Squash:
@@ -84,7 +85,7 @@ class RandomResizedCrop:
         """
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(self.TRIES):
-            area = width * height * rng.uniform(*self.scale)
+            area = width * height * rng.uniform(self.scale[0], self.scale[1])
             ratio = math.exp(rng.uniform(low, high))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:

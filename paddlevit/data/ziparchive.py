@@ -86,6 +86,7 @@ class ZipArchive:
         """Up to `size` bytes from `offset`, through this process's own handle."""
         if self._pid != os.getpid():
             self._file, self._pid = open(self.path, "rb", buffering=0), os.getpid()  # noqa: SIM115 - stays open
+        assert self._file is not None
         return os.pread(self._file.fileno(), size, offset)
 
     def __getstate__(self) -> dict:

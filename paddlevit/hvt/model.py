@@ -1,6 +1,6 @@
 """Hierarchical Vision Transformer (Pan et al., "Scalable Vision Transformers with Hierarchical Pooling", ICCV 2021)."""
 
-from typing import Dict, Tuple
+from typing import Any, Dict, Tuple
 
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -36,9 +36,7 @@ class PooledBlock(Block):
     Max pooling along the tokens without padding, L' = (L - kernel) // stride + 1, then a position embedding of its own.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, *, kernel: int, stride: int, pooled_length: int, **block: float
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, *, kernel: int, stride: int, pooled_length: int, **block: Any) -> None:
         super().__init__(dim, num_heads, **block)
         self.kernel = kernel
         self.stride = stride
@@ -89,8 +87,8 @@ class HVT(nn.Layer):
         self.pos_dropout = nn.Dropout(dropout)
         self.layers = nn.LayerList()
         for i, rate in enumerate(drop_path_rates(drop_path, depth)):
-            block = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "dropout": dropout, "drop_path": rate}
-            block["attention_dropout"] = attention_dropout
+            block: Dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "drop_path": rate}
+            block.update(dropout=dropout, attention_dropout=attention_dropout)
             if pool_block_width == 0 or i % pool_block_width:
                 self.layers.append(Block(embed_dim, num_heads, **block))
                 continue

@@ -1,6 +1,6 @@
 """Pooling-based Vision Transformer (Heo et al., "Rethinking Spatial Dimensions of Vision Transformers", ICCV 2021)."""
 
-from typing import Dict, Sequence, Tuple, Union
+from typing import Any, Dict, Sequence, Tuple, Union
 
 import paddle
 from paddle import Tensor, nn
@@ -94,7 +94,7 @@ class PiT(nn.Layer):
             )
         # Block i drops with rate * i / total, so the rate itself is never reached: the official schedule.
         rates = iter([drop_path * i / sum(depth) for i in range(sum(depth))])
-        block = {"mlp_ratio": mlp_ratio, "dropout": dropout, "attention_dropout": attention_dropout}
+        block: Dict[str, Any] = {"mlp_ratio": mlp_ratio, "dropout": dropout, "attention_dropout": attention_dropout}
         side = (image_size - patch_size) // stride + 1
         self.distilled = distilled
         self.patch_embed = PatchEmbed(in_channels, dims[0], patch_size, stride)

@@ -188,7 +188,7 @@ def _picture(predictions: Predictions, index: int) -> str:
     try:
         data = predictions.thumbnail(index)
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            mime, size = Image.MIME[image.format], max(image.size)
+            mime, size = Image.MIME[str(image.format)], max(image.size)
     except (OSError, ValueError) as error:  # a missing picture is no reason to lose the report of a long run
         logger.warning("report: no picture of %s: %s", predictions.names(index), error)
         return '<div class="picture none">no picture</div>'

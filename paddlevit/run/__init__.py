@@ -7,7 +7,7 @@ import json
 import logging
 import signal
 import time
-from typing import Any
+from typing import Any, Dict, Iterator
 
 from paddle import Tensor, nn
 from yacs.config import CfgNode
@@ -158,7 +158,7 @@ def _evaluate_epoch(config: CfgNode, trainer: Trainer, loader: EvalLoader, journ
 
 
 @contextlib.contextmanager
-def _stop_signals(trainer: Trainer):
+def _stop_signals(trainer: Trainer) -> Iterator[None]:
     """While training, SIGTERM and SIGINT ask the trainer to stop after its step; another one ends it at once.
 
     Those that come within two seconds count as one: launchers repeat them, and systemd and Slurm send them to all.
@@ -173,7 +173,7 @@ def _stop_signals(trainer: Trainer):
             signal.signal(signum, previous[signum])
             signal.raise_signal(signum)
 
-    previous = {signum: signal.signal(signum, ask) for signum in (signal.SIGTERM, signal.SIGINT)}
+    previous: Dict[int, Any] = {signum: signal.signal(signum, ask) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

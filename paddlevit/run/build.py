@@ -39,7 +39,7 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
     shards = None
     if config.TRAIN.SHARD_OPTIMIZER:
         shards = Shards({name: param for name, param in model.named_parameters() if not param.stop_gradient})
-    optimizer = build_optimizer(config, model, own=shards and shards.own())
+    optimizer = build_optimizer(config, model, own=shards.own() if shards else None)
     if config.AMP and config.AMP_OPT_LEVEL == "O2":
         _to_half_precision(model, optimizer, config.AMP_DTYPE)
     trainer = Trainer(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Literal, Optional, Union
 
 import numpy as np
 
@@ -24,6 +24,9 @@ _STORAGES = {
     "BoolStorage": "?",
 }
 _DTYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
+
+
+Order = Literal["C", "F"]  # the last index varies fastest, or the first
 
 
 class Dtype:
@@ -55,7 +58,7 @@ class NumpyArray(LazyArray):
         _, shape, dtype, fortran, data = state
         self.fill(data, dtype.dtype, shape, "F" if fortran else "C")
 
-    def fill(self, data: Union[bytes, str, Span], dtype: np.dtype, shape: Sequence[int], order: str) -> None:
+    def fill(self, data: Union[bytes, str, Span], dtype: np.dtype, shape: Sequence[int], order: Order) -> None:
         shape = tuple(int(size) for size in shape)
         if min(shape, default=0) < 0:
             raise ValueError(f"an array of shape {list(shape)}")
@@ -66,14 +69,14 @@ class NumpyArray(LazyArray):
         self._fetch = lambda: _array(data, dtype, shape, order)
 
 
-def _array(data: Union[bytes, str, Span], dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+def _array(data: Union[bytes, str, Span], dtype: np.dtype, shape: tuple, order: Order) -> np.ndarray:
     raw = (
         data.read() if isinstance(data, Span) else bytearray(data.encode("latin-1") if isinstance(data, str) else data)
     )
     return np.frombuffer(raw, dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="), copy=False)
 
 
-def _frombuffer(data: Any, dtype: Dtype, shape: tuple, order: str) -> NumpyArray:
+def _frombuffer(data: Any, dtype: Dtype, shape: tuple, order: Order) -> NumpyArray:
     array = NumpyArray()
     array.fill(data, dtype.dtype, shape, order)
     return array
@@ -116,7 +119,7 @@ class Storage:
 
 def storage_dtype(named: Named, byteorder: str) -> np.dtype:
     """The dtype of a torch storage class, of the file's byte order ('<' or '>')."""
-    return np.dtype(_STORAGES[named.name.rsplit(".", 1)[-1]]).newbyteorder(byteorder)
+    return np.dtype(byteorder + _STORAGES[named.name.rsplit(".", 1)[-1]])
 
 
 def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> LazyArray:
@@ -128,6 +131,8 @@ def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any
 
 
 def _subclass_of_tensor(function: Named, _: Any, arguments: tuple, *__: Any) -> Any:
+    if function.build is None:
+        raise WeightsError(f"builds {function.name}, which is no plain container")
     return function.build(*arguments)
 
 

@@ -122,10 +122,11 @@ def _subtract(arrays: dict[str, LazyArray], pattern: str, replacement: str) -> N
     for name in [name for name in arrays if re.search(pattern, name)]:
         partner = re.sub(pattern, replacement, name)
         if partner in arrays and arrays[partner].shape == arrays[name].shape:
-            term = arrays.pop(name)
-            arrays[partner] = arrays[partner].then(
-                lambda value, term=term: value.astype(np.float64) - term.read(), term.shape
-            )
+            arrays[partner] = _difference(arrays[partner], arrays.pop(name))
+
+
+def _difference(array: LazyArray, term: LazyArray) -> LazyArray:
+    return array.then(lambda value: value.astype(np.float64) - term.read(), term.shape)
 
 
 def _score(candidate: Translated, target: Target) -> tuple[int, int]:

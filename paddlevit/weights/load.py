@@ -83,8 +83,11 @@ class _Plan:
         mismatched = [
             f"{name} {list(arrays[name].shape)} (network: {list(shapes[name])})" for name in self.report.mismatched
         ]
-        kinds = (("missing in the file", missing), ("unknown to the network", unexpected))
-        kinds += (("of another shape in the file", mismatched),)
+        kinds = (
+            ("missing in the file", missing),
+            ("unknown to the network", unexpected),
+            ("of another shape in the file", mismatched),
+        )
         return [f"{len(items)} {kind}: {listing(items)}" for kind, items in kinds if items]
 
 

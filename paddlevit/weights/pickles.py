@@ -214,7 +214,7 @@ def plain(key: Any) -> Hashable:
     return key
 
 
-_CONSTANTS = {
+_CONSTANTS: dict[bytes, Callable[[], Any]] = {
     b"N": lambda: None,
     b"\x88": lambda: True,
     b"\x89": lambda: False,
@@ -235,13 +235,13 @@ _STRINGS = {
     b"T": ("<i", "latin"),
     b"U": ("<B", "latin"),
 }
-_OPERATIONS: dict[bytes, Callable[[Unpickler], None]] = {
+_OPERATIONS: dict[bytes, Callable[[Unpickler], Any]] = {
     b"\x80": Unpickler.proto,
     b"\x95": Unpickler.frame,
     b"\x8a": Unpickler.long1,
     b"(": Unpickler.mark,
-    b"0": lambda machine: machine.stack.pop() and None,
-    b"1": lambda machine: machine.pop_to_mark() and None,
+    b"0": lambda machine: machine.stack.pop(),
+    b"1": Unpickler.pop_to_mark,
     b"q": lambda machine: machine.put(machine.number("<B")),
     b"r": lambda machine: machine.put(machine.number("<I")),
     b"\x94": Unpickler.memoize,

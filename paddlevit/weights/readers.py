@@ -111,11 +111,12 @@ def _joined(content: dict[str, Any]) -> dict[str, Any]:
     """Puts arrays together that Paddle cut into slices."""
     for name, info in content.pop(_PADDLE_SLICES, {}).items():
         slices = [LazyArray.of(content.pop(part)) for part in info["slices"]]
-        shape = tuple(info["OriginShape"])
-        content[name] = LazyArray(
-            shape, lambda slices=slices, shape=shape: np.concatenate([part.read() for part in slices]).reshape(shape)
-        )
+        content[name] = _concatenated(slices, tuple(info["OriginShape"]))
     return content
+
+
+def _concatenated(slices: list[LazyArray], shape: tuple) -> LazyArray:
+    return LazyArray(shape, lambda: np.concatenate([part.read() for part in slices]).reshape(shape))
 
 
 def _read_pickle(path: str) -> Any:
@@ -216,9 +217,10 @@ class _TorchZip:
     def read(self, info: zipfile.ZipInfo, dtype: np.dtype, start: int, count: int) -> np.ndarray:
         flat = np.empty(count, dtype)
         with naming(self.path), self.archive.open(info) as entry:
+            assert isinstance(entry, zipfile.ZipExtFile)
             if start:
                 entry.seek(start * dtype.itemsize)
-            if entry.readinto(flat.view(np.uint8)) != flat.nbytes:
+            if entry.readinto(flat.view(np.uint8).data) != flat.nbytes:
                 raise EOFError(f"{info.filename} is cut short")
         return flat.astype(dtype.newbyteorder("="), copy=False)
 
