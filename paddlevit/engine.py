@@ -92,6 +92,7 @@ class Trainer:
 
     def _average_statistics(self) -> None:
         for statistics in self._statistics:
+            statistics.mend()  # a step since the last line of the log may have spoilt them
             statistics.average()
 
     @property
@@ -184,6 +185,8 @@ class Trainer:
                 f"the checkpoint stands in the middle of an epoch with TRAIN.ACCUM_ITER {progress['accum_iter']}, and "
                 f"now it is {self.accum_iter}: go on with the same, or from the end of an epoch"
             )
+        for statistics in self._statistics:
+            statistics.remember()
         load_optimizer_arrays(self.optimizer, self.model, optimizer)
         self.epoch, self.step, self.updates = progress["epoch"], progress["step"], progress["updates"]
         self.best = progress["best"]

@@ -8,7 +8,7 @@ from paddle import nn
 from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
 from paddlevit.ema import ModelEma
-from paddlevit.engine import Trainer
+from paddlevit.engine import Stopped, Trainer
 from paddlevit.errors import UserError
 from paddlevit.gradients import LossScale
 from paddlevit.objectives import Supervised
@@ -66,6 +66,28 @@ def test_a_bad_batch_moves_no_weight_and_spoils_neither_ema_nor_statistics(bad, 
     assert trainer.read_skipped() == 0
     assert not np.array_equal(arrays(model)["4.weight"], before["4.weight"])
     assert all(np.isfinite(value).all() for value in arrays(trainer.ema.model).values())
+
+
+def test_a_stop_after_a_bad_batch_saves_finite_statistics():
+    """The weights are saved before the log would have looked for steps that were left out."""
+    trainer = trainer_of(network())
+    trainer.train_step(*batch(0))
+    trainer.read_skipped()
+    good = arrays(trainer.model)["1._mean"]
+    trainer.train_step(*batch(1, np.nan))
+    trainer.stop_signal = 15
+    with pytest.raises(Stopped):
+        trainer.check_stop()
+    np.testing.assert_array_equal(trainer.state()["model"]["1._mean"].numpy(), good)
+
+
+def test_statistics_are_mended_with_those_that_were_loaded():
+    trainer = trainer_of(network())
+    trainer.model[1]._mean.fill_(7.0)  # as from a checkpoint
+    trainer.load_state({}, trainer.state()["progress"])
+    trainer.train_step(*batch(0, np.nan))
+    trainer.read_skipped()
+    np.testing.assert_array_equal(arrays(trainer.model)["1._mean"], 7.0)
 
 
 def test_the_first_step_can_be_left_out():

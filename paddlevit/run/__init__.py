@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import time
+from pathlib import Path
 from typing import Any, Dict, Iterator
 
 from paddle import Tensor, nn
@@ -38,31 +39,25 @@ _BATCHES_FOR_THE_TEACHER = 4
 
 def train(config: CfgNode) -> int:
     """Train as `config` says, or go on with an earlier run; 0, or 128 + the signal that stopped it after saving."""
-    folder = open_folder(config)
-    resumed = resumed_state(config, folder)
-    config = with_classes(config, "train")
-    ranks = {"rank": runtime.rank(), "world_size": runtime.world_size()}
-    train_loader, eval_loader = build_train_loader(config, **ranks), build_eval_loader(config, **ranks)
-    trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None)
-    if resumed is not None:
-        restore(trainer, resumed, folder)
-    if runtime.is_main():
-        saved = with_values(config, {"MODEL.RESUME": ""})
-        checkpoint.write_text(folder / "config.yaml", saved.dump())
-        checkpoint.write_text(folder / CLASS_NAMES_FILE, class_names_text(train_loader.class_names))
-    journal = Journal(
-        folder / "metrics.jsonl",
-        report_freq=config.REPORT_FREQ,
-        num_epochs=config.TRAIN.NUM_EPOCHS,
-        steps_per_epoch=train_loader.steps_per_epoch,
-        images_per_step=train_loader.batch_size * runtime.world_size(),
-    )
-    journal.rewind(trainer.epoch, trainer.step)
-    if config.LOG_TO != "none" and runtime.is_main():
-        journal.mirror(open_scalars(config.LOG_TO, folder))
-    log_start(config, trainer, train_loader, eval_loader)
-    if isinstance(trainer.objective, Distilled):
-        _try_teacher(trainer.objective.teacher, eval_loader)
+    with open_folder(config) as folder:
+        resumed = resumed_state(config, folder)
+        config = with_classes(config, "train")
+        ranks = {"rank": runtime.rank(), "world_size": runtime.world_size()}
+        train_loader, eval_loader = build_train_loader(config, **ranks), build_eval_loader(config, **ranks)
+        trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None)
+        if resumed is not None:
+            restore(trainer, resumed, folder)
+        if runtime.is_main():
+            saved = with_values(config, {"MODEL.RESUME": ""})
+            checkpoint.write_text(folder / "config.yaml", saved.dump())
+            checkpoint.write_text(folder / CLASS_NAMES_FILE, class_names_text(train_loader.class_names))
+        journal = _journal(config, folder, train_loader)
+        journal.rewind(trainer.epoch, trainer.step)
+        if config.LOG_TO != "none" and runtime.is_main():
+            journal.mirror(open_scalars(config.LOG_TO, folder))
+        log_start(config, trainer, train_loader, eval_loader)
+        if isinstance(trainer.objective, Distilled):
+            _try_teacher(trainer.objective.teacher, eval_loader)
     with _stop_signals(trainer):
         try:
             _epochs(config, trainer, train_loader, eval_loader, journal)
@@ -80,11 +75,11 @@ def validate(config: CfgNode) -> int:
     """Evaluate the weights that `config` names on the validation images and write eval.json; 0."""
     if not config.MODEL.PRETRAINED or config.MODEL.RESUME:
         raise UserError("-eval needs the weights to evaluate by -pretrained FILE, and does not take -resume")
-    folder = open_folder(config)
-    config = with_classes(config, "val")
-    loader = build_eval_loader(config, rank=runtime.rank(), world_size=runtime.world_size())
-    model = build_model(config)
-    load_pretrained(config, model)
+    with open_folder(config) as folder:
+        config = with_classes(config, "val")
+        loader = build_eval_loader(config, rank=runtime.rank(), world_size=runtime.world_size())
+        model = build_model(config)
+        load_pretrained(config, model)
     result = evaluate(model, progress(loader, len(loader), "evaluation"), autocast=autocast(config))
     logger.info(
         "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images",
@@ -97,6 +92,16 @@ def validate(config: CfgNode) -> int:
             checkpoint.write_text(folder / "config.yaml", config.dump())
         logger.info("written to %s", folder / "eval.json")
     return 0
+
+
+def _journal(config: CfgNode, folder: Path, loader: TrainLoader) -> Journal:
+    return Journal(
+        folder / "metrics.jsonl",
+        report_freq=config.REPORT_FREQ,
+        num_epochs=config.TRAIN.NUM_EPOCHS,
+        steps_per_epoch=loader.steps_per_epoch,
+        images_per_step=loader.batch_size * runtime.world_size(),
+    )
 
 
 def _try_teacher(teacher: nn.Layer, loader: EvalLoader) -> None:

@@ -1,8 +1,11 @@
 """The run's folder: opened, saved into, and gone on from."""
 
+import contextlib
 import logging
+import os
+import shutil
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 from yacs.config import CfgNode
 
@@ -14,15 +17,40 @@ from paddlevit.weights import load_weights, read_state_dict
 logger = logging.getLogger(__name__)
 
 
-def open_folder(config: CfgNode) -> Path:
-    """The run's folder, made if need be, with the log going there; refused where another run's checkpoints are."""
+@contextlib.contextmanager
+def open_folder(config: CfgNode) -> Iterator[Path]:
+    """The run's folder, made if need be, with the log going there; refused where another run's checkpoints are.
+
+    The body makes the parts of the run; where it raises a UserError, a folder that was made here is removed again.
+    """
     folder = Path(config.OUTPUT)
-    taken = not config.EVAL and not config.MODEL.RESUME and next(folder.glob("epoch_*.pd*"), None)
+    if not config.EVAL:
+        _refuse_another_run(folder, config.MODEL.RESUME)
+    new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # no error where that is forbidden
+    runtime.barrier()  # every process has looked
+    try:
+        _make(folder)
+        yield folder
+    except UserError:
+        _remove(new)
+        raise
+
+
+def _refuse_another_run(folder: Path, resume: str) -> None:
+    """A run begins in a folder without checkpoints; also one that goes on from elsewhere, until it saves its own."""
+    named = Path(resume)
+    if resume == "auto" or (resume and (named if named.is_dir() else named.parent).resolve() == folder.resolve()):
+        return
+    taken = next(folder.glob("epoch_*.pdstate" if resume else "epoch_*.pd*"), None)
     if taken:
+        another = f", which is not the one that -resume {resume} names" if resume else ""
         raise UserError(
-            f"-output {folder} already holds a run ({taken.name}): go on with it by -resume auto, or name another "
-            "folder"
+            f"-output {folder} already holds a run ({taken.name}){another}: go on with it by -resume auto, or name "
+            "another folder"
         )
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         runtime.setup_logging(folder)
@@ -31,7 +59,15 @@ def open_folder(config: CfgNode) -> Path:
     runtime.barrier()  # the log of rank 0 is open
     if not runtime.agree(str((folder / "log.txt").is_file())):
         raise UserError(f"-output {folder}: the processes see different folders; machines must share the run's")
-    return folder
+
+
+def _remove(folders: List[Path]) -> None:
+    """Remove the first of `folders` with what is in it, and the others, which it lies in, where they are empty."""
+    for path in folders[:1]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folders[1:]:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def best_path(folder: Path) -> Path:
@@ -73,21 +109,22 @@ def restore(trainer: Trainer, resumed: Dict[str, Any], folder: Path) -> None:
             f"{path.with_suffix('.pdparams')} is of another network than the configuration's: {error}"
         ) from None
     trainer.load_state(resumed["optimizer"], resumed["progress"])
-    if runtime.is_main():
-        _restore_best(trainer, best_path(path.parent), best_path(folder))
-        if path.parent.resolve() == folder.resolve():
-            for stem in checkpoint.drop_later(path):
-                logger.warning("%s came after %s and is withdrawn", stem, path.stem)
+    gone = runtime.is_main() and not _restore_best(trainer.best, best_path(path.parent), best_path(folder))
+    if runtime.all_reduce_max(int(gone)):  # all processes forget it, or they part ways at the next comparison
+        trainer.best = {}
+    if runtime.is_main() and path.parent.resolve() == folder.resolve():
+        for stem in checkpoint.drop_later(path):
+            logger.warning("%s came after %s and is withdrawn", stem, path.stem)
     runtime.barrier()
 
 
-def _restore_best(trainer: Trainer, theirs: Path, ours: Path) -> None:
-    """Keep the best weights that the resumed state knows, wherever they are, or forget about them."""
-    known = trainer.best.get("sha256")
+def _restore_best(best: Dict[str, Any], theirs: Path, ours: Path) -> bool:
+    """Whether the best weights that the resumed state knows are still there; they are copied from where it lies."""
+    known = best.get("sha256")
     if not known or checkpoint.sha256(ours) == known:
-        return
+        return True
     if checkpoint.sha256(theirs) == known:
         checkpoint.copy_file(theirs, ours)
-    else:
-        logger.info("the best weights of that time, top-1 %.2f %%, are gone: the next ones count", trainer.best["acc1"])
-        trainer.best = {}
+        return True
+    logger.info("the best weights of that time, top-1 %.2f %%, are gone: the next ones count", best["acc1"])
+    return False
