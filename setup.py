@@ -8,7 +8,9 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "paddlevit" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
+DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"]
 TEST = [
+    *DOCS,
     "pytest>=7",
     "hypothesis>=6",
     "ruff==0.17.5",
@@ -45,6 +47,7 @@ setup(
         "fast": ["opencv-python-headless>=4.5"],  # training images twice as fast as by Pillow
         "export": ["paddle2onnx>=2.1", "onnxruntime>=1.16", "openvino>=2024.0"],
         "log": ["tensorboardX>=2.6", "visualdl>=2.5"],
+        "docs": DOCS,
         "test": TEST,
     },
     classifiers=[

@@ -1,5 +1,8 @@
-"""Every command and every piece of Python that the documents show is parsed or run."""
+"""Every command, configuration and piece of Python that the documents show is parsed or run."""
 
+import argparse
+import ast
+import importlib
 import os
 import re
 import shlex
@@ -9,10 +12,13 @@ from pathlib import Path
 
 import paddle
 import pytest
+import yaml
 
 from paddlevit.cli import parse_args
-from paddlevit.commands import predict
+from paddlevit.commands.parser import Parser
 from paddlevit.config import get_config, update_config
+from paddlevit.models import FAMILIES
+from paddlevit.schema import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,6 +46,25 @@ def check_training_command(words):
     assert config.DATA.DATA_PATH.startswith("data/") or args.data_path is None
 
 
+class Parsed(Exception):  # noqa: N818 - it says that all is well
+    """Ends a tool as soon as its own parser has accepted the words."""
+
+
+def check_other_command(tool, words, monkeypatch):
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, name)
+
+        def stop(self, argv, parse=parse):
+            raise Parsed(parse(self, argv))
+
+        monkeypatch.setattr(Parser, name, stop)
+    with pytest.raises(Parsed) as parsed:
+        importlib.import_module(f"paddlevit.commands.{tool}").main(words)
+    args = parsed.value.args[0]
+    if getattr(args, "cfg", None):
+        assert args.cfg == get_config(args.cfg, getattr(args, "opts", None)).MODEL.NAME
+
+
 def what_a_script_runs(words, tmp_path):
     """The command line that a script of run_scripts/ comes to, by a `python` that only prints its arguments."""
     fake = tmp_path / "python"
@@ -51,7 +76,7 @@ def what_a_script_runs(words, tmp_path):
 
 
 @pytest.mark.parametrize("words", list(commands()))
-def test_command(words, tmp_path):
+def test_command(words, tmp_path, monkeypatch):
     if words[:2] == ["pip", "install"]:
         extras = re.findall(r"\[(\w+)\]", " ".join(words))
         assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() or extra == "test" for extra in extras)
@@ -68,8 +93,13 @@ def test_command(words, tmp_path):
     assert tool.is_file()
     if tool.name in TRAINING_TOOLS:
         check_training_command(words[2:])
-    elif tool.name == "predict.py":
-        predict.parse_args(words[2:])
+    else:
+        check_other_command(tool.stem, words[2:], monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "code"), list(blocks("bash")), ids=lambda value: value[:30])
+def test_shell_script(name, code):
+    subprocess.run(["bash", "-n"], input=code, text=True, check=True)
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "run_scripts").glob("run_*.sh")))
@@ -100,6 +130,74 @@ def test_python(name, code, tmp_path, monkeypatch):
         paddle.save({}, str(tmp_path / f"{weights}.pdparams"))
     monkeypatch.chdir(tmp_path)
     exec(compile(code, name, "exec"), {})
+
+
+@pytest.mark.parametrize(("name", "code"), list(blocks("py")), ids=lambda value: value[:30])
+def test_python_that_needs_files_has_no_unknown_name(name, code):
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", "-"]
+    subprocess.run(command, input=code, text=True, check=True)
+    imports = [node for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    exec(compile(ast.Module(imports, []), name, "exec"), {})
+
+
+@pytest.mark.parametrize(("name", "code"), list(blocks("yaml")), ids=lambda value: value[:30])
+def test_configuration(name, code, tmp_path):
+    content = yaml.safe_load(code)
+    if {"BASE", "DATA", "MODEL", "TRAIN"} & set(content):
+        (tmp_path / "own.yaml").write_text(code)
+        get_config(tmp_path / "own.yaml")
+
+
+def keys_of_all_families():
+    configs = [get_config(None, ["MODEL.TYPE", family]) for family in FAMILIES]
+    return {f"{part}.{key}" for config in configs for part in ("DATA", "MODEL", "TRAIN") for key in config[part]}
+
+
+def test_every_key_and_flag_that_is_named_exists():
+    keys = keys_of_all_families()
+    flags = {*FLAGS, "cfg", "opts"}
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        if path.name == "coming-from.md":  # the first columns are theirs
+            ours = [line.rstrip(" |").rsplit(" | ", 1)[-1] for line in text.splitlines() if line.startswith("|")]
+            for flag in re.findall(r"`-([a-z_]+)", "\n".join(ours)):
+                assert flag in flags, flag
+            text = "\n".join(ours)
+        named = re.findall(r"\b(?:DATA|MODEL|TRAIN)\.[A-Z_]+(?![a-zA-Z*{(])", text)
+        assert [key for key in named if key not in keys] == [], path
+
+
+def messages():
+    """What the package may say, with … for what is filled in."""
+    for path in (ROOT / "paddlevit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield re.sub(r"%[-+.\d]*[sdfge]|%%", "…", node.value)
+
+
+def test_messages_of_the_troubleshooting_page_are_real():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    ours, _, _ = text.partition("## Messages of PaddlePaddle")
+    listed = re.findall(r"^\| `([^`]+)` \|", ours, re.M)
+    said = list(messages())
+    assert len(listed) > 40
+    assert [message for message in listed if not any(message in text for text in said)] == []
+
+
+def test_the_site_builds_and_fetches_nothing(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for path in tmp_path.rglob("*.html"):
+        html = path.read_text(encoding="utf-8")
+        assert not re.search(r"<(script|img|iframe)[^>]* src=\"?https?:|<link[^>]* href=\"?https?:", html), path
+    reference = (tmp_path / "api.html").read_text(encoding="utf-8")
+    for name in ("config.get_config", "weights.load.load_weights", "engine.Trainer", "pit.model.PiT"):
+        assert f'id="paddlevit.{name}"' in reference
+    assert "The frozen configuration of a yaml file or a shipped variant." in reference
 
 
 def test_no_placeholder_is_left():
