@@ -26,6 +26,7 @@ from paddlevit.errors import MissingFileError, UserError
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = (".pdparams", "_ema.pdparams")
+_HALF = (paddle.float16, paddle.bfloat16)
 _STEM = re.compile(r"epoch_(\d+)(?:_step_(\d+))?")
 
 
@@ -66,8 +67,9 @@ def _remove_weights(path: Path) -> None:
 
 
 def write_weights(path: Path, weights: Dict[str, Tensor]) -> None:
-    """Write a plain state dict, atomically."""
-    _write(path, lambda part: paddle.save(weights, str(part)))
+    """Write a plain state dict, atomically; weights in half precision as float32, which every program reads."""
+    full = {name: value.astype("float32") if value.dtype in _HALF else value for name, value in weights.items()}
+    _write(path, lambda part: paddle.save(full, str(part)))
 
 
 def write_text(path: Path, text: str) -> None:

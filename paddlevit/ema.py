@@ -1,9 +1,10 @@
 """Exponential moving average of a network's weights (Polyak & Juditsky 1992)."""
 
 import copy
+from typing import Dict, Optional
 
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
 
 class ModelEma:
@@ -24,14 +25,19 @@ class ModelEma:
         self._pairs = list(zip(self.model.state_dict().values(), model.state_dict().values()))
 
     @paddle.no_grad()
-    def update(self, steps: int) -> None:
-        """Follow the network after its optimizer step number `steps`, counted from 1."""
+    def update(self, steps: int, exact: Optional[Dict[str, Tensor]] = None) -> None:
+        """Follow the network after its optimizer step number `steps`, counted from 1.
+
+        `exact`: by Tensor.name, weights in float32 that the network has in half precision only.
+        """
         decay = min(self.decay, (1 + steps) / (10 + steps)) if self.warmup else self.decay
+        exact = exact or {}
         for average, value in self._pairs:
             if not average.is_floating_point():
                 average.set_value(value)
                 continue
-            value = value.astype(average.dtype)
-            if value.stop_gradient:
+            is_statistic = value.stop_gradient
+            value = exact.get(value.name, value).astype(average.dtype)
+            if is_statistic:
                 value = paddle.where(paddle.isfinite(value), value, average)
             average.lerp_(value, 1.0 - decay)  # unlike two products, leaves a weight alone that stays the same

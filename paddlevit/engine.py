@@ -15,7 +15,7 @@ from paddlevit.gradients import LossScale
 from paddlevit.launcher import heartbeat
 from paddlevit.metrics import EvalTotals
 from paddlevit.objectives import Objective
-from paddlevit.optim import load_optimizer_arrays, optimizer_arrays, set_lr
+from paddlevit.optim import load_optimizer_arrays, master_weights, optimizer_arrays, set_lr
 from paddlevit.running_statistics import RunningStatistics
 from paddlevit.runtime import all_reduce_max, rank, world_size
 from paddlevit.sharding import Shards
@@ -131,7 +131,8 @@ class Trainer:
             param.clear_gradient(set_to_zero=False)
         self.updates += 1
         if self.ema is not None:
-            self.ema.update(self.updates)
+            # Where the optimizer is shared out, no process has the float32 copies of all.
+            self.ema.update(self.updates, master_weights(self.optimizer) if self.shards is None else None)
 
     def read_skipped(self) -> int:
         """Optimizer steps that were left out since this was last asked, by all processes alike. Waits for the device.

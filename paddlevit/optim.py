@@ -220,10 +220,15 @@ def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> 
     return {f"{names[tensor_name]}/{slot}": value.numpy() for tensor_name, slot, value in _slots(optimizer, set(names))}
 
 
+def master_weights(optimizer: paddle.optimizer.Optimizer) -> Dict[str, Tensor]:
+    """What `optimizer` steps in float32 in place of parameters in half precision, by Tensor.name."""
+    return optimizer._master_weights
+
+
 def load_optimizer_arrays(
     optimizer: paddle.optimizer.Optimizer, model: nn.Layer, arrays: Dict[str, np.ndarray]
 ) -> None:
-    """Put back what `optimizer_arrays` returned, of the parameters that `optimizer` steps.
+    """Put back what `optimizer_arrays` returned, of the parameters that `optimizer` steps, in whatever precision.
 
     Raises UserError where `arrays` does not cover every trainable parameter.
     """
@@ -241,27 +246,39 @@ def load_optimizer_arrays(
     state: Dict[str, Any] = {}
     stepped = {param.name for param in optimizer._parameter_list}
     for name, values in slots.items():
-        if trainable[name].name not in stepped:
-            continue
-        for slot, value in values.items():
-            if slot == _MASTER:
-                state.setdefault(_MASTER, {})[trainable[name].name] = paddle.to_tensor(value)
-            else:
-                state[f"{trainable[name].name}_{slot}"] = paddle.to_tensor(value)
+        if trainable[name].name in stepped:
+            _put_back(trainable[name], values, state)
     if state:
         optimizer.set_state_dict(state)
 
 
 _MASTER = "master_weights"
+_OF_MASTER = "fp32_master_0"  # ends the name of a float32 copy, from which Paddle makes those of its slots
+
+
+def _put_back(param: Tensor, values: Dict[str, np.ndarray], state: Dict[str, Any]) -> None:
+    """Add the slots of one parameter, in full or half precision, to an optimizer's `state`."""
+    half = param.dtype in (paddle.float16, paddle.bfloat16)
+    name = f"{param.name}_{_OF_MASTER}" if half else param.name
+    for slot, value in values.items():
+        tensor = paddle.to_tensor(value)
+        if slot != _MASTER:
+            state[f"{name}_{slot}"] = tensor
+        elif half:
+            tensor.name = name
+            state.setdefault(_MASTER, {})[param.name] = tensor
+        else:
+            param.set_value(tensor)  # more exact than what was saved in half precision
 
 
 def _slots(optimizer: paddle.optimizer.Optimizer, tensor_names: set) -> Iterator[Tuple[str, str, Tensor]]:
-    for key, value in optimizer.state_dict().items():
+    # What was put back lies in the holder until the next step.
+    for key, value in {**optimizer._accumulators_holder, **optimizer.state_dict()}.items():
         if key == _MASTER:
             yield from ((tensor_name, _MASTER, master) for tensor_name, master in value.items())
         elif key != "LR_Scheduler":
             tensor_name = _owner(key, tensor_names)
-            yield tensor_name, key[len(tensor_name) + 1 :], value
+            yield tensor_name, key[len(tensor_name) + 1 :].removeprefix(f"{_OF_MASTER}_"), value
 
 
 def _owner(key: str, tensor_names: set) -> str:

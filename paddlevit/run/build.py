@@ -64,10 +64,11 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
 
 
 def _to_half_precision(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, dtype: str) -> None:
-    """Weights in half precision, with a copy in float32 that the optimizer steps; gradients and files in float32."""
-    paddle.amp.decorate(
-        model, optimizer, level="O2", dtype=dtype, master_weight=True, master_grad=True, save_dtype="float32"
-    )
+    """Weights in half precision, with a copy in float32 that the optimizer steps; gradients in float32.
+
+    Paddle's save_dtype would make copies of what state_dict returns: weights that are loaded into it would be lost.
+    """
+    paddle.amp.decorate(model, optimizer, level="O2", dtype=dtype, master_weight=True, master_grad=True)
 
 
 def _teacher(config: CfgNode) -> nn.Layer:
@@ -93,9 +94,9 @@ def _objective(config: CfgNode) -> Objective:
 
 
 def autocast(config: CfgNode) -> Callable[[], ContextManager]:
-    return functools.partial(
-        paddle.amp.auto_cast, enable=config.AMP, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL
-    )
+    """The context for forward passes; nothing on a CPU, where Paddle would warn that it does nothing."""
+    enable = config.AMP and not paddle.device.get_device().startswith("cpu")
+    return functools.partial(paddle.amp.auto_cast, enable=enable, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL)
 
 
 def with_classes(config: CfgNode, split: str) -> CfgNode:
