@@ -58,7 +58,7 @@ def main(argv: List[str], *, nprocs: Optional[int] = None, distill: bool = False
     if launcher.launched():
         if config.MAX_RESTARTS and not launcher.watched():
             raise UserError("-max_restarts: another launcher has started these processes; give -max_restarts 0")
-        return launcher.take_part(lambda: _start(config))
+        return launcher.take_part(lambda: _start(config), hang_timeout=config.HANG_TIMEOUT)
     kind = runtime.choose_device(config.DEVICE)
     nprocs = nprocs or runtime.process_count(config.NPROCS, kind)
     if nprocs == 1 and not config.MAX_RESTARTS:

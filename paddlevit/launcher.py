@@ -27,12 +27,15 @@ from paddlevit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+SECONDS_TO_REPEAT = 2.0  # signals that come within count as one: `timeout`, systemd and Slurm send them to all
 _LAUNCHER = "PADDLEVIT_LAUNCHER"  # in the environment of a process: its launcher's number, and the file they share
 _BEAT = struct.Struct("d")
 _SECONDS_BETWEEN_LOOKS = 0.05
+_SECONDS_BETWEEN_ALARMS = 1.0
 _SECONDS_TO_START = 600.0
 _SECONDS_TO_DIE = 0.5  # a process that others miss is seen as dead later than its closed connections are
 _SECONDS_TO_STOP = 10.0
+_SECONDS_TO_OBEY = 2.0
 _SECONDS_TO_BE_ENDED = 60.0
 _SECONDS_OF_GLOO = 25.0
 _ABORTED = 128 + signal.SIGABRT
@@ -42,6 +45,11 @@ _STUCK = {"T": "is stopped", "D": "waits for a disk"}
 _STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}
 
 _shared: Optional[int] = None
+_own_timeout = 0.0
+_alarm_set = 0.0
+
+
+_Signal = Tuple[int, float]  # and when it came
 
 
 @dataclass(frozen=True)
@@ -69,13 +77,20 @@ def watched() -> bool:
     return _LAUNCHER in os.environ
 
 
-def take_part(function: Callable[[], int]) -> int:
-    """Run `function` as a process of a job: it dies with its launcher, and its errors are told to it."""
-    global _shared
+def take_part(function: Callable[[], int], *, hang_timeout: float = 0.0) -> int:
+    """Run `function` as a process of a job: it dies with its launcher, and its errors are told to it.
+
+    Under another launcher, which does not look for processes that hang, this one ends itself after `hang_timeout`
+    seconds without progress (0: never), at the start 600 more, and writes the lines that it stands in to stderr.
+    """
+    global _shared, _own_timeout
     parent, shared = map(int, os.environ.pop(_LAUNCHER, "0:-1").split(":"))
     _die_with_launcher(parent)
     faulthandler.register(signal.SIGUSR1)
     _shared = shared if parent else None
+    if not parent and hang_timeout:
+        _own_timeout = hang_timeout
+        _set_alarm(hang_timeout + _SECONDS_TO_START)
     try:
         return function()
     except Exception as error:
@@ -88,12 +103,23 @@ def take_part(function: Callable[[], int]) -> int:
             os.pwrite(_shared, f"{json.dumps(record)}\n".encode(), _BEAT.size)
             time.sleep(_SECONDS_TO_BE_ENDED)
         raise
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def heartbeat() -> None:
-    """Tell the launcher, if it is this one, that this process makes progress. Costs a microsecond."""
+    """Tell the launcher, or the alarm under another one, that this process makes progress. Costs a microsecond."""
     if _shared is not None:
         os.pwrite(_shared, _BEAT.pack(time.monotonic()), 0)
+    elif _own_timeout and time.monotonic() - _alarm_set > _SECONDS_BETWEEN_ALARMS:
+        _set_alarm(_own_timeout)
+
+
+def _set_alarm(seconds: float) -> None:
+    """End this process so much later, wherever it hangs: the alarm needs no turn in the interpreter."""
+    global _alarm_set
+    _alarm_set = time.monotonic()
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def _die_with_launcher(parent: int) -> None:
@@ -111,10 +137,11 @@ def run(job: Job) -> int:
     """Run `job` to its end and return the exit code: 0, or that of the first process that failed, as a shell gives it.
 
     When a process dies, fails or hangs, the log says so and the others are ended; then, up to `max_restarts` times, all
-    are started again. SIGTERM and SIGINT are passed on, so that the processes save and end by themselves, and a
-    UserError of a process is raised here: neither is a reason to start again.
+    are started again. SIGTERM and SIGINT are passed on, so that the processes save and end by themselves, or at once
+    after one that comes more than SECONDS_TO_REPEAT later. A UserError of a process is raised here. Neither is a reason
+    to start again.
     """
-    asked: List[int] = []
+    asked: List[_Signal] = []
     with _signals_go_to(asked):
         restarts = 0
         while True:
@@ -187,7 +214,7 @@ class _Process:
         return f"rank {self.rank} ({'log.txt' if self.rank == 0 else f'log_rank{self.rank}.txt'})"
 
 
-def _attempt(job: Job, asked: List[int], *, restarted: bool) -> Tuple[int, bool]:
+def _attempt(job: Job, asked: List[_Signal], *, restarted: bool) -> Tuple[int, bool]:
     """Run the processes once; the exit code, and whether one of them has failed. Raises a process's UserError."""
     command = job.command(restarted)
     processes = [_start(command, rank, env) for rank, env in enumerate(_environments(job.nprocs, job.kind))]
@@ -211,18 +238,21 @@ def _start(command: List[str], rank: int, env: Dict[str, str]) -> _Process:
     shared = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
     os.pwrite(shared.fileno(), _BEAT.pack(time.monotonic() + _SECONDS_TO_START), 0)
     env = {**os.environ, **env, _LAUNCHER: f"{os.getpid()}:{shared.fileno()}"}
+    env.pop("PADDLE_MASTER", None)  # where another launcher's processes meet; Paddle would go there rather
     # A session of their own: Ctrl-C reaches this process, which passes it on, and none of them twice.
     popen = subprocess.Popen(command, env=env, pass_fds=[shared.fileno()], start_new_session=True)
     return _Process(rank, popen, shared)
 
 
-def _watch(processes: List[_Process], hang_timeout: float, asked: List[int]) -> Tuple[int, Optional[_Failure]]:
+def _watch(processes: List[_Process], hang_timeout: float, asked: List[_Signal]) -> Tuple[int, Optional[_Failure]]:
     """Pass signals on until all processes have ended, or one has failed; the exit code, and what failed."""
     passed_on = 0
     ends: Optional[float] = None
     while True:
-        for signum in asked[passed_on:]:
+        for signum, at in asked[passed_on:]:
             passed_on += 1
+            if at - asked[0][1] > SECONDS_TO_REPEAT:
+                ends = time.monotonic() + _SECONDS_TO_OBEY  # one that hangs does not hear it
             for process in processes:
                 if process.running:
                     process.popen.send_signal(signum)
@@ -234,7 +264,9 @@ def _watch(processes: List[_Process], hang_timeout: float, asked: List[int]) -> 
         if stopped and ends is None:
             ends = time.monotonic() + _SECONDS_TO_STOP  # they stop together: those that are left are stuck
         if None not in codes or (ends is not None and time.monotonic() > ends):
-            return _as_shell(stopped[0]) if stopped else 0, None
+            if stopped or None not in codes:
+                return _as_shell(stopped[0]) if stopped else 0, None
+            return 128 + asked[0][0], None
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
@@ -288,9 +320,9 @@ def _end(processes: List[_Process]) -> None:
 
 
 @contextlib.contextmanager
-def _signals_go_to(asked: List[int]) -> Iterator[None]:
+def _signals_go_to(asked: List[_Signal]) -> Iterator[None]:
     def note(signum: int, frame: Any) -> None:
-        asked.append(signum)
+        asked.append((signum, time.monotonic()))
 
     previous = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -254,6 +254,54 @@ def test_a_process_that_does_not_stop_with_the_others_is_ended(tmp_path, monkeyp
     assert gone(tmp_path)
 
 
+def test_a_second_signal_ends_processes_that_do_not_hear_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher, "SECONDS_TO_REPEAT", 0.2)
+    monkeypatch.setattr(launcher, "_SECONDS_TO_OBEY", 0.2)
+    body = """
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        open(f"{folder}/ready{rank}", "w").close()
+        time.sleep(60)
+    """
+
+    def ask():
+        wait_until(lambda: ready(tmp_path))
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.4)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    start = time.monotonic()
+    assert launcher.run(job(tmp_path, body, max_restarts=2)) == 143
+    assert time.monotonic() - start < 10 and gone(tmp_path)
+    thread.join()
+
+
+def test_where_other_launchers_meet_is_not_passed_on(tmp_path, monkeypatch):
+    """Paddle would look for the first process there."""
+    monkeypatch.setenv("PADDLE_MASTER", "10.255.255.1:49178")
+    assert launcher.run(job(tmp_path, "assert 'PADDLE_MASTER' not in os.environ\n")) == 0
+
+
+def test_under_another_launcher_a_process_that_hangs_ends_itself(tmp_path):
+    body = """
+        for _ in range(3):
+            launcher.heartbeat()
+            time.sleep(0.3)
+        time.sleep(60)
+    """
+    work = job(tmp_path, body)
+    script = tmp_path / "work.py"
+    text = script.read_text().replace("take_part(work)", "take_part(work, hang_timeout=1.0)")
+    script.write_text(text.replace("def work", "launcher._SECONDS_BETWEEN_ALARMS = 0.1\n\ndef work"))
+    start = time.monotonic()
+    env = {**os.environ, "PADDLE_TRAINER_ID": "1"}
+    result = subprocess.run(work.command(False), capture_output=True, text=True, env=env, timeout=30, check=False)
+    assert result.returncode == 1
+    assert 1.5 < time.monotonic() - start < 10
+    assert "Timeout" in result.stderr and "work.py" in result.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent is dead")
 def test_no_process_outlives_its_launcher(tmp_path):
     body = """

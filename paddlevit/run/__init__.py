@@ -20,6 +20,7 @@ from paddlevit.data.class_names import CLASS_NAMES_FILE, class_names_text
 from paddlevit.engine import Stopped, Trainer, evaluate
 from paddlevit.errors import UserError
 from paddlevit.journal import Journal, progress
+from paddlevit.launcher import SECONDS_TO_REPEAT
 from paddlevit.models import build_model
 from paddlevit.objectives import Distilled
 from paddlevit.run.build import autocast, build_trainer, load_pretrained, with_classes
@@ -31,8 +32,6 @@ from paddlevit.scalars import open_scalars
 __all__ = ["train", "validate"]
 
 logger = logging.getLogger(__name__)
-
-_SECONDS_TO_REPEAT = 2.0
 
 _BATCHES_FOR_THE_TEACHER = 4
 
@@ -174,7 +173,7 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
         nonlocal first
         if not trainer.stop_signal:
             trainer.stop_signal, first = signum, time.monotonic()
-        elif time.monotonic() - first > _SECONDS_TO_REPEAT:
+        elif time.monotonic() - first > SECONDS_TO_REPEAT:
             signal.signal(signum, previous[signum])
             signal.raise_signal(signum)
 
