@@ -19,6 +19,7 @@ TEST = [
     "scikit-learn>=1.0",
     "opencv-python-headless>=4.5",
     "tensorboardX>=2.6",
+    "setuptools>=70.1",  # builds the wheel that a test looks into
 ]
 
 setup(
@@ -30,7 +31,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     packages=find_packages(include=["paddlevit", "paddlevit.*"]),
-    package_data={"paddlevit": ["configs/*/*.yaml", "report/*.css", "report/*.js"]},
+    package_data={"paddlevit": ["py.typed", "configs/*/*.yaml", "report/*.css", "report/*.js"]},
     install_requires=[
         "numpy>=1.21",
         "pillow>=9.5,<13",  # 13 resizes differently, so published accuracies could not be reproduced
@@ -51,7 +52,6 @@ setup(
         "test": TEST,
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.9",

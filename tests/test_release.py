@@ -1,0 +1,87 @@
+"""What is handed out: the archive of the sources, the wheel built from it, and the citation."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import paddlevit
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTSIDE = {".git", ".venv", "build", "dist", "output", "data", "site"}  # what is no source, at the top
+SMOKE = """
+import paddlevit, paddle
+from pathlib import Path
+from paddlevit.config import get_config
+
+assert Path(paddlevit.__file__).is_relative_to({folder!r}), paddlevit.__file__
+model = paddlevit.build_model(get_config("pit_ti_224"))
+model.eval()
+assert model(paddle.zeros([1, 3, 224, 224])).shape == [1, 1000]
+assert len(paddlevit.list_models()) > 25
+"""
+
+
+def is_source(path):
+    return "__pycache__" not in path.parts and path.is_file()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The archive, and the wheel that is built from what was packed into it."""
+    folder = tmp_path_factory.mktemp("release")
+    kept_out = [name for name in os.listdir(ROOT) if name in OUTSIDE or name.endswith((".egg-info", "_cache"))]
+    copy = folder / "copy"
+    copy.mkdir()
+    for path in ROOT.iterdir():
+        if path.name not in kept_out:
+            place = copy / path.name
+            shutil.copytree(path, place, symlinks=True) if path.is_dir() else shutil.copy(path, place)
+
+    def build(kind, source):
+        call = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
+        subprocess.run([sys.executable, "-c", call], cwd=source, capture_output=True, check=True)
+
+    build("sdist", copy)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder)
+        names = tar.getnames()
+    build("wheel", folder / archive.name[: -len(".tar.gz")])
+    return names, next(folder.glob("*.whl"))
+
+
+def test_the_archive_has_what_one_needs_to_work_on_it(built):
+    names = {name.partition("/")[2] for name in built[0]}
+    for top in ("paddlevit", "configs", "docs", "run_scripts", "tests", "tools"):
+        own = {str(path.relative_to(ROOT)) for path in (ROOT / top).rglob("*") if is_source(path)}
+        assert own - names == set()
+    for file in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "mkdocs.yml", "setup.py"):
+        assert file in names
+    assert not [name for name in names if name.endswith((".pyc", ".pdparams")) or "__pycache__" in name]
+
+
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(built):
+    names = {name for name in zipfile.ZipFile(built[1]).namelist() if ".dist-info/" not in name}
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "paddlevit").rglob("*") if is_source(path)}
+    configs = {f"paddlevit/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*") if is_source(path)}
+    assert names == package | configs
+
+
+def test_the_wheel_works_outside_of_the_sources(built, tmp_path):
+    zipfile.ZipFile(built[1]).extractall(tmp_path / "site")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    code = SMOKE.format(folder=str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
+
+
+def test_the_citation_is_of_this_version_and_names_the_four_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == paddlevit.__version__
+    assert sorted(paper["notes"] for paper in citation["references"]) == ["CvT", "HRFormer", "HVT", "PiT"]
