@@ -59,6 +59,7 @@ class Trainer:
     epoch: int = 0  # epochs done
     step: int = 0  # batches done in the current epoch
     updates: int = 0  # optimizer steps done
+    to_evaluate: bool = False  # whether the epoch that was done last has still to be evaluated
     best: Dict[str, Any] = field(default_factory=dict)  # what is known of the best weights
     lr: float = 0.0  # of the last optimizer step
 
@@ -167,6 +168,7 @@ class Trainer:
                 "epoch": self.epoch,
                 "step": self.step,
                 "updates": self.updates,
+                "to_evaluate": self.to_evaluate,
                 "steps_per_epoch": self.steps_per_epoch,
                 "accum_iter": self.accum_iter,
                 "best": self.best,
@@ -190,7 +192,7 @@ class Trainer:
             statistics.remember()
         load_optimizer_arrays(self.optimizer, self.model, optimizer)
         self.epoch, self.step, self.updates = progress["epoch"], progress["step"], progress["updates"]
-        self.best = progress["best"]
+        self.best, self.to_evaluate = progress["best"], progress.get("to_evaluate", False)
         self.loss_scale.load_state(progress["loss_scale"])
 
 

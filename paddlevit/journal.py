@@ -45,11 +45,14 @@ class Journal:
         self._bar = tqdm(disable=True)
         self._write_scalars: Optional[Callable[[Dict[str, float], int], None]] = None
 
-    def rewind(self, epoch: int, step: int) -> None:
-        """Forget the lines that a resumed run writes again: those after `epoch` epochs and `step` steps."""
+    def rewind(self, epoch: int, step: int, *, evaluated: int) -> None:
+        """Forget the lines that a resumed run writes again: those after `epoch` epochs and `step` steps, and those of
+        evaluations after epoch `evaluated`.
+        """
         if not is_main() or not self.path.is_file():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines(True) if _before(line, epoch, step)]
+        lines = self.path.read_text(encoding="utf-8").splitlines(True)
+        kept = [line for line in lines if _before(line, epoch, step, evaluated)]
         part = self.path.with_name(f"{self.path.name}.part")
         part.write_text("".join(kept), encoding="utf-8")
         os.replace(part, self.path)
@@ -183,11 +186,11 @@ def _is_odd(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _before(line: str, epoch: int, step: int) -> bool:
+def _before(line: str, epoch: int, step: int, evaluated: int) -> bool:
     try:
         record = json.loads(line)
         if record["phase"] == "val":
-            return record["epoch"] <= epoch and not record.get("best")
+            return record["epoch"] <= evaluated and not record.get("best")
         return (record["epoch"] - 1, record["step"]) <= (epoch, step)
     except (ValueError, KeyError):
         return False

@@ -53,6 +53,17 @@ def test_newest_counts_epochs_and_steps_and_old_ones_go(tmp_path):
     assert checkpoint.newest(tmp_path).name == "epoch_010.pdstate"
 
 
+@pytest.mark.parametrize(("offset", "value"), [(10, 99), (8, 0x41)])
+def test_damage_in_the_table_of_an_archive_is_damage_too(tmp_path, offset, value):
+    """An unknown method, or a flag of encryption: zipfile says that it does not know them yet, or wants a password."""
+    checkpoint.save(tmp_path, state(1), keep=2)
+    path = checkpoint.save(tmp_path, state(2), keep=2)
+    raw = bytearray(path.read_bytes())
+    raw[raw.rindex(b"PK\x01\x02") + offset] = value
+    path.write_bytes(raw)
+    assert checkpoint.newest(tmp_path).name == "epoch_001.pdstate"
+
+
 @pytest.mark.parametrize("where", ["epoch_001", "epoch_001.pdparams", "epoch_001.pdstate", ""])
 def test_a_checkpoint_is_found_by_any_of_its_names(tmp_path, where):
     checkpoint.save(tmp_path, state(1), keep=2)

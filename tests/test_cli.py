@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -20,7 +21,8 @@ import paddle
 import pytest
 from PIL import Image
 
-from paddlevit import checkpoint
+from paddlevit import checkpoint, engine
+from paddlevit import run as run_room
 from paddlevit.cli import main
 from paddlevit.config import get_config
 from paddlevit.pit import build_pit as build_model
@@ -197,6 +199,26 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on_later(trained, digits, tmp_p
     assert "stopped by SIG" in out and err == ""
     result = run(*args)
     assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path / "run", trained[0])
+
+
+@pytest.mark.parametrize("evaluation", [2, 3])
+def test_asked_to_stop_while_it_evaluates_it_does_so_later(trained, digits, tmp_path, monkeypatch, evaluation):
+    """In the second epoch, the network or its EMA."""
+    args = [str(arg) for arg in train_args(digits, tmp_path / "run", "-resume", "auto")]
+    count = itertools.count()
+
+    def evaluate(*args, **options):
+        if next(count) == evaluation:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return engine.evaluate(*args, **options)
+
+    monkeypatch.setattr(run_room, "evaluate", evaluate)
+    assert main(args, nprocs=1) == 143
+    last = [(line["phase"], line["epoch"]) for line in records(tmp_path / "run")][-1]
+    assert last == (("train", "val")[evaluation - 2], 2)
+    assert checkpoint.newest(tmp_path / "run").name == "epoch_002.pdstate"
+    assert main(args, nprocs=1) == 0
     assert_same_run(tmp_path / "run", trained[0])
 
 

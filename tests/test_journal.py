@@ -87,7 +87,7 @@ def test_a_resumed_run_mirrors_what_it_goes_on_from_and_nothing_twice(tmp_path):
         train(first, epoch, [1.0] * 4)
         first.evaluation(epoch, "model", RESULT)
     again = journal(tmp_path)
-    again.rewind(1, 2)
+    again.rewind(1, 2, evaluated=1)
     heard = listen(again)
     assert [images for images, _ in heard] == [20, 40, 40, 60]
     train(again, 2, [7.0, 7.0], first=2)

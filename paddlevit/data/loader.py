@@ -134,6 +134,11 @@ class EvalLoader:
         for images, labels in self._stream.run(self._sampler):
             yield self._normalize(images), labels
 
+    @property
+    def common_batches(self) -> int:
+        """Batches that every process has."""
+        return self._sampler.common_batches
+
     def thumbnail(self, i: int) -> bytes:
         """The i-th image of all, made small, as a PNG or JPEG file. Raises UserError where it cannot be read."""
         image = self.source.image(i)

@@ -70,6 +70,7 @@ class EvalBatchSampler:
     def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         self.indices = np.arange(rank, num_samples, world_size)
         self.batch_size = batch_size
+        self.common_batches = -(-(num_samples // world_size) // batch_size)  # that every process has
 
     def __len__(self) -> int:
         """Batches of this process."""

@@ -8,7 +8,7 @@ import logging
 import signal
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Callable, Dict, Iterator
 
 from paddle import Tensor, nn
 from yacs.config import CfgNode
@@ -34,6 +34,7 @@ __all__ = ["train", "validate"]
 logger = logging.getLogger(__name__)
 
 _BATCHES_FOR_THE_TEACHER = 4
+_BATCHES_BETWEEN_CHECKS = 16
 
 
 def train(config: CfgNode) -> int:
@@ -51,7 +52,7 @@ def train(config: CfgNode) -> int:
             checkpoint.write_text(folder / "config.yaml", saved.dump())
             checkpoint.write_text(folder / CLASS_NAMES_FILE, class_names_text(train_loader.class_names))
         journal = _journal(config, folder, train_loader)
-        journal.rewind(trainer.epoch, trainer.step)
+        journal.rewind(trainer.epoch, trainer.step, evaluated=trainer.epoch - trainer.to_evaluate)
         if config.LOG_TO != "none" and runtime.is_main():
             journal.mirror(open_scalars(config.LOG_TO, folder))
         log_start(config, trainer, train_loader, eval_loader)
@@ -114,22 +115,28 @@ def _epochs(
 ) -> None:
     """Train until the last epoch, evaluating and saving on the way."""
     folder = journal.path.parent
-    while trainer.epoch < config.TRAIN.NUM_EPOCHS:
-        journal.start_epoch(trainer.epoch + 1, trainer.step)
-        try:
-            trainer.train_epoch(
-                train_loader.epoch(trainer.epoch, trainer.step),
-                functools.partial(_after_step, trainer, train_loader, journal),
-            )
-        finally:
-            journal.end_epoch()
-        last = trainer.epoch == config.TRAIN.NUM_EPOCHS
-        if last or trainer.epoch % config.VALIDATE_FREQ == 0:
+    while trainer.epoch < config.TRAIN.NUM_EPOCHS or trainer.to_evaluate:
+        if not trainer.to_evaluate:  # else it was stopped while it evaluated
+            _train_epoch(trainer, train_loader, journal)
+            trainer.to_evaluate = trainer.epoch == config.TRAIN.NUM_EPOCHS or trainer.epoch % config.VALIDATE_FREQ == 0
+        if trainer.to_evaluate:
             _evaluate_epoch(config, trainer, eval_loader, journal)
+            trainer.to_evaluate = False
+        last = trainer.epoch == config.TRAIN.NUM_EPOCHS
         if last or trainer.epoch % config.SAVE_FREQ == 0:
             save(folder, trainer, config.KEEP_LAST)
         if not last:
             trainer.check_stop()
+
+
+def _train_epoch(trainer: Trainer, loader: TrainLoader, journal: Journal) -> None:
+    journal.start_epoch(trainer.epoch + 1, trainer.step)
+    try:
+        trainer.train_epoch(
+            loader.epoch(trainer.epoch, trainer.step), functools.partial(_after_step, trainer, loader, journal)
+        )
+    finally:
+        journal.end_epoch()
 
 
 def _after_step(trainer: Trainer, loader: TrainLoader, journal: Journal, loss: Tensor, waited: float) -> None:
@@ -152,13 +159,31 @@ def _evaluate_epoch(config: CfgNode, trainer: Trainer, loader: EvalLoader, journ
     if trainer.ema is not None:
         models["ema"] = trainer.ema.model
     for weights, model in models.items():
-        result = evaluate(model, progress(loader, len(loader), "validation"), autocast=autocast(config))
+        result = evaluate(
+            model,
+            progress(loader, len(loader), "validation"),
+            autocast=autocast(config),
+            on_batch=_stop_between_batches(trainer, loader),
+        )
         journal.evaluation(trainer.epoch, weights, result)
         if result["acc1"] > trainer.best.get("acc1", -1.0):
             if runtime.is_main():
                 checkpoint.write_weights(path, model.state_dict())
             trainer.best = {"acc1": result["acc1"], "epoch": trainer.epoch, "weights": weights}
             trainer.best["sha256"] = checkpoint.sha256(path) if runtime.is_main() else ""
+
+
+def _stop_between_batches(trainer: Trainer, loader: EvalLoader) -> Callable[[Tensor], None]:
+    """What raises Stopped in the middle of an evaluation: a launcher may not wait for the end of it."""
+    done = itertools.count(1)
+    every = 1 if runtime.world_size() == 1 else _BATCHES_BETWEEN_CHECKS
+
+    def check(logits: Tensor) -> None:
+        number = next(done)
+        if number % every == 0 and number <= loader.common_batches:
+            trainer.check_stop()
+
+    return check
 
 
 @contextlib.contextmanager

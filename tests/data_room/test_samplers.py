@@ -102,12 +102,15 @@ def test_fewer_images_than_a_step_takes():
 @given(num=st.integers(0, 200), batch=st.integers(1, 30), world_size=st.integers(1, 9))
 def test_evaluation_takes_every_image_once(num, batch, world_size):
     seen = []
+    numbers = []
     for rank in range(world_size):
         sampler = EvalBatchSampler(num, batch, rank=rank, world_size=world_size)
         batches = list(sampler)
         assert len(batches) == len(sampler)
+        numbers.append((len(sampler), sampler.common_batches))
         assert all(len(samples) == batch for samples in batches[:-1])
         assert [index for samples in batches for index, _ in samples] == sampler.indices.tolist()
         assert all(key is None and samples for samples in batches for _, key in samples)
         seen += sampler.indices.tolist()
     assert sorted(seen) == list(range(num))
+    assert {common for _, common in numbers} == {min(own for own, _ in numbers)}
