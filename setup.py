@@ -16,6 +16,7 @@ TEST = [
     "ruff==0.17.5",
     "mypy==2.4.1; python_version >= '3.10'",
     "mypy==1.19.1; python_version < '3.10'",
+    "types-PyYAML",
     "scikit-learn>=1.0",
     "opencv-python-headless>=4.5",
     "tensorboardX>=2.6",

@@ -1,14 +1,14 @@
 """tools/benchmark.py: how fast a network or the way of its images is."""
 
 import sys
-from typing import List
+from typing import Callable, Dict, List
 
 from paddlevit.commands.benchmark_data import data_command
 from paddlevit.commands.benchmark_model import model_command
 from paddlevit.commands.parser import exit_code
 from paddlevit.errors import UserError
 
-COMMANDS = {"model": model_command, "data": data_command}
+COMMANDS: Dict[str, Callable[[List[str]], int]] = {"model": model_command, "data": data_command}
 HELP = "usage: benchmark.py model|data [flags]; model: a network's speed, data: that of its images; -h lists the flags"
 
 

@@ -48,7 +48,7 @@ def imagenet_names(root: Path) -> Dict[str, str]:
     """Names by identifier, in the order of the labels, of the LOC_synset_mapping.txt in `root` or up to three folders
     above it; empty where there is none.
     """
-    for folder in [root, *root.absolute().parents[:_FOLDERS_ABOVE]]:
+    for folder in [root, *list(root.absolute().parents)[:_FOLDERS_ABOVE]]:  # no slices of parents in Python 3.9
         try:
             lines = (folder / _MAPPING_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:

@@ -6,7 +6,7 @@ is a little sharper, and places are rounded to 1/32 pixel), and meet `fill` othe
 """
 
 import math
-from typing import Sequence, Tuple, Union
+from typing import Any, List, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -57,7 +57,8 @@ def _flattened(counts: np.ndarray) -> np.ndarray:
 def _histograms(pixels: np.ndarray) -> np.ndarray:
     """How often each value stands in each channel: int64 [channels, 256]."""
     channels = range(1 if pixels.ndim == 2 else pixels.shape[2])
-    counts = [cv2.calcHist([pixels], [c], None, [256], [0, 256]) for c in channels]
+    images: List[Any] = [pixels]
+    counts = [cv2.calcHist(images, [c], None, [256], [0, 256]) for c in channels]
     return np.stack(counts).reshape(-1, 256).astype(np.int64)
 
 
