@@ -78,6 +78,11 @@ def test_the_runs_folder_holds_what_is_promised(trained):
     assert get_config(folder / "config.yaml").MODEL.NUM_CLASSES == 10
 
 
+def test_the_report_calls_images_as_below_the_data(trained, digits):
+    page = (trained[0] / "report.html").read_text(encoding="utf-8")
+    assert re.search(r">val/\d/\d{4}\.png<", page) and f"{digits}/val" not in page
+
+
 def test_metrics_say_what_happened(trained):
     folder, _ = trained
     lines = records(folder)

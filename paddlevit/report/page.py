@@ -56,7 +56,9 @@ def write_report(folder: Path, predictions: Optional[Predictions] = None) -> Pat
 
 
 def _header(run: Run) -> str:
-    facts = [str(run.value(key, "")) for key in ("DATA.DATASET", "DATA.DATA_PATH")]
+    dataset = str(run.value("DATA.DATASET", ""))
+    # Any folder of images is called so: its path says more.
+    facts = ["" if dataset == "imagenet2012" else dataset, str(run.value("DATA.DATA_PATH", ""))]
     items = "".join(f"<li><bdi>{escape(fact)}</bdi></li>" for fact in [*facts, figures.date(run.changed)] if fact)
     name = escape(run.network)
     return f'<header><p class="kind">Training report</p><h1><bdi>{name}</bdi></h1><ul>{items}</ul></header>'

@@ -1,6 +1,7 @@
 """The end of a run: its best weights, evaluated once more from their file, and the report."""
 
 import logging
+from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import numpy as np
@@ -36,7 +37,7 @@ def finish(config: CfgNode, best: Dict[str, Any], loader: EvalLoader, journal: J
         on_batch=lambda logits: outputs.append(_top1(logits)),
     )
     journal.evaluation(best["epoch"], best["weights"], result, best=True)
-    predictions = _predictions(loader, outputs)
+    predictions = _predictions(loader, outputs, str(Path(config.DATA.DATA_PATH).expanduser()))
     if runtime.is_main():
         report = write_report(folder, predictions)
         logger.info("best weights: %s (%s, epoch %d)", best_path(folder), best["weights"], best["epoch"])
@@ -47,8 +48,8 @@ def _top1(logits: Tensor) -> Tuple[Tensor, Tensor]:
     return F.softmax(logits.astype("float32")).max(axis=-1), logits.argmax(axis=-1)
 
 
-def _predictions(loader: EvalLoader, outputs: List[Tuple[Tensor, Tensor]]) -> Predictions:
-    """What was predicted for every validation image, gathered from all processes."""
+def _predictions(loader: EvalLoader, outputs: List[Tuple[Tensor, Tensor]], root: str) -> Predictions:
+    """What was predicted for every validation image, gathered from all processes; images are called as below `root`."""
     confidence = np.zeros(loader.num_images, dtype="float32")
     predicted = np.zeros(loader.num_images, dtype="int64")
     if outputs:
@@ -60,6 +61,6 @@ def _predictions(loader: EvalLoader, outputs: List[Tuple[Tensor, Tensor]]) -> Pr
         predicted=runtime.all_reduce_sum(paddle.to_tensor(predicted)).numpy(),
         confidence=runtime.all_reduce_sum(paddle.to_tensor(confidence)).numpy(),
         class_names=loader.class_names,
-        names=source.name,
+        names=lambda i: source.name(i).removeprefix(f"{root}/"),
         thumbnail=loader.thumbnail,
     )
