@@ -8,9 +8,11 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "paddlevit" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
+SERVE = ["fastapi>=0.110", "uvicorn>=0.29", "python-multipart>=0.0.18", "prometheus-client>=0.17"]
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"]
 TEST = [
     *DOCS,
+    *SERVE,
     "pytest>=7",
     "hypothesis>=6",
     "ruff==0.17.5",
@@ -32,7 +34,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     packages=find_packages(include=["paddlevit", "paddlevit.*"]),
-    package_data={"paddlevit": ["py.typed", "configs/*/*.yaml", "report/*.css", "report/*.js"]},
+    package_data={"paddlevit": ["py.typed", "configs/*/*.yaml", "report/*.css", "report/*.js", "serve/*.html"]},
     install_requires=[
         "numpy>=1.21",
         "pillow>=9.5,<13",  # 13 resizes differently, so published accuracies could not be reproduced
@@ -49,6 +51,7 @@ setup(
         "fast": ["opencv-python-headless>=4.5"],  # training images twice as fast as by Pillow
         "export": ["paddle2onnx>=2.1", "onnxruntime>=1.16", "openvino>=2024.0"],
         "log": ["tensorboardX>=2.6", "visualdl>=2.5"],
+        "serve": [*SERVE],
         "docs": DOCS,
         "test": TEST,
     },

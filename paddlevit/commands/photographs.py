@@ -19,10 +19,10 @@ def write_photographs(folder: Path, count: int, *, seed: int = 0) -> None:
             width, height = _SIDES if rng.random() < 0.7 else _SIDES[::-1]
             path = folder / split / f"class_{i % 2}" / f"{i:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_encoded(_pixels(width, height, rng), subsampling=2 if rng.random() < 0.75 else 0))
+            path.write_bytes(_encoded(scenery(width, height, rng), subsampling=2 if rng.random() < 0.75 else 0))
 
 
-def _pixels(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+def scenery(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     """Amplitudes fall with the frequency, as they do in nature, and there are edges; uint8 [H, W, 3]."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(height), np.fft.rfftfreq(width), indexing="ij"))
     frequency[0, 0] = 1.0

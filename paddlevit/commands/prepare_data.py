@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.commands.still_lifes import write_still_lifes
 from paddlevit.data import num_workers
 from paddlevit.data.check import check_images
 from paddlevit.data.cifar import open_cifar
@@ -37,12 +38,14 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     digits = commands.add_parser("digits", help="write scikit-learn's 1,797 handwritten digits as an image folder")
     digits.add_argument("folder", type=Path, metavar="OUT_DIR")
+    photos = commands.add_parser("photos", help="write 120 made-up photographs of balls, bricks and leaves")
+    photos.add_argument("folder", type=Path, metavar="OUT_DIR")
     lists = commands.add_parser("list", help="write train_list.txt, val_list.txt and class_names.txt from folders")
     lists.add_argument("folder", type=Path, metavar="DATA_DIR", help="holds train/<class>/* and val/<class>/*")
     zips = commands.add_parser("zip", help="write train.zip, train_map.txt and the same for val; goes on where it was")
     zips.add_argument("folder", type=Path, metavar="DATA_DIR", help="folders of classes, or list files and images")
     zips.flag("output", type=Path, metavar="OUT_DIR", help="where they go (default: DATA_DIR)")
-    for command in (digits, lists, zips):
+    for command in (digits, photos, lists, zips):
         command.flag("force", action="store_true", help="replace what is there and has other content")
     check = commands.add_parser("check", help="decode every image and list those that cannot be read")
     check.add_argument("folder", type=Path, metavar="DATA_DIR", help="a data set in any layout that training reads")
@@ -108,6 +111,7 @@ def _described(source: Source, split: str) -> str:
 
 _COMMANDS = {
     "digits": lambda args: write_digits(args.folder, force=args.force),
+    "photos": lambda args: write_still_lifes(args.folder, force=args.force),
     "list": lambda args: write_lists(args.folder, force=args.force),
     "zip": _zip,
     "check": _check,

@@ -3,14 +3,15 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Callable, Dict, Sequence, Tuple
 
 import numpy as np
+from PIL import Image
 from yacs.config import CfgNode
 
 from paddlevit.data.augment import build_augmentation
 from paddlevit.data.cifar import open_cifar
-from paddlevit.data.dataset import ImageDataset, PartDataset
+from paddlevit.data.dataset import MODES, ImageDataset, PartDataset
 from paddlevit.data.erasing import build_erasing
 from paddlevit.data.files import FileDataset, FileSource
 from paddlevit.data.layouts import open_imagenet
@@ -21,7 +22,15 @@ from paddlevit.data.stream import shared_memory_holds
 from paddlevit.data.transforms import build_crop, build_eval_transform, build_train_transform
 from paddlevit.errors import UserError
 
-__all__ = ["EvalLoader", "TrainLoader", "build_eval_loader", "build_file_loader", "build_train_loader", "open_source"]
+__all__ = [
+    "EvalLoader",
+    "TrainLoader",
+    "build_eval_loader",
+    "build_file_loader",
+    "build_preparation",
+    "build_train_loader",
+    "open_source",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +82,18 @@ def build_file_loader(config: CfgNode, paths: Sequence[str]) -> EvalLoader:
     """
     dataset = FileDataset(FileSource(paths), build_eval_transform(config), channels=_channels(config))
     return _eval_loader(config, dataset)
+
+
+def build_preparation(config: CfgNode) -> Tuple[Callable[[Image.Image], np.ndarray], Normalize]:
+    """For images that come one by one: from a decoded one to the pixels uint8 [H, W, C] that evaluation sees, and from
+    a stack of those to what the network takes.
+    """
+    mode, transform = MODES[_channels(config)], build_eval_transform(config)
+
+    def prepare(image: Image.Image) -> np.ndarray:
+        return transform(image if image.mode == mode else image.convert(mode), None)
+
+    return prepare, Normalize(**_statistics(config))
 
 
 def _eval_loader(config: CfgNode, dataset: ImageDataset, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
@@ -136,18 +157,23 @@ def _channels(config: CfgNode) -> int:
 def _common(config: CfgNode, batch_size: int, world_size: int) -> Dict[str, Any]:
     """The arguments that both loaders take."""
     data = config.DATA
-    statistics = {"mean": data.IMAGENET_MEAN, "std": data.IMAGENET_STD}
-    for name, values in statistics.items():
-        if len(values) != 3 or (name == "std" and min(values) <= 0.0):
-            raise UserError(f"DATA.IMAGENET_{name.upper()} is {values}, allowed: three numbers, deviations above 0")
-    if data.IMAGE_CHANNELS == 1:
-        statistics = {name: [float(np.mean(values))] for name, values in statistics.items()}
     processes = int(os.environ.get("PADDLE_LOCAL_SIZE", world_size))
     workers = num_workers(data.NUM_WORKERS, processes)
     bytes_per_batch = batch_size * data.IMAGE_CHANNELS * data.IMAGE_SIZE**2
     # Per worker two batches under way and one on its way out, for training and for evaluation, in every process.
     shared_memory = workers > 0 and shared_memory_holds(2 * 3 * workers * processes * bytes_per_batch)
-    return {"normalize": Normalize(**statistics), "num_workers": workers, "shared_memory": shared_memory}
+    return {"normalize": Normalize(**_statistics(config)), "num_workers": workers, "shared_memory": shared_memory}
+
+
+def _statistics(config: CfgNode) -> Dict[str, Sequence[float]]:
+    data = config.DATA
+    statistics = {"mean": data.IMAGENET_MEAN, "std": data.IMAGENET_STD}
+    for name, values in statistics.items():
+        if len(values) != 3 or (name == "std" and min(values) <= 0.0):
+            raise UserError(f"DATA.IMAGENET_{name.upper()} is {values}, allowed: three numbers, deviations above 0")
+    if data.IMAGE_CHANNELS == 1:
+        return {name: [float(np.mean(values))] for name, values in statistics.items()}
+    return statistics
 
 
 def num_workers(wanted: int, processes: int) -> int:

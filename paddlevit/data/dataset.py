@@ -10,6 +10,8 @@ from paddlevit.data.sources import Source
 Key = Tuple[int, ...]
 Sample = Tuple[int, Optional[Key]]
 
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
+
 # Other parts draw from the same seeds; this number keeps the samples' stream apart from theirs.
 _STREAM = 3
 
@@ -20,7 +22,7 @@ class ImageDataset:
     def __init__(self, source: Source, transform: Callable[..., np.ndarray], *, channels: int = 3) -> None:
         self.source = source
         self.transform = transform
-        self.mode = {1: "L", 3: "RGB"}[channels]
+        self.mode = MODES[channels]
 
     def __len__(self) -> int:
         return len(self.source)

@@ -1,0 +1,7 @@
+"""A small web server for one network: a page to drop an image on, and the same by POST. Knows nothing of Paddle."""
+
+from paddlevit.serve.app import create_app
+from paddlevit.serve.guard import is_loopback
+from paddlevit.serve.limits import Limits, Network
+
+__all__ = ["Limits", "Network", "create_app", "is_loopback"]

@@ -1,0 +1,85 @@
+"""Images of several requests, classified at once."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Callable, List, NamedTuple, Optional, Sequence, Union
+
+import numpy as np
+
+from paddlevit.serve.limits import Limits, Network
+
+
+class Outcome(NamedTuple):
+    """Probabilities [classes], and where the likeliest class was seen, if that was asked for: [h, w], 0 to 1."""
+
+    probabilities: np.ndarray
+    heat: Optional[np.ndarray]
+
+
+class _Job(NamedTuple):
+    pixels: np.ndarray
+    explain: bool
+    outcome: "asyncio.Future[Outcome]"
+
+
+class Batcher:
+    """A queue before the network. It has no bound of its own: those who wait in it were admitted before.
+
+    The network runs in one thread, so that it never sees two batches at a time.
+    """
+
+    def __init__(self, network: Network, limits: Limits, *, observe: Callable[[int], None]) -> None:
+        """`observe` is told the size of every batch."""
+        self._network = network
+        self._limits = limits
+        self._observe = observe
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1, "network")
+
+    async def classify(self, pixels: np.ndarray, *, explain: bool) -> Outcome:
+        """What the network says of an image uint8 [H, W, C]; raises what it raises."""
+        job = _Job(pixels, explain, asyncio.get_running_loop().create_future())
+        self._jobs.put_nowait(job)
+        return await job.outcome
+
+    async def run(self) -> None:
+        """Serve the queue until this is cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                jobs = await self._next()
+                if not jobs:
+                    continue
+                self._observe(len(jobs))
+                outcomes: Sequence[Union[Outcome, Exception]]
+                try:
+                    outcomes = await loop.run_in_executor(self._thread, self._run, jobs)
+                except Exception as error:
+                    outcomes = [error] * len(jobs)
+                for job, outcome in zip(jobs, outcomes):
+                    _settle(job, outcome)
+        finally:
+            self._thread.shutdown(wait=True)
+
+    async def _next(self) -> List[_Job]:
+        """The next batch: the oldest jobs, without those that nobody waits for any more."""
+        jobs = [await self._jobs.get()]
+        if self._jobs.qsize() + 1 < self._limits.max_batch:
+            await asyncio.sleep(self._limits.max_wait)
+        while len(jobs) < self._limits.max_batch and not self._jobs.empty():
+            jobs.append(self._jobs.get_nowait())
+        return [job for job in jobs if not job.outcome.done()]
+
+    def _run(self, jobs: List[_Job]) -> List[Outcome]:
+        explain = [i for i, job in enumerate(jobs) if job.explain]
+        probabilities, heats = self._network.classify(np.stack([job.pixels for job in jobs]), explain)
+        return [Outcome(row, heats.get(i)) for i, row in enumerate(probabilities)]
+
+
+def _settle(job: _Job, outcome: Union[Outcome, Exception]) -> None:
+    if job.outcome.done():  # whoever asked has gone
+        return
+    if isinstance(outcome, Exception):
+        job.outcome.set_exception(outcome)
+    else:
+        job.outcome.set_result(outcome)
