@@ -10,7 +10,7 @@ from paddlevit.config import get_config, variant_names
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted(path for path in (ROOT / "paddlevit").rglob("*.py") if "configs" not in path.parts)
 FAMILIES = {"hvt", "cvt", "hrformer", "pit", "regnet"}
-LEVEL_0 = {"errors", "schema", "config", "runtime", "launcher", "kernels", "layers"}
+LEVEL_0 = {"errors", "schema", "config", "runtime", "launcher", "kernels", "layers", "views"}
 LEVEL_2 = {"models", "engine"}
 
 
@@ -40,7 +40,7 @@ def allowed(of: str) -> set:
     if of in LEVEL_0:
         return {"errors"} | {"config": {"schema"}, "layers": {"kernels"}}.get(of, set())
     if of in FAMILIES:
-        return {"errors", "config", "kernels", "layers", of}
+        return {"errors", "config", "kernels", "layers", "views", of}
     level_1 = {room(path) for path in PACKAGE} - LEVEL_0 - LEVEL_2 - FAMILIES - {"run", "cli", "commands", "__init__"}
     if of in level_1:
         # Counting on the device needs the sum over processes; the journal keeps its losses there.

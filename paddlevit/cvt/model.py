@@ -23,6 +23,7 @@ from paddlevit.layers import (
     has_flash_attention,
     init_conv_like_torch_linear_trunc_normal,
 )
+from paddlevit.views import PIXELS, AttentionView, StageView, Window
 
 NORM_EPS = 1e-5
 
@@ -284,6 +285,29 @@ class CvT(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.forward_features(images))
+
+    def views(self) -> List[StageView]:
+        """Its stages. The maps of the first ones are large, and there is no class token yet: attention of the last."""
+        last = self.stages[-1]
+        views, grid = [], PIXELS
+        for i, stage in enumerate(self.stages):
+            conv = stage.patch_embed.proj
+            grid = grid.pooled(_pooling(conv))
+            views.append(StageView(f"stage {i + 1}", stage, maps=lambda output: [output[0]], grids=[grid]))
+        attentions = [
+            AttentionView(block.attn.attn_dropout, _pooling(block.attn.conv_proj_v[0])) for block in last.blocks
+        ]
+        with_token = last.cls_token is not None
+        views[-1] = views[-1]._replace(
+            attentions=attentions,
+            num_tokens=int(with_token),
+            read_by_token=last.blocks[-1].norm1 if with_token else None,
+        )
+        return views
+
+
+def _pooling(conv: Conv2D) -> Window:
+    return Window(conv.weight.shape[2], conv._stride[0], conv._padding)
 
 
 def _per_stage(num_stages: int, **sequences: Sequence) -> List[Dict[str, Any]]:

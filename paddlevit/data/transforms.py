@@ -15,6 +15,8 @@ from paddlevit.errors import UserError
 
 Transform = Callable[[Image.Image, Any], np.ndarray]  # with a random generator; evaluation needs none
 
+Box = Tuple[float, float, float, float]
+
 # An image of 1 x 100,000 pixels, whole, would take gigabytes once its shorter side has 256.
 _MAX_RESIZED_PIXELS = 1 << 25
 
@@ -39,15 +41,24 @@ class CenterCrop:
         self.resample = resample
 
     def __call__(self, image: Image.Image, rng: Optional[np.random.Generator] = None) -> np.ndarray:
-        shorter = min(image.size)
-        width, height = (int(self.short * side / shorter) for side in image.size)
-        left, top = int(round((width - self.size) / 2.0)), int(round((height - self.size) / 2.0))
-        right, bottom = left + self.size, top + self.size
+        (width, height), (left, top) = self._geometry(image.size)
         if width * height > _MAX_RESIZED_PIXELS:
-            x0, x1 = (edge * image.width / width for edge in (left, right))
-            y0, y1 = (edge * image.height / height for edge in (top, bottom))
-            return to_array(image.resize((self.size, self.size), self.resample, box=(x0, y0, x1, y1)))
-        return to_array(_cropped_resize(image, (width, height), (left, top, right, bottom), self.resample))
+            return to_array(image.resize((self.size, self.size), self.resample, box=self.source_box(image.size)))
+        box = (left, top, left + self.size, top + self.size)
+        return to_array(_cropped_resize(image, (width, height), box, self.resample))
+
+    def source_box(self, size: Tuple[int, int]) -> Box:
+        """Left, top, right and bottom of what is kept of an image of `size` (width, height), in its pixels."""
+        (width, height), (left, top) = self._geometry(size)
+        x0, x1 = (edge * size[0] / width for edge in (left, left + self.size))
+        y0, y1 = (edge * size[1] / height for edge in (top, top + self.size))
+        return x0, y0, x1, y1
+
+    def _geometry(self, size: Tuple[int, int]) -> Tuple[Tuple[int, int], Tuple[int, int]]:
+        """(width, height) of the resized image, (left, top) of the square in it."""
+        shorter = min(size)
+        width, height = (int(self.short * side / shorter) for side in size)
+        return (width, height), (int(round((width - self.size) / 2.0)), int(round((height - self.size) / 2.0)))
 
 
 class Squash:
@@ -59,6 +70,10 @@ class Squash:
 
     def __call__(self, image: Image.Image, rng: Optional[np.random.Generator] = None) -> np.ndarray:
         return to_array(_resized(image, (self.size, self.size), self.resample))
+
+    def source_box(self, size: Tuple[int, int]) -> Box:
+        """All of an image of `size` (width, height): left, top, right and bottom in its pixels."""
+        return 0.0, 0.0, float(size[0]), float(size[1])
 
 
 class RandomResizedCrop:
@@ -137,7 +152,7 @@ class TrainTransform:
         return to_array(image)
 
 
-def build_eval_transform(config: CfgNode) -> Transform:
+def build_eval_transform(config: CfgNode) -> Union[CenterCrop, Squash]:
     """The transform of validation and test images; it needs no generator.
 
     Raises UserError where DATA.CROP_PCT is out of its range.

@@ -17,6 +17,7 @@ from paddlevit.errors import UserError
 from paddlevit.hrformer.block import Block
 from paddlevit.hrformer.convert import SOURCES
 from paddlevit.layers import Conv2D, WideLinear, drop_path_rates, init_like_torch
+from paddlevit.views import PIXELS, StageView, Window
 
 STEM_CHANNELS = 64
 EXPANSION = 4  # of a bottleneck: it gives this many times the channels of its 3 x 3 convolution
@@ -242,6 +243,16 @@ class HRFormer(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.forward_features(images))
+
+    def views(self) -> List[StageView]:
+        """Its stages, with one, two, three and four resolutions. Attention is local, in windows, and has no view."""
+        halved = Window(kernel=3, stride=2, padding=1)
+        grids = [PIXELS.pooled(halved).pooled(halved)]
+        views = [StageView("stage 1", self.layer1, maps=lambda output: [output], grids=grids)]
+        for i, stage in enumerate((self.stage2, self.stage3, self.stage4)):
+            grids = [*grids, grids[-1].pooled(halved)]
+            views.append(StageView(f"stage {i + 2}", stage, maps=list, grids=grids))
+        return views
 
 
 def build_hrformer(config: CfgNode) -> HRFormer:

@@ -1,7 +1,8 @@
 """Hierarchical Vision Transformer (Pan et al., "Scalable Vision Transformers with Hierarchical Pooling", ICCV 2021)."""
 
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
+import numpy as np
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
@@ -17,6 +18,7 @@ from paddlevit.layers import (
     drop_path_rates,
     init_conv_like_torch_linear_trunc_normal,
 )
+from paddlevit.views import PIXELS, AttentionView, StageView, Window, spread_back
 
 
 class PatchEmbed(nn.Layer):
@@ -109,6 +111,30 @@ class HVT(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.forward_features(images))
+
+    def views(self) -> List[StageView]:
+        """Its blocks. Pooled tokens are spread back over the patches that they come from, so that they show as maps."""
+        views = []
+        patch_size = self.patch_embed.proj.weight.shape[2]
+        grid = PIXELS.pooled(Window(patch_size, patch_size, 0))
+        shares = np.eye(self.pos_embed.shape[1], dtype="float32")  # of the patches in the tokens
+        for i, block in enumerate(self.layers):
+            pooling = None
+            if isinstance(block, PooledBlock):
+                pooling = Window(block.kernel, block.stride, 0).shares([len(shares)])
+                shares = pooling @ shares
+            views.append(
+                StageView(
+                    f"block {i + 1}",
+                    block,
+                    maps=lambda output: [output.transpose([0, 2, 1])],
+                    grids=[grid],
+                    attentions=[AttentionView(block.attn.attn_dropout)],
+                    pooling=pooling,
+                    spread=spread_back(shares),
+                )
+            )
+        return views
 
 
 def _check_poolable(block: int, length: int, kernel: int) -> None:

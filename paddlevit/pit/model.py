@@ -1,6 +1,6 @@
 """Pooling-based Vision Transformer (Heo et al., "Rethinking Spatial Dimensions of Vision Transformers", ICCV 2021)."""
 
-from typing import Any, Dict, Sequence, Tuple, Union
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import paddle
 from paddle import Tensor, nn
@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 from paddlevit.errors import UserError
 from paddlevit.layers import Block, Conv2D, LayerNorm, Linear, classifier, create_parameter, init_like_torch
 from paddlevit.pit.convert import SOURCES
+from paddlevit.views import PIXELS, AttentionView, StageView, Window
 
 
 class PatchEmbed(nn.Layer):
@@ -128,6 +129,26 @@ class PiT(nn.Layer):
             return self.head(features)
         logits, distill_logits = self.head(features[:, 0]), self.head_dist(features[:, 1])
         return (logits, distill_logits) if self.training else (logits + distill_logits) / 2
+
+    def views(self) -> List[StageView]:
+        """Its stages; the class token, and with `distilled` a second one, stand first in all of them."""
+        views = []
+        conv, halved = self.patch_embed.conv, Window(kernel=3, stride=2, padding=1)
+        grid = PIXELS.pooled(Window(conv.weight.shape[2], conv._stride[0], 0))
+        for i, transformer in enumerate(self.transformers):
+            views.append(
+                StageView(
+                    f"stage {i + 1}",
+                    transformer,
+                    maps=lambda output: [output[0]],
+                    grids=[grid],
+                    attentions=[AttentionView(block.attn.attn_dropout) for block in transformer.blocks],
+                    num_tokens=self.cls_token.shape[1],
+                    pooling=halved if i < len(self.pools) else None,
+                )
+            )
+            grid = grid.pooled(halved)
+        return [*views[:-1], views[-1]._replace(read_by_token=self.transformers[-1].blocks[-1].norm1)]
 
 
 def build_pit(config: CfgNode) -> PiT:

@@ -1,6 +1,6 @@
 """RegNetY (Radosavovic et al., "Designing Network Design Spaces", CVPR 2020): the teacher of distilled PiT."""
 
-from typing import Dict, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 from paddlevit.errors import UserError
 from paddlevit.layers import WideLinear, zeros_
 from paddlevit.regnet.convert import SOURCES
+from paddlevit.views import PIXELS, StageView, Window
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2D:
@@ -134,6 +135,15 @@ class RegNet(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head[2](self.forward_features(images))
+
+    def views(self) -> List[StageView]:
+        """Its stages."""
+        halved = Window(kernel=3, stride=2, padding=1)
+        views, grid = [], PIXELS.pooled(halved)
+        for i, stage in enumerate(self.stages):
+            grid = grid.pooled(halved)
+            views.append(StageView(f"stage {i + 1}", stage, maps=lambda output: [output], grids=[grid]))
+        return views
 
 
 def _init(layer: nn.Layer) -> None:

@@ -1,0 +1,67 @@
+"""Run a network once and keep what some of its layers return."""
+
+import contextlib
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from paddle import Tensor, nn
+
+from paddlevit.errors import UserError
+from paddlevit.views import StageView
+
+
+class Watched(NamedTuple):
+    """A layer and what to keep of its output."""
+
+    layer: nn.Layer
+    keep: Callable[[Any], Any]
+    goes_on: bool = False  # whether the network goes on with what is kept, and not with the output
+
+
+def run_watched(model: nn.Layer, images: Tensor, watched: Sequence[Watched]) -> Tuple[Tensor, List[Any]]:
+    """The logits [N, K] of `images` [N, C, H, W] in evaluation, and what is kept of each layer's output."""
+    kept: List[Any] = [None] * len(watched)
+
+    def keeper(i: int) -> Callable:
+        def keep(layer: nn.Layer, inputs: Any, output: Any) -> Any:
+            kept[i] = watched[i].keep(output)
+            return kept[i] if watched[i].goes_on else None
+
+        return keep
+
+    with contextlib.ExitStack() as stack:
+        for i, (layer, _, _) in enumerate(watched):
+            stack.callback(layer.register_forward_post_hook(keeper(i)).remove)
+        stack.enter_context(_evaluation(model))
+        return model(images), kept
+
+
+def stage_views(model: nn.Layer) -> List[StageView]:
+    """The views of `model`. Raises UserError where it has none."""
+    if not hasattr(model, "views"):
+        raise UserError(f"{type(model).__name__} has no method views() that says what can be seen in it")
+    return model.views()
+
+
+def position(views: Sequence[StageView], stage: Optional[int]) -> int:
+    """Where stage 1, 2, ... (None: the last) is in `views`. Raises UserError where there is none."""
+    if stage is None:
+        return len(views) - 1
+    if not 1 <= stage <= len(views):
+        raise UserError(f"stage {stage}, allowed: 1 ({views[0].name}) to {len(views)} ({views[-1].name})")
+    return stage - 1
+
+
+def places_of(view: StageView) -> Callable[[Any], Tuple[int, ...]]:
+    """From what the view's layer returns to the size of its largest map: (H, W), or (L,) of a sequence."""
+    return lambda output: tuple(view.maps(output)[0].shape[2:])
+
+
+@contextlib.contextmanager
+def _evaluation(model: nn.Layer) -> Iterator[None]:
+    training = [layer for layer in model.sublayers(include_self=True) if layer.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer in training:
+            layer.training = True

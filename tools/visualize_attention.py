@@ -1,0 +1,11 @@
+"""Show what a network looks at; -h lists the flags."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from paddlevit.commands.visualize_attention import main
+
+if __name__ == "__main__":
+    sys.exit(main())
