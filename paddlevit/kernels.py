@@ -81,7 +81,17 @@ def conv_norm(x: Tensor, layer: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
         shift = shift + layer.bias * factor
     filters = layer.weight * factor.reshape([-1, 1, 1, 1])
     y = F.conv2d(x, filters, None, layer._stride, layer._padding, layer._dilation, layer._groups)
-    return y + shift.reshape([-1, 1, 1])
+    return add_bias(y, shift)
+
+
+def add_bias(y: Tensor, bias: Tensor) -> Tensor:
+    """y [N, C, H, W] plus bias [C], in the precision of y.
+
+    Under AMP a convolution gives half precision. Paddle would add a bias in float32 to it, and all that follows would
+    be in float32 as well.
+    """
+    bias = bias.reshape([-1, 1, 1])
+    return y + (bias if bias.dtype == y.dtype else bias.astype(y.dtype))
 
 
 def on_cpu(x: Tensor) -> bool:

@@ -82,7 +82,7 @@ class Conv2D(nn.Conv2D):
 
     def forward(self, x: Tensor) -> Tensor:
         y = kernels.conv2d(x, self)
-        return y if self.bias is None else y + self.bias.reshape([-1, 1, 1])
+        return y if self.bias is None else kernels.add_bias(y, self.bias)
 
 
 class DropPath(nn.Layer):
@@ -220,10 +220,13 @@ class WideLinear(nn.Linear):
     """A linear layer that adds its products up in 16 parts; [N, in_features] -> [N, out_features].
 
     For a few rows a CPU's matrix product adds thousands of terms one after the other, and the rounding of float32 grows
-    to several times that of a large batch. The parts keep it near that of the rest of the network.
+    to several times that of a large batch. The parts keep it near that of the rest of the network. Elsewhere, and in
+    half precision, where each part would be rounded by itself, it is nn.Linear.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if not kernels.on_cpu(x):
+            return F.linear(x, self.weight, self.bias)
         parts = math.gcd(16, self.weight.shape[0])
         products = zip(x.chunk(parts, axis=-1), self.weight.chunk(parts, axis=0))
         return sum((F.linear(features, weight) for features, weight in products), self.bias)

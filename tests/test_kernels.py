@@ -138,3 +138,13 @@ def test_a_network_in_evaluation_gives_gradients_of_single_tensors():
     net.train()
     net(x).sin().sum().backward()
     np.testing.assert_allclose(grad.numpy(), x.grad.numpy(), atol=1e-9)
+
+
+def test_a_bias_does_not_raise_the_precision():
+    """As under AMP on a GPU, one step up: what a convolution gives is less precise than its parameters."""
+    y = paddle.ones([2, 3, 4, 4], dtype="float32")
+    bias = paddle.to_tensor([1.0, 2.0, 3.0], dtype="float64", stop_gradient=False)
+    out = kernels.add_bias(y, bias)
+    assert out.dtype == paddle.float32
+    out.sum().backward()
+    assert bias.grad.tolist() == [32.0, 32.0, 32.0]
