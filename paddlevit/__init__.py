@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 
+from paddlevit.processor import mkl_passes_over_avx2
+
 __version__ = "0.1.0"
 
 if importlib.util.find_spec("paddle") is None:
@@ -27,6 +29,10 @@ elif "FLAGS_use_stride_kernel" not in os.environ:
         "times slower. Import paddlevit first, or set FLAGS_use_stride_kernel=0 in the environment.",
         stacklevel=2,
     )
+
+# MKL_DEBUG_CPU_TYPE=0 in the environment leaves the choice to MKL.
+if mkl_passes_over_avx2():
+    os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 # The C library gives large blocks back to the system as soon as they are free, and a network asks for them again in
 # the next layer: clearing the new pages takes up to half of the time of an elementwise operation. So they are kept;

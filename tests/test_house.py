@@ -10,7 +10,7 @@ from paddlevit.config import get_config, variant_names
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted(path for path in (ROOT / "paddlevit").rglob("*.py") if "configs" not in path.parts)
 FAMILIES = {"hvt", "cvt", "hrformer", "pit", "regnet"}
-LEVEL_0 = {"errors", "schema", "config", "runtime", "launcher", "kernels", "layers", "views"}
+LEVEL_0 = {"processor", "errors", "schema", "config", "runtime", "launcher", "kernels", "layers", "views"}
 LEVEL_2 = {"models", "engine"}
 
 
@@ -51,7 +51,7 @@ def allowed(of: str) -> set:
         "run": LEVEL_0 | level_1 | LEVEL_2 | {"run"},
         "cli": LEVEL_0 | {"run", "commands"},
         "commands": LEVEL_0 | level_1 | LEVEL_2 | {"commands"},
-        "__init__": {"models"},
+        "__init__": {"models", "processor"},
     }[of]
 
 

@@ -1,6 +1,7 @@
 """The faster operations are the plain ones: values and gradients, frozen parameters, static programs."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -10,6 +11,7 @@ from paddle import nn
 
 from paddlevit import kernels
 from paddlevit.layers import Conv2D, LayerNorm, Linear
+from paddlevit.processor import mkl_passes_over_avx2
 
 FEW = kernels.FEW
 
@@ -148,3 +150,17 @@ def test_a_bias_does_not_raise_the_precision():
     assert out.dtype == paddle.float32
     out.sum().backward()
     assert bias.grad.tolist() == [32.0, 32.0, 32.0]
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ("vendor_id\t: GenuineIntel\nflags\t\t: sse2 fma avx2 avx512f\n", False),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: sse2 fma avx2 rdseed\n", True),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: sse2 avx rdseed\n", False),
+        ("CPU implementer\t: 0x41\nFeatures\t: fp asimd\n", False),
+    ],
+)
+def test_which_processors_need_to_be_told_of_avx2(processor, expected, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"{processor}\n{processor}")
+    assert mkl_passes_over_avx2() == expected
