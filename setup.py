@@ -49,7 +49,7 @@ setup(
         "gpu": ["paddlepaddle-gpu>=3.0,<4"],
         "demo": ["scikit-learn>=1.0"],
         "fast": ["opencv-python-headless>=4.5"],  # training images twice as fast as by Pillow
-        "export": ["paddle2onnx>=2.1", "onnxruntime>=1.16", "openvino>=2024.0"],
+        "export": ["paddle2onnx>=2.1; python_version < '3.12'", "onnxruntime>=1.16", "openvino>=2024.0"],
         "log": ["tensorboardX>=2.6", "visualdl>=2.5"],
         "serve": [*SERVE],
         "docs": DOCS,

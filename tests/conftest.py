@@ -6,13 +6,19 @@ import pytest
 
 import paddlevit  # noqa: F401
 
+LOGGER = logging.getLogger("paddlevit")
+AS_IMPORTED = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
+
 
 @pytest.fixture(autouse=True)
 def package_logger():
-    """A run that a test starts in this process sets up the package's logger: put it back."""
-    logger = logging.getLogger("paddlevit")
-    before = logger.handlers[:], logger.level, logger.propagate
+    """A run that a test starts in this process, or one that a module's tests share, sets up the package's logger."""
+    _put_back()
     yield
-    for handler in set(logger.handlers) - set(before[0]):
+    _put_back()
+
+
+def _put_back():
+    for handler in set(LOGGER.handlers) - set(AS_IMPORTED[0]):
         handler.close()
-    logger.handlers[:], logger.level, logger.propagate = before
+    LOGGER.handlers[:], LOGGER.level, LOGGER.propagate = AS_IMPORTED

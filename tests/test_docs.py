@@ -200,6 +200,12 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
     assert "The frozen configuration of a yaml file or a shipped variant." in reference
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files(name):
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
+    assert [link for link in links if not link.startswith("https://") and not (ROOT / link).is_file()] == []
+
+
 def test_no_placeholder_is_left():
     for path in DOCUMENTS:
         assert not re.search(r"TODO|FIXME|XXX|CI_TESTED|\bTABLE\b", path.read_text(encoding="utf-8")), path
