@@ -1,6 +1,7 @@
 """tools/serve.py: a web page and an address for one network. paddlevit/serve/ is the server; this is its network."""
 
 import argparse
+import io
 import os
 import signal
 import socket
@@ -14,14 +15,18 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from paddlevit import runtime
+from paddlevit.attention_maps import class_activation, overlay
+from paddlevit.attention_maps.picture import fitted
 from paddlevit.commands.classifier import add_flags, build_classifier, build_logits, configure
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.data import build_preparation
 from paddlevit.data.decode import decode
+from paddlevit.data.transforms import build_eval_transform
 from paddlevit.errors import UserError
 
 _SECONDS_TO_FINISH = 30  # for the answers that are under way when the server is stopped
 _TERMINATED = 143
+_OVERLAY_SIDE = 480  # longer side of the picture, in pixels
 
 
 @exit_code
@@ -91,7 +96,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 class ServedNetwork:
     """A network as paddlevit.serve.Network wants it."""
 
-    explains = False
+    explains = True
 
     def __init__(self, config: CfgNode, model: nn.Layer) -> None:
         """Runs the network once, so that the first visitor does not wait for what is made on first use."""
@@ -100,6 +105,7 @@ class ServedNetwork:
         self._model = model
         self._logits = build_logits(config, model)
         self._prepare, self._normalize = build_preparation(config)
+        self._source_box = build_eval_transform(config).source_box
         data = config.DATA
         self.classify(np.zeros([1, data.IMAGE_SIZE, data.IMAGE_SIZE, data.IMAGE_CHANNELS], "uint8"), [0])
 
@@ -111,11 +117,20 @@ class ServedNetwork:
         """Probabilities [N, classes] of images [N, H, W, C]; of those in `explain`, where the likeliest was seen."""
         images = self._normalize(paddle.to_tensor(pixels))
         probabilities = F.softmax(self._logits(images).astype("float32")).numpy()
-        return probabilities, {}
+        chosen = list(explain)
+        if not chosen:
+            return probabilities, {}
+        some = paddle.stack([images[i] for i in chosen])
+        heats = class_activation(self._model, some, probabilities[chosen].argmax(axis=1).tolist())
+        return probabilities, dict(zip(chosen, heats))
 
     def overlay(self, data: bytes, heat: np.ndarray) -> bytes:
         """The map over the image, as a PNG file."""
-        raise NotImplementedError
+        image = decode(data, "the image")
+        file = io.BytesIO()
+        image, box = fitted(image, self._source_box(image.size), _OVERLAY_SIDE)
+        overlay(image, heat, box).save(file, "PNG")
+        return file.getvalue()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -83,7 +83,10 @@ def test_chosen_image(page, server, tmp_path):
     assert widths == pytest.approx([c["probability"] for c in told], abs=0.01)
     assert page.value("document.getElementById('image').naturalWidth") == 300
     assert page.value("document.getElementById('overlay').naturalWidth") == 8
-    assert text(page, "caption") == "sunset <b>.jpg" and text(page, "where") == "Where it sees “red”"
+    assert (
+        text(page, "caption") == "sunset <b>.jpg"
+        and text(page, "where") == "Bright: what speaks for “red”. Dark margins: not seen."
+    )
     assert page.errors == [], "neither a mistake in the script nor anything that the policy forbids"
 
 

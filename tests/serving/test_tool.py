@@ -1,5 +1,6 @@
 """tools/serve.py with a real network, as a process: many clients, uploads that mean harm, its memory and its end."""
 
+import base64
 import contextlib
 import io
 import json
@@ -77,8 +78,8 @@ def noise(i, kind="JPEG"):
     return file.getvalue()
 
 
-def ask(port, body, **headers):
-    return call(port, "POST", "/predict?top_k=10", body, **headers)
+def ask(port, body, query="", **headers):
+    return call(port, "POST", f"/predict?top_k=10{query}", body, **headers)
 
 
 def probabilities(reply):
@@ -102,6 +103,17 @@ def test_it_says_what_predict_says(port, weights, tmp_path, capsys, kind):
     told = ask(port, file.read_bytes()).content["classes"]
     assert [c["class"] for c in told] == [c["class"] for c in expected]
     assert [c["probability"] for c in told] == pytest.approx([c["probability"] for c in expected], abs=2e-6)
+
+
+def test_overlay_shows_the_whole_image_dark_where_it_was_not_seen(port):
+    reply = ask(port, picture((90, 150, 90), size=(300, 200)), query="&overlay=true").content
+    shown = Image.open(io.BytesIO(base64.b64decode(reply["overlay"].partition(",")[2])))
+    assert shown.size == (480, 320)
+    pixels = np.asarray(shown).astype(int)
+    unseen = np.concatenate([pixels[:, :79], pixels[:, 401:]], axis=1)  # evaluation cuts the square out of the middle
+    assert np.abs(unseen - [36, 60, 36]).max() <= 1
+    assert np.abs(pixels[:, 82:398] - [90, 150, 90]).max() > 30, "there is heat in the square"
+    assert reply["classes"] == ask(port, picture((90, 150, 90), size=(300, 200))).content["classes"]
 
 
 def test_many_clients_at_once_are_answered_as_if_alone(port):
