@@ -75,6 +75,17 @@ def test_larger_images_with_the_teacher_that_was_there_before(photographs, tmp_p
     assert trained["pos_embed"].mean() == pytest.approx(started["pos_embed"].mean(), abs=2e-3)
 
 
+def test_a_teacher_of_other_classes_is_refused(photographs, tmp_path, capfd):
+    teacher = tmp_path / "teacher.yaml"
+    teacher.write_text("MODEL: {TYPE: regnet, WIDTHS: [16, 16], DEPTHS: [1, 1], GROUP_WIDTH: 8, STEM_WIDTH: 8}\n")
+    weights_of(tmp_path / "teacher.pdparams", teacher, ["MODEL.NUM_CLASSES", 7])
+    more = ["-teacher", teacher, "-teacher_model_path", tmp_path / "teacher"]
+    assert go("pit_b_distilled_224", photographs, tmp_path / "run", *more, opts=[*TINY, *SIZE]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: the teacher (-teacher {teacher}, -teacher_model_path) must be trained on the same 3")
+    assert "the file has 7 classes, the network 3" in error
+
+
 def test_other_classes_take_a_new_head_and_lower_layers_smaller_steps(photographs, tmp_path, capfd):
     started = weights_of(tmp_path / "old.pdparams", "pit_ti_224", [*TINY, *SIZE, "MODEL.NUM_CLASSES", 7])
     more = ["-pretrained", tmp_path / "old"]

@@ -76,7 +76,13 @@ def _teacher(config: CfgNode) -> nn.Layer:
     same = ["DATA.IMAGE_SIZE", config.DATA.IMAGE_SIZE, "DATA.IMAGE_CHANNELS", config.DATA.IMAGE_CHANNELS]
     own = get_config(config.TRAIN.TEACHER_MODEL, [*same, "MODEL.NUM_CLASSES", config.MODEL.NUM_CLASSES])
     teacher = build_model(own)
-    report = load_weights(teacher, config.TRAIN.TEACHER_MODEL_PATH)
+    try:
+        report = load_weights(teacher, config.TRAIN.TEACHER_MODEL_PATH)
+    except UserError as error:
+        raise UserError(
+            f"the teacher (-teacher {config.TRAIN.TEACHER_MODEL}, -teacher_model_path) must be trained on the same "
+            f"{config.MODEL.NUM_CLASSES} classes: {error}"
+        ) from None
     logger.info("teacher %s: %s", config.TRAIN.TEACHER_MODEL, report)
     theirs, ours = ((c.DATA.IMAGENET_MEAN, c.DATA.IMAGENET_STD) for c in (own, config))
     return teacher if theirs == ours else Renormalized(teacher, given=ours, own=theirs)

@@ -78,7 +78,8 @@ def recognise(state: dict[str, LazyArray], target: Target, source: str) -> Trans
         raise WeightsError(f"source '{source}' is unknown for this network, allowed: auto, {', '.join(target.tables)}")
     names = list(target.tables) if source == "auto" else [source]
     candidates = [_translate(state, name, target) for name in names]
-    best = max(candidates, key=lambda candidate: _score(candidate, target))
+    # Where a head of another size leaves it open which way round its matrix is, ours is the more likely.
+    best = max(candidates, key=lambda known: (_score(known, target), target.tables[known.source]["layout"] == "paddle"))
     if source == "auto":
         _check_recognised(best, candidates, state, target)
     _check_structural(state, target.tables[best.source])
