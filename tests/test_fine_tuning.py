@@ -82,7 +82,7 @@ def test_a_teacher_of_other_classes_is_refused(photographs, tmp_path, capfd):
     more = ["-teacher", teacher, "-teacher_model_path", tmp_path / "teacher"]
     assert go("pit_b_distilled_224", photographs, tmp_path / "run", *more, opts=[*TINY, *SIZE]) == 2
     error = capfd.readouterr().err
-    assert error.startswith(f"error: the teacher (-teacher {teacher}, -teacher_model_path) must be trained on the same 3")
+    assert error.startswith(f"error: the teacher (-teacher {teacher}, -teacher_model_path) must be trained on the same")
     assert "the file has 7 classes, the network 3" in error
 
 
