@@ -12,7 +12,9 @@ from paddlevit.attention_maps import (
     attention_rollout,
     class_activation,
     class_attention,
+    class_rollout,
     feature_maps,
+    grad_cam,
     heat_map,
     methods,
     overlay,
@@ -157,6 +159,26 @@ def test_rollout_of_cvt_is_that_of_its_last_stage_with_pooled_values():
     np.testing.assert_allclose(class_attention(model, images)[0].reshape([4, 9]), shares[:, 0, 1:], rtol=1e-4)
 
 
+def test_class_rollout_of_pit_is_the_sum_over_all_ways_weighted_by_gradients():
+    model, images = network("pit_digits"), images_for("pit_digits", 1)[:, :, :32, :32]
+    images.stop_gradient, kept = False, []
+    for layer_name, layer in model.named_sublayers():
+        if layer_name.endswith("attn_dropout"):
+            layer.register_forward_post_hook(lambda layer, inputs, output: kept.append(output) and None)
+    logit = model(images)[0, 3]
+    layers = zip(list(kept), paddle.grad(logit, list(kept)))
+    rollout = np.eye(65)
+    for stage, (depth, side) in enumerate(((1, 8), (2, 4), (1, 2))):
+        for _ in range(depth):
+            attention, gradient = (x[0].numpy() for x in next(layers))
+            rollout = rollout + np.maximum(attention * gradient, 0).mean(axis=0) @ rollout
+        if stage < 2:
+            rollout = beside_tokens(pooled(side), 1) @ rollout
+    found = class_rollout(model, images, 3)[0]
+    np.testing.assert_allclose(found.ravel(), rollout[0, 1:], rtol=1e-3, atol=1e-6 * rollout.max())
+    assert found.max() > 0
+
+
 def test_shares_sum_to_one():
     model, images = network("pit_digits"), images_for("pit_digits")[:, :, :32, :32]
     for stage, last in ((1, 0), (2, 2), (3, 3)):
@@ -174,7 +196,7 @@ def test_shares_sum_to_one():
 @pytest.mark.parametrize(("name", "method"), HEATS)
 def test_heat_is_flipped_with_the_image(name, method):
     model, images = symmetric(name), images_for(name)
-    labels = range(10) if method == "grad-cam" else [None]  # there may be classes that nothing speaks for
+    labels = range(10) if method.startswith("grad") else [None]  # there may be classes that nothing speaks for
     for label in labels:
         heat = heat_map(model, images, method, class_index=label)
         flipped = heat_map(model, images.flip([3]), method, class_index=label)
@@ -186,7 +208,7 @@ def test_heat_is_flipped_with_the_image(name, method):
     assert heat.shape == (2, *images.shape[2:])
     assert heat.dtype == np.float32
     np.testing.assert_allclose(heat.max(axis=(1, 2)), 1, rtol=1e-5)
-    assert heat.min() >= 0 or method != "grad-cam"
+    assert heat.min() >= 0 or not method.startswith("grad")
 
 
 @pytest.mark.parametrize("method", ["grad-cam", "attention", "rollout"])
@@ -205,7 +227,7 @@ def test_grad_cam_of_a_mean_and_a_linear_layer_is_the_class_activation_map():
         cam = np.einsum("nchw,c->nhw", last, model.head[2].weight.numpy()[:, label])
         cam = np.maximum(on_pixels(cam, model.views()[2].grids[0], [32, 32]), 0)
         cam = cam / np.maximum(cam.max(axis=(1, 2), keepdims=True), 1e-9)
-        np.testing.assert_allclose(class_activation(model, images, label), cam, atol=1e-5)
+        np.testing.assert_allclose(grad_cam(model, images, label), cam, atol=1e-5)
     both = class_activation(model, images, [0, 7])
     np.testing.assert_array_equal(both[1], class_activation(model, images, 7)[1])
 
@@ -292,7 +314,7 @@ def test_pooled_tokens_are_spread_between_their_neighbours():
     ("name", "call", "message"),
     [
         ("regnet_digits", {"method": "rollout"}, "method rollout, allowed for RegNet: grad-cam"),
-        ("pit_digits", {"method": "cam"}, "method cam, allowed for PiT: grad-cam, attention, rollout"),
+        ("pit_digits", {"method": "cam"}, "method cam, allowed for PiT: grad-rollout, grad-cam, attention, rollout"),
         ("pit_digits", {"class_index": 10}, "class 10, allowed: 0 to 9"),
         ("pit_digits", {"class_index": -1}, "class -1, allowed: 0 to 9"),
         ("pit_digits", {"stage": 4}, r"stage 4, allowed: 1 \(stage 1\) to 3 \(stage 3\)"),
@@ -304,7 +326,7 @@ def test_pooled_tokens_are_spread_between_their_neighbours():
 )
 def test_mistakes_name_what_is_allowed(name, call, message):
     with pytest.raises(UserError, match=message):
-        heat_map(fresh(name), paddle.zeros([1, 3, 32, 32]), **call)
+        heat_map(fresh(name), paddle.zeros([1, 3, 32, 32]), **{"method": "grad-cam", **call})
 
 
 def test_attention_of_networks_without_it():
@@ -347,3 +369,38 @@ def test_smoothing_keeps_lines_and_the_middles_of_places():
     one[0, 1, 4] = 1
     pixels = on_pixels(one, Grid(4.5, 8), [24, 56])[0]
     assert pixels.max() == pixels[12, 36] == 1.0  # the pixel whose middle is 4.5 + 8 * 4
+
+
+def coloured_squares(rng, count):
+    """Noise of 48 x 48 pixels with a square of 12 in it, red, green or blue: images, classes, corners."""
+    images = rng.normal(0, 0.5, (count, 3, 48, 48)).astype("float32")
+    labels, corners = rng.integers(0, 3, count), rng.integers(0, 36, (count, 2))
+    for image, label, (row, column) in zip(images, labels, corners):
+        image[label, row : row + 12, column : column + 12] += 2
+    return paddle.to_tensor(images), labels, corners
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "found"),
+    [("regnet_digits", 60, {"grad-cam": 0.9}), ("pit_digits", 60, {"grad-rollout": 0.7, "rollout": 0.8})],
+)
+def test_heat_points_at_the_object(name, steps, found):
+    rng = np.random.default_rng(0)
+    model = fresh(name, **{"DATA.IMAGE_SIZE": 48, "MODEL.NUM_CLASSES": 3})
+    model.train()
+    clip = paddle.nn.ClipGradByGlobalNorm(1.0)
+    optimizer = paddle.optimizer.AdamW(2e-3, parameters=model.parameters(), grad_clip=clip)
+    for _ in range(steps):
+        images, labels, _ = coloured_squares(rng, 16)
+        paddle.nn.functional.cross_entropy(model(images), paddle.to_tensor(labels)).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    model.eval()
+    images, labels, corners = coloured_squares(np.random.default_rng(1), 32)
+    assert (model(images).argmax(axis=1).numpy() == labels).mean() > 0.9
+    assert set(found) <= set(methods(model))
+    for method, share in found.items():
+        inside = []
+        for heat, (row, column) in zip(heat_map(model, images, method), corners):
+            inside.append(heat[row : row + 12, column : column + 12].mean() / max(heat.mean(), 1e-6))
+        assert np.mean(np.array(inside) > 1.5) >= share, (method, inside)

@@ -4,16 +4,18 @@ Networks are watched by hooks while they run, so a network that nobody looks int
 not look into the same one at once. A family says in its `views()` what there is to see (`paddlevit/views.py`).
 """
 
-from paddlevit.attention_maps.activation import class_activation, feature_maps
-from paddlevit.attention_maps.attention import attention_rollout, class_attention
-from paddlevit.attention_maps.heat import heat_map, methods
+from paddlevit.attention_maps.activation import feature_maps, grad_cam
+from paddlevit.attention_maps.attention import attention_rollout, class_attention, class_rollout
+from paddlevit.attention_maps.heat import class_activation, heat_map, methods
 from paddlevit.attention_maps.picture import overlay
 
 __all__ = [
     "attention_rollout",
     "class_activation",
     "class_attention",
+    "class_rollout",
     "feature_maps",
+    "grad_cam",
     "heat_map",
     "methods",
     "overlay",

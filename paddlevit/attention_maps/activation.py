@@ -1,14 +1,21 @@
 """Feature maps, and where in them a class comes from."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
 
 from paddlevit.attention_maps.align import on_pixels
-from paddlevit.attention_maps.watch import Watched, places_of, position, run_watched, stage_views
-from paddlevit.errors import UserError
+from paddlevit.attention_maps.watch import (
+    ClassIndex,
+    Watched,
+    class_score,
+    places_of,
+    position,
+    run_watched,
+    stage_views,
+)
 from paddlevit.views import StageView
 
 
@@ -23,12 +30,8 @@ def feature_maps(model: nn.Layer, images: Tensor) -> Dict[str, List[np.ndarray]]
     return {view.name: [on_grid(x, view).numpy() for x in maps] for view, maps in zip(views, outputs)}
 
 
-def class_activation(
-    model: nn.Layer,
-    images: Tensor,
-    class_index: Union[None, int, Sequence[int]] = None,
-    *,
-    stage: Optional[int] = None,
+def grad_cam(
+    model: nn.Layer, images: Tensor, class_index: ClassIndex = None, *, stage: Optional[int] = None
 ) -> np.ndarray:
     """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2): where each image speaks for a class, [N, H, W], 0 to 1.
 
@@ -46,13 +49,13 @@ def class_activation(
     watched = [Watched(target, _as_leaves, goes_on=True), Watched(view.layer, places_of(view))]
     with paddle.enable_grad():
         logits, (output, places) = run_watched(model, images, watched)
-        gradients = _gradients(_score(logits, class_index), output)
+        gradients = _gradients(class_score(logits, class_index), output)
     with paddle.no_grad():
         if by_token:
             pairs = [(_without_tokens(output, view, places), _without_tokens(gradients, view, places))]
         else:
             pairs = list(zip(view.maps(output), view.maps(gradients)))
-        return _scaled(_weighted_sum(pairs, view, images.shape[2:]))
+        return scaled(_weighted_sum(pairs, view, images.shape[2:]))
 
 
 def on_grid(x: Tensor, view: StageView) -> Tensor:
@@ -61,18 +64,6 @@ def on_grid(x: Tensor, view: StageView) -> Tensor:
         return x
     side = round(len(view.spread) ** 0.5)
     return paddle.matmul(x, paddle.to_tensor(view.spread.T)).reshape([*x.shape[:2], side, side])
-
-
-def _score(logits: Tensor, class_index: Union[None, int, Sequence[int]]) -> Tensor:
-    """The sum over the images of the logit of each image's class; the images do not depend on each other."""
-    images, classes = logits.shape
-    if class_index is None:
-        index = logits.argmax(axis=1)
-    else:
-        index = paddle.to_tensor(np.broadcast_to(np.asarray(class_index, dtype="int64"), [images]).copy())
-        for wrong in (i for i in index.tolist() if not 0 <= i < classes):
-            raise UserError(f"class {wrong}, allowed: 0 to {classes - 1}")
-    return paddle.take_along_axis(logits, index.unsqueeze(1), axis=1).sum()
 
 
 def _as_leaves(output: Any) -> Any:
@@ -116,7 +107,7 @@ def _weighted_sum(pairs: Sequence[Tuple[Tensor, Tensor]], view: StageView, size:
     return np.maximum(total, 0)
 
 
-def _scaled(heat: np.ndarray) -> np.ndarray:
+def scaled(heat: np.ndarray) -> np.ndarray:
     """Divided by the largest value of each image, if that is not 0."""
     largest = heat.max(axis=(1, 2), keepdims=True)
     return heat / np.where(largest > 0, largest, 1)

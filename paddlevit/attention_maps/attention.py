@@ -1,12 +1,21 @@
 """Attention of the tokens that the head sees, in one layer and through all of them."""
 
-from typing import Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from paddlevit.attention_maps.watch import Watched, places_of, position, run_watched, stage_views
+from paddlevit.attention_maps.watch import (
+    ClassIndex,
+    Watched,
+    class_score,
+    places_of,
+    position,
+    run_watched,
+    stage_views,
+)
 from paddlevit.errors import UserError
 from paddlevit.views import AttentionView, StageView, Window
 
@@ -59,20 +68,57 @@ def attention_rollout(model: nn.Layer, images: Tensor) -> np.ndarray:
     if not views[-1].attentions:
         raise UserError(f"{type(model).__name__} has no global attention to follow")
     views = views[rollout_start(views) :]
-    watched = [Watched(view.layer, places_of(view)) for view in views]
-    watched += [Watched(layer.probabilities, _mean_over_heads) for view in views for layer in view.attentions]
     with paddle.no_grad():
-        _, kept = run_watched(model, images, watched)
+        _, kept = run_watched(model, images, _rollout_watched(views, _mean_over_heads))
     sizes, matrices = kept[: len(views)], kept[len(views) :]
-    shares = _seen_by_head(images.shape[0], views[-1], sizes[-1])
+    return _rolled(views, sizes, matrices, beside=RESIDUAL, through=1 - RESIDUAL)
+
+
+def class_rollout(model: nn.Layer, images: Tensor, class_index: ClassIndex = None) -> np.ndarray:
+    """Rollout of the attention that speaks for a class (Chefer et al. 2021, "Generic Attention-model Explainability for
+    Interpreting Bi-Modal and Encoder-Decoder Transformers", section 3), [N, H, W], not below 0.
+
+    As `attention_rollout`, but every probability is weighted by its gradient, what speaks against the class is left
+    out, and the residual branch counts fully. `class_index` is one class, or one for each of `images` [N, C, H, W], by
+    default the likeliest. Raises UserError where there are no class tokens, and for a class that there is not.
+    """
+    views = stage_views(model)
+    if not views[-1].num_tokens or not views[-1].attentions:
+        raise UserError(f"{type(model).__name__} has no class token whose attention could be followed")
+    views = views[rollout_start(views) :]
+    images = images.detach()
+    images.stop_gradient = False  # so that there are gradients in a frozen network too
+    with paddle.enable_grad():
+        logits, kept = run_watched(model, images, _rollout_watched(views, lambda output: output))
+        sizes, probabilities = kept[: len(views)], kept[len(views) :]
+        gradients = paddle.grad(class_score(logits, class_index), probabilities)
+    with paddle.no_grad():
+        matrices = [_mean_over_heads(F.relu(x * gradient)) for x, gradient in zip(probabilities, gradients)]
+    return _rolled(views, sizes, matrices, beside=1, through=1)
+
+
+def _rollout_watched(views: Sequence[StageView], keep: Callable[[Tensor], Any]) -> List[Watched]:
+    """The size of every view, then what `keep` makes of the probabilities of every attention layer."""
+    layers = [layer.probabilities for view in views for layer in view.attentions]
+    return [Watched(view.layer, places_of(view)) for view in views] + [Watched(layer, keep) for layer in layers]
+
+
+def _rolled(
+    views: Sequence[StageView], sizes: Sequence, matrices: Sequence[np.ndarray], *, beside: float, through: float
+) -> np.ndarray:
+    """From what the head sees back to the places of the first view, [N, H, W]; `matrices` [N, T + L, T + L'].
+
+    At every attention layer shares count `beside` for the token itself and `through` for what it attends to.
+    """
+    left = list(matrices)
+    shares = _seen_by_head(len(left[0]), views[-1], sizes[-1])
     for view, places in zip(reversed(views), reversed(sizes)):
         if view.pooling is not None:
             pooling = view.pooling.shares(places) if isinstance(view.pooling, Window) else view.pooling
             shares = _through(shares, view.num_tokens, pooling)
         for layer in reversed(view.attentions):
-            attended = np.einsum("nq,nqk->nk", shares, matrices.pop())
-            attended = _over_tokens(attended, layer, view.num_tokens, places)
-            shares = RESIDUAL * shares + (1 - RESIDUAL) * attended
+            attended = np.einsum("nq,nqk->nk", shares, left.pop())
+            shares = beside * shares + through * _over_tokens(attended, layer, view.num_tokens, places)
     shares = shares[:, views[0].num_tokens :]
     side = round(shares.shape[1] ** 0.5)
     return shares.reshape([-1, *(sizes[0] if len(sizes[0]) == 2 else (side, side))])

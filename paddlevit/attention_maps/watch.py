@@ -1,12 +1,16 @@
 """Run a network once and keep what some of its layers return."""
 
 import contextlib
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+import numpy as np
+import paddle
 from paddle import Tensor, nn
 
 from paddlevit.errors import UserError
 from paddlevit.views import StageView
+
+ClassIndex = Union[None, int, Sequence[int]]  # the likeliest, one for all images, or one for each
 
 
 class Watched(NamedTuple):
@@ -33,6 +37,21 @@ def run_watched(model: nn.Layer, images: Tensor, watched: Sequence[Watched]) -> 
             stack.callback(layer.register_forward_post_hook(keeper(i)).remove)
         stack.enter_context(_evaluation(model))
         return model(images), kept
+
+
+def class_score(logits: Tensor, class_index: ClassIndex) -> Tensor:
+    """The sum over the images of the logit of each image's class; the images do not depend on each other.
+
+    Raises UserError for a class that there is not.
+    """
+    images, classes = logits.shape
+    if class_index is None:
+        index = logits.argmax(axis=1)
+    else:
+        index = paddle.to_tensor(np.broadcast_to(np.asarray(class_index, dtype="int64"), [images]).copy())
+        for wrong in (i for i in index.tolist() if not 0 <= i < classes):
+            raise UserError(f"class {wrong}, allowed: 0 to {classes - 1}")
+    return paddle.take_along_axis(logits, index.unsqueeze(1), axis=1).sum()
 
 
 def stage_views(model: nn.Layer) -> List[StageView]:

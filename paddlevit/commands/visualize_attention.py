@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from paddlevit import runtime
 from paddlevit.attention_maps import class_attention, feature_maps, heat_map, methods, overlay
+from paddlevit.attention_maps.heat import OF_A_CLASS
 from paddlevit.attention_maps.picture import Captioned, fitted, sheet, tiles
 from paddlevit.commands.classifier import add_flags, build_classifier, configure, name_of
 from paddlevit.commands.parser import Parser, exit_code
@@ -20,7 +21,7 @@ from paddlevit.data import build_file_loader
 from paddlevit.data.transforms import build_eval_transform
 from paddlevit.errors import UserError
 
-_METHODS = ("grad-cam", "attention", "rollout", "features", "all")
+_METHODS = ("grad-cam", "grad-rollout", "attention", "rollout", "features", "all")
 _SIDE, _SMALL = 240, 96  # longer side of the pictures of a sheet, in pixels
 _CHANNELS = 8
 
@@ -55,17 +56,18 @@ def main(argv: List[str]) -> int:
     label = int(view.probabilities.argmax())
     if args.of is not None:
         label = _label(args.of, names, len(view.probabilities))
+    method = args.method or methods(view.model)[0]
     found = f"{name_of(label, names)} ({100 * view.probabilities[label]:.1f} %)"
-    if args.method in ("all", "features"):
+    if method in ("all", "features"):
         rows: List[List[Captioned]] = [[(f"{config.MODEL.NAME}: {found}", None)]]
-        if args.method == "all":
+        if method == "all":
             rows += _heats(view, label)
         picture = sheet(rows + _features(view))
     else:
-        of = label if args.method == "grad-cam" else None
-        picture = view.over(heat_map(view.model, view.images, args.method, class_index=of, stage=args.stage)[0])
+        of = label if method in OF_A_CLASS else None
+        picture = view.over(heat_map(view.model, view.images, method, class_index=of, stage=args.stage)[0])
     _save(picture, Path(args.output))
-    print(f"{args.image}: {found}\n{args.method} written to {args.output}, {picture.width} x {picture.height} pixels")
+    print(f"{args.image}: {found}\n{method} written to {args.output}, {picture.width} x {picture.height} pixels")
     return 0
 
 
@@ -76,16 +78,16 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag = parser.flag
     flag("image", required=True, metavar="FILE", help="the image")
     flag("output", required=True, metavar="PNG", help="the picture to write")
-    flag("method", default="grad-cam", help=f"{', '.join(_METHODS)} (default grad-cam)")
-    flag("class", dest="of", metavar="CLASS", help="grad-cam: name or number of the class (default: the likeliest)")
+    flag("method", help=f"{', '.join(_METHODS)} (default: grad-rollout for PiT, grad-cam for the others)")
+    flag("class", dest="of", metavar="CLASS", help="grad-...: name or number of the class (default: the likeliest)")
     flag("stage", type=int, metavar="N", help="grad-cam, attention: the stage, or HVT's block (default: the last)")
     args = parser.parse_args(argv)
-    if args.method not in _METHODS:
+    if args.method not in (None, *_METHODS):
         raise UserError(f"-method {args.method}, allowed: {', '.join(_METHODS)}")
-    if args.stage is not None and args.method not in ("grad-cam", "attention"):
+    if args.stage is not None and args.method not in (None, "grad-cam", "attention"):
         raise UserError(f"-stage {args.stage}: only grad-cam and attention show one stage, not {args.method}")
-    if args.of is not None and args.method not in ("grad-cam", "all"):
-        raise UserError(f"-class {args.of}: only grad-cam shows a class, not {args.method}")
+    if args.of is not None and args.method not in (None, "all", *OF_A_CLASS):
+        raise UserError(f"-class {args.of}: {' and '.join(OF_A_CLASS)} show a class, not {args.method}")
     return args
 
 
@@ -103,7 +105,7 @@ def _heats(view: View, label: int) -> List[List[Captioned]]:
     image = view.over(np.zeros([1, 1]), _SIDE)
     row: List[Captioned] = [("what the network sees", image)]
     for method in methods(view.model):
-        of = label if method == "grad-cam" else None
+        of = label if method in OF_A_CLASS else None
         row.append((method, view.over(heat_map(view.model, view.images, method, class_index=of)[0], _SIDE)))
     if len(row) == 2:
         return [row]
