@@ -69,9 +69,21 @@ class Bottleneck(nn.Layer):
         return F.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
+class Upsample(nn.Layer):
+    """Every place `scale` times as high and as wide; [N, C, H, W] -> [N, C, scale H, scale W]."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        # By size: exporters cannot read the scale that nn.Upsample(scale_factor=...) leaves in a program.
+        return F.interpolate(x, [side * self.scale for side in x.shape[2:]], mode="nearest")
+
+
 def fuse_up(in_channels: int, channels: int, steps: int) -> nn.Sequential:
     """From a branch that is `steps` resolutions lower: channels first, then every place 2^steps times as wide."""
-    return nn.Sequential(*conv_bn(in_channels, channels), nn.Upsample(scale_factor=2**steps, mode="nearest"))
+    return nn.Sequential(*conv_bn(in_channels, channels), Upsample(2**steps))
 
 
 def fuse_down(in_channels: int, channels: int, steps: int) -> nn.Sequential:
