@@ -10,9 +10,16 @@ VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "paddlevit" / "__init__.py
 
 SERVE = ["fastapi>=0.110", "uvicorn>=0.29", "python-multipart>=0.0.18", "prometheus-client>=0.17"]
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"]
+EXPORT = [
+    "paddle2onnx>=2.1; python_version < '3.13'",  # it writes ONNX, of which OpenVINO's files are made; no later build
+    "onnxruntime>=1.16",
+    "openvino>=2024.0",
+    "nncf>=2.14",  # int8
+]
 TEST = [
     *DOCS,
     *SERVE,
+    *EXPORT,
     "pytest>=7",
     "hypothesis>=6",
     "ruff==0.17.5",
@@ -49,7 +56,7 @@ setup(
         "gpu": ["paddlepaddle-gpu>=3.0,<4"],
         "demo": ["scikit-learn>=1.0"],
         "fast": ["opencv-python-headless>=4.5"],  # training images twice as fast as by Pillow
-        "export": ["paddle2onnx>=2.1; python_version < '3.12'", "onnxruntime>=1.16", "openvino>=2024.0"],
+        "export": EXPORT,
         "log": ["tensorboardX>=2.6", "visualdl>=2.5"],
         "serve": [*SERVE],
         "docs": DOCS,

@@ -32,7 +32,7 @@ def add_flags(parser: Parser) -> None:
     """The flags that `configure` reads."""
     flag = parser.flag
     flag("cfg", metavar="FILE", help="yaml file, variant, or a run's config.yaml (default: the one beside the weights)")
-    flag("pretrained", required=True, metavar="FILE", help="the weights; of any source")
+    flag("pretrained", metavar="FILE", help="the weights; of any source")
     flag("labels", metavar="FILE", help="names of the classes, one a line (default: found beside the weights or data)")
     flag("data_path", metavar="DIR", help="the data set, if its classes have the names")
     flag("num_classes", type=int, help="classes of the network (default: as many as there are names)")
@@ -46,6 +46,8 @@ def configure(args: argparse.Namespace) -> Tuple[CfgNode, Sequence[str]]:
 
     Raises UserError.
     """
+    if args.pretrained is None:
+        raise UserError("-pretrained FILE is required: the weights (-h lists the flags)")
     folder = Path(args.pretrained).parent
     if args.cfg is None:
         args.cfg = str(folder / "config.yaml")

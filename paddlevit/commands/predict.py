@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Iterator, List, Optional, Sequence
 
 import paddle
@@ -21,6 +22,7 @@ from paddlevit.commands.classifier import (
     configure,
     name_of,
 )
+from paddlevit.commands.exported import configure_exported, exported_logits
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import with_values
 from paddlevit.data import EvalLoader, build_file_loader
@@ -39,11 +41,15 @@ def main(argv: List[str]) -> int:
     paths = list(find_images(_named(args.images)))
     if not paths:
         raise UserError("no image is named on standard input")
-    config, names = configure(args)
+    exported: Optional[Path] = None
+    if args.exported:
+        config, names, exported = configure_exported(args)
+    else:
+        config, names = configure(args)
     if len(paths) <= config.DATA.BATCH_SIZE_EVAL:
         config = with_values(config, {"DATA.NUM_WORKERS": 0})  # with one batch there is nothing to do in advance
     runtime.setup(config.DEVICE, config.SEED)
-    logits = build_logits(config, build_classifier(config))
+    logits = exported_logits(exported) if exported else build_logits(config, build_classifier(config))
     try:
         return _predict(logits, build_file_loader(config, paths), args=args, names=names)
     except BrokenPipeError:  # who reads has enough, as head does; at its end Python would write once more
@@ -68,6 +74,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="- reads a list from standard input")
     add_flags(parser)
     flag = parser.flag
+    flag("exported", metavar="DIR", help="what export_model.py wrote, a folder or its file, instead of -pretrained")
     flag("topk", type=int, default=5, help="classes to name for each image (default 5)")
     flag("json", action="store_true", help="print one JSON object a line for each image")
     flag("batch_size", dest="batch_size_eval", metavar="N", type=int, default=_BATCH_SIZE, help="images at a time (32)")

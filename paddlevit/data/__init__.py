@@ -28,6 +28,7 @@ __all__ = [
     "build_eval_loader",
     "build_file_loader",
     "build_preparation",
+    "build_sample_loader",
     "build_train_loader",
     "open_source",
 ]
@@ -73,6 +74,17 @@ def build_eval_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) ->
     source = _checked_source(config, "val")
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
     return _eval_loader(config, dataset, rank=rank, world_size=world_size)
+
+
+def build_sample_loader(config: CfgNode, split: str, most: int) -> EvalLoader:
+    """At most `most` images of a split, evenly spread over it, as evaluation sees them.
+
+    Raises MissingFileError or UserError where the data cannot be used as the configuration says.
+    """
+    source = _checked_source(config, split)
+    dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
+    # What one of so many processes would evaluate is every so-manieth image.
+    return _eval_loader(config, dataset, world_size=-(-len(source) // most))
 
 
 def build_file_loader(config: CfgNode, paths: Sequence[str]) -> EvalLoader:

@@ -1,0 +1,88 @@
+"""export.json: what a program must know of an exported network to use it, without our configuration."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from paddle import nn
+from yacs.config import CfgNode
+
+from paddlevit.errors import MissingFileError, UserError
+
+DESCRIPTION_FILE = "export.json"
+
+_PREPROCESSING = {
+    "image_size": "DATA.IMAGE_SIZE",
+    "channels": "DATA.IMAGE_CHANNELS",
+    "resize_mode": "DATA.RESIZE_MODE",
+    "crop_pct": "DATA.CROP_PCT",
+    "interpolation": "DATA.INTERPOLATION",
+    "mean": "DATA.IMAGENET_MEAN",
+    "std": "DATA.IMAGENET_STD",
+}
+
+
+def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> Dict[str, Any]:
+    """The description of a network, but for "files": those of its exported files, the newest last.
+
+    Its preprocessing: an RGB image whose shorter side becomes `resize_shorter_side_to` and whose centre is cut out, or
+    null and both sides become `image_size`; then (x / 255 - mean) / std by channel.
+    """
+    data = config.DATA
+    return {
+        "variant": config.MODEL.NAME,
+        "family": config.MODEL.TYPE,
+        "num_classes": config.MODEL.NUM_CLASSES,
+        "weights_sha256": _checksum(model),
+        "input": f"images, float32 [N, {data.IMAGE_CHANNELS}, {data.IMAGE_SIZE}, {data.IMAGE_SIZE}], RGB",
+        "output": f"logits, float32 [N, {config.MODEL.NUM_CLASSES}]",
+        "preprocessing": {
+            **{name: data[key.split(".")[1]] for name, key in _PREPROCESSING.items()},
+            "resize_shorter_side_to": None if data.RESIZE_MODE == "squash" else int(data.IMAGE_SIZE / data.CROP_PCT),
+        },
+        "class_names": list(class_names),
+    }
+
+
+def read_description(folder: Path) -> Dict[str, Any]:
+    """The description in `folder`. Raises UserError where there is none, or one that says too little."""
+    path = folder / DESCRIPTION_FILE
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        complete = all(key in description["preprocessing"] for key in _PREPROCESSING)
+        complete = complete and all(isinstance(description[key], list) for key in ("files", "class_names"))
+        complete = complete and bool(description["files"]) and isinstance(description["num_classes"], int)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingFileError(f"there is no {path}: name a folder that export_model.py has written") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error!r}") from None
+    if not complete:
+        raise UserError(f"{path} is damaged: it needs files, class_names, num_classes and {', '.join(_PREPROCESSING)}")
+    return description
+
+
+def data_values(description: Dict[str, Any]) -> Dict[str, Any]:
+    """The keys of the configuration, with their values, that make the images which the network was evaluated on."""
+    values = {key: description["preprocessing"][name] for name, key in _PREPROCESSING.items()}
+    return {"MODEL.NUM_CLASSES": description["num_classes"], **values}
+
+
+def with_file(description: Dict[str, Any], folder: Path, file: Path) -> Dict[str, Any]:
+    """`description` with the files of the same network that `folder` describes already, and `file` as the newest."""
+    files: List[str] = []
+    try:
+        earlier = read_description(folder)
+        if {**earlier, "files": None} == {**description, "files": None}:
+            files = [name for name in earlier["files"] if name != file.name]
+    except UserError:
+        pass  # there is none yet, or none that is worth keeping
+    return {**description, "files": [*files, file.name]}
+
+
+def _checksum(model: nn.Layer) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
