@@ -191,18 +191,26 @@ def _reconstruct(*args: Any) -> _Array:
     return _Array()
 
 
+def _encode(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes for Python 2, where somebody has pickled the entries anew."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes come as latin1, not as {encoding}")
+    return text.encode("latin1")
+
+
 class _ForbiddenName(Exception):  # noqa: N818 - told to the user as a UserError
     pass
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds plain containers, and nothing else: the three names that CIFAR files hold stand for harmless classes."""
+    """Builds plain containers, and nothing else: the names that CIFAR files hold stand for harmless things."""
 
     _STANDS_FOR = {
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
         ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _DType,
+        ("_codecs", "encode"): _encode,
     }
 
     def find_class(self, module: str, name: str) -> Any:

@@ -129,10 +129,11 @@ def test_cifar100(cifar100, tmp_path):
     check(val, [cifar100["test"][b"data"]], [5, 6], names)
 
 
-def test_arrays_of_any_numpy(cifar100, tmp_path):
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_arrays_of_any_numpy(protocol, cifar100, tmp_path):
     """The same entries, pickled by the NumPy that is installed."""
     unpacked(tmp_path, cifar100)
-    content = pickle.dumps({b"data": cifar100["test"][b"data"], b"fine_labels": [5, 6]}, protocol=3)
+    content = pickle.dumps({b"data": cifar100["test"][b"data"], b"fine_labels": [5, 6]}, protocol=protocol)
     (tmp_path / "test").write_bytes(content)
     check(
         open_cifar(tmp_path, "cifar100", split="val"),
