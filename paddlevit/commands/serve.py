@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import paddle
@@ -17,7 +17,8 @@ from yacs.config import CfgNode
 from paddlevit import runtime
 from paddlevit.attention_maps import class_activation, overlay
 from paddlevit.attention_maps.picture import fitted
-from paddlevit.commands.classifier import add_flags, build_classifier, build_logits, configure
+from paddlevit.commands.classifier import Logits, add_flags, build_classifier, build_logits, configure
+from paddlevit.commands.exported import configure_exported, exported_logits
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.data import build_preparation
 from paddlevit.data.decode import decode
@@ -47,9 +48,7 @@ def main(argv: List[str]) -> int:
         timeout=args.timeout,
     )
     with _listen(args.host, args.port) as listener:
-        config, names = configure(args)
-        runtime.setup(config.DEVICE, config.SEED)
-        network = ServedNetwork(config, build_classifier(config))
+        network, names = open_network(args)
         loopback = is_loopback(listener.getsockname()[0])
         app = create_app(network, names, limits=limits, allowed_hosts=args.allowed_hosts, any_host=not loopback)
         server = uvicorn.Server(
@@ -74,6 +73,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(description="Serve a network: a page to drop an image on, and POST /predict.")
     add_flags(parser)
     flag = parser.flag
+    flag("exported", metavar="DIR", help="what export_model.py wrote, a folder or its file, instead of -pretrained")
     flag("host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
     flag("port", type=int, default=8000, help="port to listen at (default 8000; 0: any that is free)")
     flag("allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as behind a proxy")
@@ -93,21 +93,36 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def open_network(args: argparse.Namespace) -> Tuple["ServedNetwork", Sequence[str]]:
+    """The network that `args` name and what its classes are called."""
+    if args.exported:
+        config, names, exported = configure_exported(args)
+        runtime.setup(config.DEVICE, config.SEED)
+        return ServedNetwork(config, exported_logits(exported), name=f"{exported.parent.name}/{exported.name}"), names
+    config, names = configure(args)
+    runtime.setup(config.DEVICE, config.SEED)
+    model = build_classifier(config)
+    return ServedNetwork(config, build_logits(config, model), name=config.MODEL.NAME, model=model), names
+
+
 class ServedNetwork:
     """A network as paddlevit.serve.Network wants it."""
 
-    explains = True
+    def __init__(self, config: CfgNode, logits: Logits, *, name: str, model: Optional[nn.Layer] = None) -> None:
+        """Runs the network once, so that the first visitor does not wait for what is made on first use.
 
-    def __init__(self, config: CfgNode, model: nn.Layer) -> None:
-        """Runs the network once, so that the first visitor does not wait for what is made on first use."""
-        self.name = config.MODEL.NAME
-        self.num_classes = config.MODEL.NUM_CLASSES
+        Without `model`, whose gradients say where it has looked, nothing is explained.
+        """
+        self.explains = model is not None
+        self.name = name
         self._model = model
-        self._logits = build_logits(config, model)
+        self._logits = logits
         self._prepare, self._normalize = build_preparation(config)
         self._source_box = build_eval_transform(config).source_box
         data = config.DATA
-        self.classify(np.zeros([1, data.IMAGE_SIZE, data.IMAGE_SIZE, data.IMAGE_CHANNELS], "uint8"), [0])
+        black = np.zeros([1, data.IMAGE_SIZE, data.IMAGE_SIZE, data.IMAGE_CHANNELS], "uint8")
+        probabilities, _ = self.classify(black, [0] * self.explains)
+        self.num_classes = probabilities.shape[1]
 
     def prepare(self, data: bytes) -> np.ndarray:
         """Pixels of an image file as evaluation sees them, uint8 [H, W, C]. Raises UserError for a damaged file."""
@@ -118,7 +133,7 @@ class ServedNetwork:
         images = self._normalize(paddle.to_tensor(pixels))
         probabilities = F.softmax(self._logits(images).astype("float32")).numpy()
         chosen = list(explain)
-        if not chosen:
+        if not chosen or self._model is None:
             return probabilities, {}
         some = paddle.stack([images[i] for i in chosen])
         heats = class_activation(self._model, some, probabilities[chosen].argmax(axis=1).tolist())

@@ -21,7 +21,8 @@ from PIL import Image
 from served import call, form, picture, png_header
 
 from paddlevit.commands import predict
-from paddlevit.commands.serve import main
+from paddlevit.commands.export_model import main as export
+from paddlevit.commands.serve import main, open_network, parse_args
 from paddlevit.config import get_config
 from paddlevit.models import build_model
 
@@ -103,6 +104,19 @@ def test_it_says_what_predict_says(port, weights, tmp_path, capsys, kind):
     told = ask(port, file.read_bytes()).content["classes"]
     assert [c["class"] for c in told] == [c["class"] for c in expected]
     assert [c["probability"] for c in told] == pytest.approx([c["probability"] for c in expected], abs=2e-6)
+
+
+def test_exported_network(weights, tmp_path):
+    assert export(["-cfg", "pit_digits", "-pretrained", str(weights), "-output", str(tmp_path / "out")]) == 0
+    network, _ = open_network(parse_args(["-exported", str(tmp_path / "out")]))
+    data = noise(5)
+    pixels = network.prepare(data)[None]
+    probabilities, heats = network.classify(pixels, [])
+    assert (network.num_classes, network.explains, network.name, heats) == (10, False, "out/model.json", {})
+    network, _ = open_network(parse_args(["-cfg", "pit_digits", "-pretrained", str(weights)]))
+    expected, heats = network.classify(pixels, [0])
+    assert np.abs(probabilities - expected).max() < 1e-5
+    assert heats[0].shape == (32, 32) and heats[0].max() == 1
 
 
 def test_overlay_shows_the_whole_image_dark_where_it_was_not_seen(port):
