@@ -28,6 +28,7 @@ TEST = [
     "types-PyYAML",
     "scikit-learn>=1.0",
     "opencv-python-headless>=4.5",
+    "simplejpeg>=1.7",
     "tensorboardX>=2.6",
     "setuptools>=70.1",  # builds the wheel that a test looks into
 ]
@@ -55,7 +56,7 @@ setup(
         "cpu": ["paddlepaddle>=3.0,<4"],
         "gpu": ["paddlepaddle-gpu>=3.0,<4"],
         "demo": ["scikit-learn>=1.0"],
-        "fast": ["opencv-python-headless>=4.5"],  # training images twice as fast as by Pillow
+        "fast": ["opencv-python-headless>=4.5", "simplejpeg>=1.7"],  # training images twice as fast as by Pillow
         "export": EXPORT,
         "log": ["tensorboardX>=2.6", "visualdl>=2.5"],
         "serve": [*SERVE],

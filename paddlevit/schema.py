@@ -64,6 +64,7 @@ DEFAULTS: Dict[str, Any] = {
         "CROP_PADDING": 4,
         "HFLIP": 0.5,
         "RESIZER": "auto",  # training images by opencv where it is installed, or pillow: the published pixels, slower
+        "FAST_JPEG": True,  # opencv only: decode by simplejpeg where it is installed, 1 level less exact
         "COLOR_JITTER": 0.4,  # only without RAND_AUGMENT and AUTO_AUGMENT
         "RAND_AUGMENT": True,
         "RAND_AUGMENT_LAYERS": 2,

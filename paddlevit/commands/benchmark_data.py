@@ -1,21 +1,21 @@
 """tools/benchmark.py data: images/s of the data path, stage by stage, beside a chain as PaddleViT has it."""
 
+import contextlib
+import functools
 import json
-import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import paddle
-from paddle.io.dataloader.collate import default_collate_fn
 from yacs.config import CfgNode
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.commands.photographs import write_photographs
-from paddlevit.commands.yardstick import YardstickDataset, evaluation_chain, training_chain
+from paddlevit.commands.rates import Chain, loader_rate, milliseconds
+from paddlevit.commands.yardstick import NAMES, Yardstick
 from paddlevit.config import get_config
 from paddlevit.data import build_eval_loader, build_train_loader, open_source, resizer
 from paddlevit.data.dataset import ImageDataset
@@ -26,16 +26,20 @@ from paddlevit.errors import UserError
 
 _GENERATED = 96
 _BATCH = 32
+_YARDSTICK = "yardstick: "
+_WHOLE = "decode for training"
 
-Chain = Callable[[List[int]], Any]  # does something with the images of these numbers, a batch
+Measure = Callable[[List[List[int]]], float]  # CPU milliseconds that an image of these batches takes
 
 
 class Row(NamedTuple):
-    """What a chain took: CPU milliseconds per image, the median of all rounds, and the chain to compare it with."""
+    """What a chain took: CPU milliseconds per image, and how many times as long the chain that it is compared with;
+    medians of all rounds."""
 
     name: str
     milliseconds: float
     against: Optional[str] = None
+    ratio: Optional[float] = None
 
 
 @exit_code
@@ -59,8 +63,9 @@ def data_command(argv: List[str]) -> int:
             write_photographs(Path(folder), args.images)
         config = _config(args.cfg, args.data_path or folder, args.opts)
         source = open_source(config, "train")
-        rows = _measured(_chains(config, source), source, images=args.images, rounds=args.rounds)
-        rates = {count: dict(_loader_rates(config, source, count, args.images)) for count in args.workers}
+        with contextlib.closing(Yardstick(config)) as yardstick:
+            rows = _measured(_measures(config, source, yardstick), source, images=args.images, rounds=args.rounds)
+            rates = {count: _loader_rates(config, yardstick, count, args.images) for count in args.workers}
         result = {"rows": [row._asdict() for row in rows], "loaders": rates, "description": _described(config, source)}
     print(json.dumps(result) if args.json else _table(result))
     return 0
@@ -71,8 +76,17 @@ def _config(name: str, data_path: str, opts: List[str]) -> CfgNode:
     return get_config(name, [*own, *opts])
 
 
-def _chains(config: CfgNode, source: Source) -> Dict[str, Tuple[Chain, Optional[str]]]:
-    """Per name the chain, and the name of the one to compare it with."""
+def _measures(config: CfgNode, source: Source, yardstick: Yardstick) -> Dict[str, Measure]:
+    """What is measured, by name; a chain after the yardstick's of the same name."""
+    measures: Dict[str, Measure] = {}
+    for name, chain in _chains(config, source).items():
+        if name in NAMES:
+            measures[_YARDSTICK + name] = functools.partial(yardstick.milliseconds, name)
+        measures[name] = functools.partial(milliseconds, chain)
+    return measures
+
+
+def _chains(config: CfgNode, source: Source) -> Dict[str, Chain]:
     size = config.DATA.IMAGE_SIZE
     plain = ["TRAIN.RAND_AUGMENT", False, "TRAIN.AUTO_AUGMENT", False, "TRAIN.COLOR_JITTER", 0.0]
     plain += ["TRAIN.THREE_AUGMENT", False, "TRAIN.RANDOM_ERASE_PROB", 0.0]
@@ -81,18 +95,15 @@ def _chains(config: CfgNode, source: Source) -> Dict[str, Tuple[Chain, Optional[
     evaluated = ImageDataset(source, build_eval_transform(config))
     pixels = np.zeros((_BATCH, size, size, 3), dtype=np.uint8)
     return {
-        "read": (_each(source.read), None),
-        "decode by Pillow": (_each(lambda i: decode(source.read(i), "")), None),
-        **_opencv_decoding(config, source),
-        "yardstick: crop, flip": (_yardstick(source, training_chain(size, full=False)), None),
-        "crop, flip": (_batch_of(cropped), "yardstick: crop, flip"),
-        "yardstick: training": (_yardstick(source, training_chain(size, full=True)), None),
-        "training": (_batch_of(full), "yardstick: training"),
-        "yardstick: evaluation": (_yardstick(source, evaluation_chain(size, config.DATA.CROP_PCT)), None),
-        "evaluation": (lambda batch: _collated([evaluated[i, None] for i in batch]), "yardstick: evaluation"),
-        "collate": (lambda batch: np.stack(list(pixels[: len(batch)])), None),
-        "transfer, normalise": (lambda batch: _on_device(full, pixels[: len(batch)]), None),
-        "transfer, normalise, erase": (lambda batch: _on_device(full, pixels[: len(batch)], erase=True), None),
+        "read": _each(source.read),
+        "decode by Pillow": _each(lambda i: decode(source.read(i), "")),
+        **_decoding(config, source),
+        "crop, flip": _batch_of(cropped),
+        "training": _batch_of(full),
+        "evaluation": lambda batch: _collated([evaluated[i, None] for i in batch]),
+        "collate": lambda batch: np.stack(list(pixels[: len(batch)])),
+        "transfer, normalise": lambda batch: _on_device(full, pixels[: len(batch)]),
+        "transfer, normalise, erase": lambda batch: _on_device(full, pixels[: len(batch)], erase=True),
     }
 
 
@@ -104,7 +115,8 @@ def _with(config: CfgNode, opts: List[Any]) -> CfgNode:
     return config
 
 
-def _opencv_decoding(config: CfgNode, source: Source) -> Dict[str, Tuple[Chain, Optional[str]]]:
+def _decoding(config: CfgNode, source: Source) -> Dict[str, Chain]:
+    """Whole images as training decodes them: what no chain can be faster than that needs all of an image."""
     if resizer(config.TRAIN.RESIZER) == "pillow":
         return {}
     import cv2
@@ -113,10 +125,11 @@ def _opencv_decoding(config: CfgNode, source: Source) -> Dict[str, Tuple[Chain, 
 
     cv2.setNumThreads(0)  # as in the processes that read data: figures are per core
 
-    def part(width: int, height: int) -> Tuple[int, int, int, int]:
-        return 0, 0, 1, 1  # all the same it decodes the whole
+    def whole(width: int, height: int) -> Tuple[int, int, int, int]:
+        return 0, 0, width, height
 
-    return {"decode by OpenCV": (_each(lambda i: read_part(source, i, part, side=1)), None)}
+    side, fast = 1 << 16, config.TRAIN.FAST_JPEG  # no image is decoded at less than its size
+    return {_WHOLE: _each(lambda i: read_part(source, i, whole, side=side, fast=fast))}
 
 
 def _each(function: Callable[[int], Any]) -> Chain:
@@ -127,11 +140,6 @@ def _each(function: Callable[[int], Any]) -> Chain:
             function(i)
 
     return chain
-
-
-def _yardstick(source: Source, chain: Callable) -> Chain:
-    dataset = YardstickDataset(source, chain)
-    return lambda batch: default_collate_fn([dataset[i] for i in batch])
 
 
 def _batch_of(loader: Any) -> Chain:
@@ -152,64 +160,40 @@ def _on_device(loader: Any, pixels: np.ndarray, *, erase: bool = False) -> None:
     images[0, 0, 0, 0].item()  # waits for the device
 
 
-def _measured(chains: Dict[str, Tuple[Chain, Optional[str]]], source: Source, *, images: int, rounds: int) -> List[Row]:
-    """The chains by turns, so that what else the machine does hits all of them."""
+def _measured(measures: Dict[str, Measure], source: Source, *, images: int, rounds: int) -> List[Row]:
+    """All by turns, so that what else the machine does hits each."""
     numbers = [i % len(source) for i in range(images)]
     batches = [numbers[first : first + _BATCH] for first in range(0, images, _BATCH)]
-    taken: Dict[str, List[float]] = {name: [] for name in chains}
+    taken: Dict[str, List[float]] = {name: [] for name in measures}
     for _ in range(rounds):
-        for name, (chain, _against) in chains.items():
-            start = time.process_time()
-            for batch in batches:
-                chain(batch)
-            taken[name].append((time.process_time() - start) / images * 1e3)
-    return [Row(name, statistics.median(taken[name]), against) for name, (_, against) in chains.items()]
+        for name, measure in measures.items():
+            taken[name].append(measure(batches))
+    return [_row(name, taken) for name in measures]
 
 
-def _loader_rates(config: CfgNode, source: Source, workers: int, images: int) -> Iterator[Tuple[str, float]]:
-    """Images per second that arrive from each loader, and the CPU milliseconds that one takes in all processes."""
-    size = config.DATA.IMAGE_SIZE
-    chains = training_chain(size, full=True), evaluation_chain(size, config.DATA.CROP_PCT)
-    yardsticks = [
-        paddle.io.DataLoader(YardstickDataset(source, chain), batch_size=_BATCH, num_workers=workers, shuffle=True)
-        for chain in chains
-    ]
-    options = ["DATA.NUM_WORKERS", workers, "DATA.BATCH_SIZE", min(_BATCH, len(source))]
+def _row(name: str, taken: Dict[str, List[float]]) -> Row:
+    middle = statistics.median(taken[name])
+    if name not in NAMES:
+        return Row(name, middle)
+    against = _YARDSTICK + name
+    return Row(name, middle, against, statistics.median(a / b for a, b in zip(taken[against], taken[name])))
+
+
+def _loader_rates(config: CfgNode, yardstick: Yardstick, workers: int, images: int) -> Dict[str, Dict[str, float]]:
+    """For each loader, the yardstick's and ours, what rates.loader_rate says."""
+    batch_size = min(_BATCH, len(open_source(config, "train")))
+    options = ["DATA.NUM_WORKERS", workers, "DATA.BATCH_SIZE", batch_size]
     loader = build_train_loader(_with(config, options))
     evaluation = build_eval_loader(_with(config, options))
-    for name, batches in (
-        ("yardstick: training", lambda: yardsticks[0]),
-        ("training", lambda: loader.epoch(0)),
-        ("yardstick: evaluation", lambda: yardsticks[1]),
-        ("evaluation", lambda: evaluation),
-    ):
-        yield from _rate(name, batches, 4 * images)
-
-
-def _rate(name: str, batches: Callable[[], Any], images: int) -> Iterator[Tuple[str, float]]:
-    for _ in batches():
-        pass  # workers start, files come into memory
-    start, used, done = time.perf_counter(), _cpu_seconds(), 0
-    while done < images:
-        for _, labels in batches():
-            done += len(labels)
-    yield f"{name}: images/s", done / (time.perf_counter() - start)
-    yield f"{name}: CPU ms an image", (_cpu_seconds() - used) / done * 1e3
-
-
-def _cpu_seconds() -> float:
-    """What this process and its children, dead or alive, have used."""
-    own = os.times()
-    return sum(own[:4]) + sum(_child_seconds(entry) for entry in Path("/proc").glob("[0-9]*/stat"))
-
-
-def _child_seconds(stat: Path) -> float:
-    try:
-        fields = stat.read_text().rsplit(")", 1)[1].split()
-    except OSError:  # it has just ended
-        return 0.0
-    ticks = os.sysconf("SC_CLK_TCK")
-    return (int(fields[11]) + int(fields[12])) / ticks if int(fields[1]) == os.getpid() else 0.0
+    loaders: Dict[str, Callable[[], Iterable]] = {
+        "training": lambda: loader.epoch(0),
+        "evaluation": lambda: evaluation,
+    }
+    rates = {}
+    for name, batches in loaders.items():
+        rates[_YARDSTICK + name] = yardstick.loader_rate(name, workers, batch_size, 4 * images)
+        rates[name] = loader_rate(batches, 4 * images)
+    return rates
 
 
 def _described(config: CfgNode, source: Source) -> str:
@@ -222,11 +206,12 @@ def _table(result: Dict[str, Any]) -> str:
     taken = {row["name"]: row["milliseconds"] for row in result["rows"]}
     lines = [result["description"], f"{'':28}  {'ms':>7}  {'images/s a core':>15}  {'x yardstick':>11}"]
     for row in result["rows"]:
-        ratio = f"{taken[row['against']] / row['milliseconds']:11.2f}" if row["against"] else ""
+        ratio = f"{row['ratio']:11.2f}" if row["ratio"] else ""
         lines.append(f"{row['name']:28}  {row['milliseconds']:7.3f}  {1e3 / row['milliseconds']:15,.0f}  {ratio}")
-    limit = taken.get("decode by OpenCV", taken["decode by Pillow"])
+    limit = taken.get(_WHOLE, taken["decode by Pillow"])
     lines.append(f"crop, flip reaches {limit / taken['crop, flip']:.0%} of what decoding alone allows")
     for count, rates in result["loaders"].items():
         lines.append(f"loaders with {count} worker processes")
-        lines += [f"  {name:34}  {value:10,.2f}" for name, value in rates.items()]
+        for name, rate in rates.items():
+            lines.append("  {:24} {:7,.0f} images/s, {:6.2f} CPU ms an image".format(name, *rate.values()))
     return "\n".join(lines)

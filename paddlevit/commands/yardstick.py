@@ -1,22 +1,87 @@
 """The data path that `benchmark.py data` is measured against: what PaddleViT does, written from paddle.vision's
 transforms on Pillow's images, with a float tensor per image and erasing by Paddle's operators.
+
+It runs in a process of its own, on Paddle as it is by default: paddlevit sets Paddle's flags when it is imported.
 """
 
 import io
 import math
+import multiprocessing
+import os
 import random
-from typing import Any, Callable, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence
+from unittest import mock
 
 import numpy as np
 import paddle
 import paddle.vision.transforms as T
 from paddle import Tensor
+from paddle.io.dataloader.collate import default_collate_fn
 from PIL import Image
+from yacs.config import CfgNode
 
-from paddlevit.data.augment import RandAugment, mean_colour
+from paddlevit.commands.benchmark_model import PLAIN
+from paddlevit.commands.rates import loader_rate, milliseconds
+from paddlevit.data import open_source
+from paddlevit.data.augment import RandAugment
 from paddlevit.data.sources import Source
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_GREY = (128, 128, 128)
+NAMES = ("crop, flip", "training", "evaluation")
+
+
+class Yardstick:
+    """The chains of `NAMES`, measured in another process that lives until `close`."""
+
+    def __init__(self, config: CfgNode) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, config))
+        with mock.patch.dict(os.environ, {**PLAIN, "OMP_NUM_THREADS": "1"}):
+            self._process.start()
+        theirs.close()
+
+    def milliseconds(self, name: str, batches: List[List[int]]) -> float:
+        """CPU milliseconds that an image takes, from its file to a batch."""
+        return self._ask(("chain", name, batches))
+
+    def loader_rate(self, name: str, workers: int, batch_size: int, images: int) -> Dict[str, float]:
+        """The same chain in Paddle's DataLoader: see rates.loader_rate."""
+        return self._ask(("loader", name, workers, batch_size, images))
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
+
+    def _ask(self, question: tuple) -> Any:
+        self._pipe.send(question)
+        return self._pipe.recv()
+
+
+def _serve(pipe: Any, config: CfgNode) -> None:
+    """Answer questions until there is nobody to ask them."""
+    paddle.set_device("cpu")
+    source, size = open_source(config, "train"), config.DATA.IMAGE_SIZE
+    chains = (
+        training_chain(size, full=False),
+        training_chain(size, full=True),
+        evaluation_chain(size, config.DATA.CROP_PCT),
+    )
+    datasets = {name: YardstickDataset(source, chain) for name, chain in zip(NAMES, chains)}
+    while True:
+        try:
+            kind, name, *rest = pipe.recv()
+        except EOFError:
+            return
+        dataset = datasets[name]
+        if kind == "chain":
+            pipe.send(milliseconds(lambda batch: default_collate_fn([dataset[i] for i in batch]), *rest))  # noqa: B023
+        else:
+            workers, batch_size, images = rest
+            loader = paddle.io.DataLoader(dataset, batch_size=batch_size, num_workers=workers, shuffle=True)
+            pipe.send(loader_rate(lambda: loader, images))  # noqa: B023
 
 
 class YardstickDataset(paddle.io.Dataset):
@@ -36,8 +101,12 @@ class YardstickDataset(paddle.io.Dataset):
 
 
 def training_chain(size: int, *, full: bool) -> T.Compose:
-    """Crop and flip; `full`: RandAugment and random erasing as well."""
-    rand_augment = RandAugment(layers=2, magnitude=9, std=0.5, fill=mean_colour(_MEAN, 3))
+    """Crop and flip; `full`: RandAugment and random erasing as well.
+
+    As in PaddleViT, geometric operations take the nearest pixel and fill with grey.
+    """
+    nearest = Image.Resampling.NEAREST
+    rand_augment = RandAugment(layers=2, magnitude=9, std=0.5, fill=_GREY, resample=nearest)
     rng = np.random.default_rng(0)
     steps: List[Any] = [T.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation="bicubic"), T.RandomHorizontalFlip()]
     steps += [lambda image: rand_augment(image, rng)] if full else []

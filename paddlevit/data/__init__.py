@@ -139,6 +139,7 @@ def _train_dataset(config: CfgNode, source: Source) -> ImageDataset:
         hflip=config.TRAIN.HFLIP,
         augmentation=build_augmentation(config, opencv_ops),
         channels=channels,
+        fast=config.TRAIN.FAST_JPEG,
     )
     return PartDataset(source, transform, channels=channels)
 

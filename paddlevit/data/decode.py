@@ -2,7 +2,7 @@
 
 import io
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from paddlevit.errors import UserError
 
@@ -19,10 +19,17 @@ def decode(data: bytes, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         # Pillow itself raises only above twice its limit, and warns below that.
-        if Image.MAX_IMAGE_PIXELS is None or image.width * image.height <= Image.MAX_IMAGE_PIXELS:
+        if image.width * image.height <= most_pixels():
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")  # even without a change it would copy
         size = f"{image.width} x {image.height}"
+    except UnidentifiedImageError:  # its message would name a place in memory
+        raise UserError(f"{name} is not a readable image: its first bytes are those of no known format") from None
     except Exception as error:  # what Pillow's decoders raise on damaged files has no common class
         raise UserError(f"{name} is not a readable image: {error or type(error).__name__}") from error
     raise UserError(f"{name} has {size} pixels, allowed: {Image.MAX_IMAGE_PIXELS:,} in all")
+
+
+def most_pixels() -> float:
+    """Pixels that an image may have, against files that would fill the memory."""
+    return Image.MAX_IMAGE_PIXELS or float("inf")

@@ -17,6 +17,8 @@ Fill = Union[int, Tuple[int, ...]]
 _FILTERS = {Image.Resampling.BICUBIC: cv2.INTER_CUBIC, Image.Resampling.BILINEAR: cv2.INTER_LINEAR}
 _VALUES = np.arange(256)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
+_SHIFT = 6
+_ONE = 1 << _SHIFT  # weights are whole multiples of 1/64, so that sums fit into int16
 _TRUNCATE = -0.499  # OpenCV rounds a blend, Pillow truncates it
 _MOST_FILTERED = 2.5
 
@@ -109,10 +111,55 @@ def affine(pixels: np.ndarray, matrix: Sequence[float], resample: Image.Resampli
     a, b, c, d, e, f = matrix
     if (a, b, d, e) == (1, 0, 0, 1):
         return _moved(_moved(pixels, c, 1, resample, fill), f, 0, resample, fill)
+    if (a, d, e, f) == (1, 0, 1, 0):
+        return _sheared(pixels, b, c, resample, fill)
+    if (a, b, c, e) == (1, 0, 0, 1):
+        return _transposed(_sheared(_transposed(pixels), d, f, resample, fill))
     # OpenCV counts from the centre of the first pixel, Pillow from its corner.
     centred = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     flags = _FILTERS[resample] | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(pixels, centred, size(pixels), flags=flags, borderValue=fill)
+    # Filters of 16 values are faster on float32 than on uint8.
+    warped = cv2.warpAffine(pixels.astype(np.float32), centred, size(pixels), flags=flags, borderValue=fill)
+    return np.rint(warped).clip(0, 255).astype(np.uint8)
+
+
+def _sheared(pixels: np.ndarray, slope: float, offset: float, resample: Image.Resampling, fill: Fill) -> np.ndarray:
+    """The pixel at (x, y) comes from (x + slope * y + offset, y): a row needs one filter of 4 values."""
+    height, width = pixels.shape[:2]
+    channels = pixels.size // (height * width)
+    offsets = offset + slope * (np.arange(height) + 0.5)
+    whole = np.floor(offsets).astype(np.int64)
+    pad, span = int(np.abs(whole).max()) + 2, width * channels
+    padded = cv2.copyMakeBorder(pixels, 0, 0, pad, pad, cv2.BORDER_REPLICATE).reshape(-1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, span + 3 * channels)
+    starts = np.arange(height) * (width + 2 * pad) + pad - 1 + whole
+    rows = windows[starts * channels].astype(np.int16)
+    total = np.full((height, span), _ONE // 2, dtype=np.int16)
+    for k, weight in enumerate(_whole_weights(offsets - whole, resample)):
+        if weight.any():
+            total += rows[:, k * channels : k * channels + span] * weight[:, None]
+    total >>= _SHIFT
+    sheared = total.clip(0, 255, out=total).astype(np.uint8).reshape(pixels.shape)
+    x = np.arange(width) + 0.5 + offsets[:, None]
+    outside = ((x < 0) | (x >= width)).view(np.uint8)
+    return cv2.copyTo(_filled(pixels, fill), outside, sheared)
+
+
+def _whole_weights(t: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+    """Weights of 4 neighbours in 1 / _ONE, int16 [4, len(t)]; they sum up to one."""
+    weights = np.rint(_ONE * _between(t, resample)).astype(np.int16)
+    weights[np.where(t < 0.5, 1, 2), np.arange(len(t))] += _ONE - weights.sum(axis=0, dtype=np.int16)
+    return weights
+
+
+def _filled(pixels: np.ndarray, fill: Fill) -> np.ndarray:
+    """An image like `pixels` in one colour."""
+    colour = np.asarray(fill, dtype=np.uint8).reshape(1, 1, -1)
+    return cv2.resize(colour, size(pixels), interpolation=cv2.INTER_NEAREST).reshape(pixels.shape)
+
+
+def _transposed(pixels: np.ndarray) -> np.ndarray:
+    return cv2.transpose(pixels)
 
 
 def _moved(pixels: np.ndarray, offset: float, axis: int, resample: Image.Resampling, fill: Fill) -> np.ndarray:
@@ -126,16 +173,16 @@ def _moved(pixels: np.ndarray, offset: float, axis: int, resample: Image.Resampl
         pixels = cv2.filter2D(pixels, -1, kernel, anchor=anchor, borderType=cv2.BORDER_REPLICATE)
     first, last = max(0, -whole), min(length, math.ceil(length - 0.5 - offset))
     if first >= last:
-        return np.broadcast_to(np.asarray(fill, dtype=np.uint8), pixels.shape).copy()
+        return _filled(pixels, fill)
     top, bottom, left, right = (0, 0, first, length - last) if axis == 1 else (first, length - last, 0, 0)
     kept = pixels[(slice(None),) * axis + (slice(first + whole, last + whole),)]
     return cv2.copyMakeBorder(kept, top, bottom, left, right, cv2.BORDER_CONSTANT, value=fill)
 
 
-def _between(t: float, resample: Image.Resampling) -> np.ndarray:
+def _between(t: Union[float, np.ndarray], resample: Image.Resampling) -> np.ndarray:
     """Weights of the pixels at -1, 0, 1 and 2 for the value at t, from 0 to 1 (Keys 1981, with Pillow's a = -1)."""
     if resample == Image.Resampling.BILINEAR:
-        return np.array([0.0, 1.0 - t, t, 0.0])
+        return np.array([0.0 * t, 1.0 - t, t, 0.0 * t])
     return np.array([-t + 2 * t**2 - t**3, 1 - 2 * t**2 + t**3, t + t**2 - t**3, -(t**2) + t**3])
 
 

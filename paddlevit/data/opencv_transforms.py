@@ -18,7 +18,7 @@ Crop = Callable[[Source, int, np.random.Generator], np.ndarray]
 
 
 class OpenCVTrainTransform:
-    """Crop, mirror with probability `hflip`, then augment; `channels` 1: grey."""
+    """Crop, mirror with probability `hflip`, then augment; `channels` 1: grey; `fast`: see jpeg.decode_part."""
 
     def __init__(
         self,
@@ -27,11 +27,13 @@ class OpenCVTrainTransform:
         hflip: float,
         augmentation: Optional[Augmentation],
         channels: int = 3,
+        fast: bool = False,
     ) -> None:
         self.crop = crop
         self.hflip = hflip
         self.augmentation = augmentation
         self.grey = channels == 1
+        self.fast = fast
 
     def __call__(self, source: Source, i: int, rng: np.random.Generator) -> np.ndarray:
         """Pixels uint8 [size, size, C]. Raises UserError, naming the image, where it cannot be read."""
@@ -47,9 +49,13 @@ class OpenCVTrainTransform:
     def _cropped(self, source: Source, i: int, rng: np.random.Generator) -> np.ndarray:
         crop, size = self.crop, (self.crop.size, self.crop.size)
         if isinstance(crop, PaddedCrop):
-            pixels = ops.resize(read_part(source, i, _whole, side=crop.size), size, crop.resample)
+            pixels = ops.resize(read_part(source, i, _whole, side=crop.size, fast=self.fast), size, crop.resample)
             return _moved(pixels, *crop.offset(rng))
-        part = read_part(source, i, lambda width, height: crop.box(width, height, rng), side=crop.size)
+
+        def choose(width: int, height: int) -> Box:
+            return crop.box(width, height, rng)
+
+        part = read_part(source, i, choose, side=crop.size, fast=self.fast)
         return ops.resize(part, size, crop.resample)
 
 

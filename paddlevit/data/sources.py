@@ -163,6 +163,7 @@ class FolderSource(Source):
     def __init__(self, root: Path, folders: Sequence[str], class_names: Sequence[str]) -> None:
         self.class_names = class_names
         self._root = root
+        self._root_bytes = os.fsencode(root)
         self._folders = folders
         own = class_folders(root)
         if not own:
@@ -202,7 +203,7 @@ class FolderSource(Source):
 
     def read(self, i: int) -> bytes:
         try:
-            return _read_file(os.fsencode(self.name(i)))
+            return _read_file(os.path.join(self._root_bytes, self._index.path(i)))
         except FileNotFoundError:
             raise MissingFileError(f"there is no file {self.name(i)} any more") from None
 

@@ -196,10 +196,14 @@ def _cropped_resize(
 ) -> Image.Image:
     """A box of the image at `size`, value by value.
 
-    Pillow resizes rows first, to whole levels, and columns then: what lies beside the box need not go on to the second.
+    Pillow resizes rows first, to whole levels, and columns then: rows that no pixel of the box is made of need not be
+    resized (black ones take their places), and what lies beside the box need not go on to the second.
     """
     left, top, right, bottom = box
     if left < 0 or top < 0 or right > size[0] or bottom > size[1]:
         return _resized(image, size, resample).crop(box)
-    rows = _resized(image, (size[0], image.height), resample).crop((left, 0, right, image.height))
+    scale, reach = image.height / size[1], 3 * max(image.height / size[1], 1.0)  # of the widest filter, and a little
+    first, last = max(0, int(top * scale - reach)), min(image.height, int(bottom * scale + reach) + 1)
+    rows = image.crop((0, first, image.width, last))
+    rows = _resized(rows, (size[0], last - first), resample).crop((left, -first, right, image.height - first))
     return _resized(rows, (right - left, size[1]), resample).crop((0, top, right - left, bottom))

@@ -1,23 +1,24 @@
 """The training chain by OpenCV against Pillow's: the same decoding, nearly the same resizing and operations."""
 
+import contextlib
 import io
 import sys
+from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-pytest.importorskip("cv2")
-
 from paddlevit import data as room
 from paddlevit.config import get_config
-from paddlevit.data import build_train_loader, opencv_ops, pillow_ops
+from paddlevit.data import build_train_loader, jpeg, opencv_ops, pillow_ops
 from paddlevit.data.augment import Draw, operations
 from paddlevit.data.cifar import CifarSource
 from paddlevit.data.decode import decode
-from paddlevit.data.jpeg import decode_frame, read_frame, reduction
+from paddlevit.data.jpeg import decode_part, read_frame, reduction
 from paddlevit.data.opencv_transforms import OpenCVTrainTransform
 from paddlevit.data.parts import read_part
 from paddlevit.data.sources import Source
@@ -66,30 +67,69 @@ class Memory(Source):
         return f"image {i}"
 
 
+SAMPLINGS = [getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{name}", None) for name in (411, 420, 422, 440, 444)]
+
+
+@contextlib.contextmanager
+def decoder(name):
+    """Parts of JPEG files by simplejpeg, or by OpenCV as where that is not installed."""
+    with mock.patch.object(jpeg, "simplejpeg", jpeg.simplejpeg if name == "simplejpeg" else None):
+        yield
+
+
+@pytest.fixture(params=["simplejpeg", "opencv"])
+def each_decoder(request):
+    with decoder(request.param):
+        yield request.param
+
+
 class TestDecoding:
-    @settings(max_examples=60, deadline=None)
-    @given(data=st.data())
-    def test_whole_images_are_pillows(self, data):
+    @settings(max_examples=150, deadline=None)
+    @given(data=st.data(), name=st.sampled_from(["simplejpeg", "opencv"]))
+    def test_parts_are_those_of_pillows_image(self, data, name):
         width, height = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))
         pixels = photograph(width, height, data.draw(st.integers(0, 9)))
         if data.draw(st.booleans()):
             pixels = pixels[..., 0]
-        options = {"quality": data.draw(st.sampled_from([30, 75, 97, 100])), "progressive": data.draw(st.booleans())}
-        if pixels.ndim == 3:
-            options["subsampling"] = data.draw(st.sampled_from([0, 1, 2]))
-        file = encoded(pixels, **options)
+        options = [cv2.IMWRITE_JPEG_QUALITY, data.draw(st.sampled_from([30, 75, 97, 100]))]
+        options += [cv2.IMWRITE_JPEG_PROGRESSIVE, data.draw(st.sampled_from([0, 1]))]
+        options += [cv2.IMWRITE_JPEG_RST_INTERVAL, data.draw(st.sampled_from([0, 3]))]
+        if pixels.ndim == 3 and SAMPLINGS[0] is not None:
+            options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, data.draw(st.sampled_from(SAMPLINGS))]
+        file = cv2.imencode(".jpg", pixels, options)[1].tobytes()
         frame = read_frame(file)
-        assert frame == (width, height, 3 if pixels.ndim == 3 else 1)
+        assert frame[:3] == (width, height, 3 if pixels.ndim == 3 else 1)
         expected = np.asarray(decode(file, "x"))
-        assert (decode_frame(file, frame)[..., ::-1] == expected).all()
-        assert (read_part(Memory(file), 0, lambda w, h: (0, 0, w, h), side=224) == expected).all()
+        left, right = sorted(data.draw(st.tuples(st.integers(0, width - 1), st.integers(0, width - 1))))
+        top, bottom = sorted(data.draw(st.tuples(st.integers(0, height - 1), st.integers(0, height - 1))))
+        box = (left, top, right + 1, bottom + 1)
+        with decoder(name):
+            part = decode_part(file, frame, box)
+            assert (part == expected[top : bottom + 1, left : right + 1]).all()
+            assert (read_part(Memory(file), 0, lambda w, h: (0, 0, w, h), side=224) == expected).all()
 
-    def test_the_turn_that_a_camera_notes_is_ignored(self):
+    def test_the_turn_that_a_camera_notes_is_ignored(self, each_decoder):
         exif = Image.Exif()
         exif[0x0112] = 6
         file = encoded(photograph(40, 24), exif=exif)
         assert read_frame(file)[:2] == (40, 24)
-        assert (decode_frame(file, read_frame(file))[..., ::-1] == np.asarray(decode(file, "x"))).all()
+        assert (decode_part(file, read_frame(file), (0, 0, 40, 24)) == np.asarray(decode(file, "x"))).all()
+
+    def test_fast_decoding_is_a_little_coarser(self):
+        for subsampling in (0, 2):
+            file = encoded(photograph(400, 300), quality=92, subsampling=subsampling)
+            box = (30, 50, 390, 240)
+            fast = decode_part(file, read_frame(file), box, fast=True).astype(int)
+            exact = decode_part(file, read_frame(file), box)
+            assert 0.0 < np.abs(fast - exact).mean() < 2.5
+
+    def test_what_lies_below_a_part_is_not_looked_at(self, each_decoder):
+        """Its last quarter may be damaged; OpenCV reads all of it."""
+        file = bytearray(encoded(photograph(200, 160), quality=90))
+        frame, box = read_frame(bytes(file)), (10, 10, 190, 60)
+        expected = decode_part(bytes(file), frame, box)
+        file[-len(file) // 4 : -2] = bytes(len(file) // 4 - 2)
+        assert (decode_part(bytes(file), frame, box) == expected).all()
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG cut", "JPEG with trailing bytes", "CMYK", "empty", "twelve bits"])
     def test_what_is_unusual_is_left_to_pillow(self, kind):
@@ -119,11 +159,12 @@ class TestDecoding:
         assert reduction(9000, 300, side=224) == 1
 
     @pytest.mark.parametrize("reduced", [1, 2, 4, 8])
-    def test_reduced_parts_are_the_averages_of_the_pixels(self, reduced):
+    def test_reduced_parts_are_the_averages_of_the_pixels(self, reduced, each_decoder):
         pixels = photograph(203 * reduced + 1, 150 * reduced)
         file = encoded(pixels, quality=98, subsampling=0)
         box = tuple(edge * reduced for edge in (10, 20, 110, 130))
-        part = read_part(Memory(file), 0, lambda w, h: box, side=100)
+        part = decode_part(file, read_frame(file), box, reduced=reduced)
+        assert (read_part(Memory(file), 0, lambda w, h: box, side=100) == part).all()
         assert part.shape == (110, 100, 3)
         left, top, right, bottom = box
         averages = pixels[top:bottom, left:right].reshape(110, reduced, 100, reduced, 3).mean((1, 3))

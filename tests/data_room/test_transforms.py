@@ -58,11 +58,11 @@ def config(*opts):
 
 
 class TestEvaluation:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=120, deadline=None)
     @given(
-        width=st.integers(1, 90),
-        height=st.integers(1, 90),
-        size=st.integers(1, 40),
+        width=st.integers(1, 90) | st.integers(90, 600),
+        height=st.integers(1, 90) | st.integers(90, 600),
+        size=st.integers(1, 40) | st.just(224),
         crop_pct=st.sampled_from([0.875, 0.9, 1.0, 0.5]),
         mode=st.sampled_from(["RGB", "L"]),
         resample=st.sampled_from([BICUBIC, BILINEAR]),
