@@ -48,7 +48,7 @@ class Trainer:
     accum_iter: int = 1
     seed: int = 0
     ema: Optional[ModelEma] = None
-    network: Optional[nn.Layer] = None  # what the objective calls: the model, or what synchronises it with other ranks
+    network: Optional[Callable] = None  # what the objective calls: the model, its program, or what synchronises ranks
     grad_clip: Optional[float] = None  # largest global norm of the gradient
     shards: Optional[Shards] = None  # where every process keeps a part of the optimizer's state only
     loss_scale: LossScale = field(default_factory=LossScale)

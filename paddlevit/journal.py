@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from paddlevit.errors import UserError
 from paddlevit.metrics import StepLosses
-from paddlevit.runtime import is_main
+from paddlevit.runtime import is_main, peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Journal:
         steps = [self._reported + i for i in not_finite]
         seconds = time.perf_counter() - self._since
         speed = (self._step - self._reported) * self.images_per_step / seconds
-        waiting = self._waited / seconds
+        waiting, memory = self._waited / seconds, peak_memory()
         self._write(
             {
                 "phase": "train",
@@ -131,12 +131,13 @@ class Journal:
                 "images_per_sec": round(speed, 1),
                 "seconds": round(seconds, 3),
                 "data_wait": round(waiting, 4),
+                "memory_mib": memory,
             }
         )
         left = self._seconds_left(speed)
         self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {speed:.0f} images/s, run ends in {left}")
         logger.info(
-            "epoch %d/%d  step %d/%d  loss %.4f  lr %.3e  %.0f images/s  waiting for data %.0f %%  %s left",
+            "epoch %d/%d  step %d/%d  loss %.4f  lr %.3e  %.0f images/s  waiting for data %.0f %%  %d MiB  %s left",
             self._epoch,
             self.num_epochs,
             self._step,
@@ -145,6 +146,7 @@ class Journal:
             lr,
             speed,
             100 * waiting,
+            memory,
             left,
             extra={"every_step": True},
         )

@@ -192,6 +192,8 @@ class Attention(nn.Layer):
 class Block(nn.Layer):
     """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)); [N, L, dim] -> [N, L, dim]."""
 
+    recomputable = True  # TRAIN.RECOMPUTE
+
     def __init__(
         self,
         dim: int,

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import random
+import resource
 import sys
 from pathlib import Path
 from typing import List, Optional
@@ -79,6 +80,14 @@ def process_count(asked: Optional[int], kind: str) -> int:
     if asked is not None and asked > gpus:
         raise UserError(f"-nprocs {asked}: only {gpus} GPUs are visible")
     return asked or gpus
+
+
+def peak_memory() -> int:
+    """The most memory that was in use, in MiB: of the GPU by this process, or by the process on a CPU."""
+    if paddle.device.get_device() != "cpu":
+        return round(paddle.device.cuda.max_memory_allocated() / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def setup(device: str, seed: int) -> None:

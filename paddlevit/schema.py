@@ -43,6 +43,8 @@ DEFAULTS: Dict[str, Any] = {
         "NO_WEIGHT_DECAY": ["pos_embed", "cls_token", "dist_token"],  # last part of the name; 1-D tensors never decay
         "GRAD_CLIP": None,  # largest global norm of the gradient; null: not clipped
         "MAX_NONFINITE": 10,  # optimizer steps in a row that may be left out because a gradient is not finite
+        "RECOMPUTE": False,  # blocks keep no activations and compute them again: less memory, about a third more time
+        "TO_STATIC": False,  # train on a static program of the network
         "SHARD_OPTIMIZER": False,  # every process keeps a part of the optimizer's state only (ZeRO stage 1)
         "LAYER_DECAY": 1.0,  # factor of the learning rate from each layer to the one below it; 1 at the head
         "FREEZE": None,  # names of parameters that stay as they are, as file name patterns; "!..." takes some back

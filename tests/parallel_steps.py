@@ -2,7 +2,8 @@
 
     python parallel_steps.py OUTPUT CASE...
 
-A case is <images per batch>x<batches per step>[s]: with s the optimizer's state is shared out. OUTPUT_<rank>.npz gets,
+A case is <images per batch>x<batches per step>[s]: with s the optimizer's state is shared out, with r
+blocks keep no activations. OUTPUT_<rank>.npz gets,
 for every case, the losses of the steps, the weights after them, and the bytes of the optimizer's state on this process;
 and a BatchNorm's running means before and after the end of an epoch.
 """
@@ -20,15 +21,18 @@ from paddlevit.ema import ModelEma
 from paddlevit.engine import Trainer
 from paddlevit.objectives import Supervised
 from paddlevit.optim import build_optimizer, optimizer_arrays
+from paddlevit.recompute import recompute_blocks
 from paddlevit.sharding import Shards
 
 STEPS, IMAGES = 20, 32
 CONFIG = get_config("pit_digits", ["MODEL.DROPPATH", 0.0, "DATA.IMAGE_SIZE", 16, "MODEL.NUM_CLASSES", 10])
 
 
-def trainer_of(accum_iter, shared_out):
+def trainer_of(accum_iter, shared_out, recomputed):
     paddle.seed(5)
     model = build_model(CONFIG)
+    if recomputed:
+        recompute_blocks(model)
     shards = Shards(dict(model.named_parameters())) if shared_out else None
     return Trainer(
         model=model,
@@ -45,9 +49,8 @@ def trainer_of(accum_iter, shared_out):
 
 
 def run(case):
-    shared_out = case.endswith("s")
-    size, accum_iter = map(int, case.rstrip("s").split("x"))
-    trainer = trainer_of(accum_iter, shared_out)
+    size, accum_iter = map(int, case.rstrip("sr").split("x"))
+    trainer = trainer_of(accum_iter, "s" in case, "r" in case)
     losses = []
     for step in range(STEPS):
         rng = np.random.default_rng(step)

@@ -158,7 +158,7 @@ def assert_same_run(folder, undisturbed):
     ours, theirs = weights(folder), weights(undisturbed)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-    timed = ("images_per_sec", "data_wait", "seconds")
+    timed = ("images_per_sec", "data_wait", "seconds", "memory_mib")
     plain = [[{k: v for k, v in line.items() if k not in timed} for line in records(f)] for f in (folder, undisturbed)]
     # A line's loss is the mean since the line before, which a resumed epoch begins anew: lines are written every step.
     assert plain[0] == plain[1]

@@ -57,7 +57,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    return steps(tmp_path_factory.mktemp("together"), 2, "16x1", "8x2", "16x1s", "8x2s")
+    return steps(tmp_path_factory.mktemp("together"), 2, "16x1", "8x2", "16x1s", "8x2s", "8x2r")
 
 
 def assert_same(result, case, alone):
@@ -71,7 +71,7 @@ def test_four_batches_of_8_are_one_of_32(alone):
     assert_same(alone, "8x4", alone)
 
 
-@pytest.mark.parametrize("case", ["16x1", "8x2", "16x1s", "8x2s"])
+@pytest.mark.parametrize("case", ["16x1", "8x2", "16x1s", "8x2s", "8x2r"])
 def test_two_processes_are_one(alone, together, case):
     for result in together:
         assert_same(result, case, alone)

@@ -19,6 +19,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     spec = json.loads(sys.argv[1])
     import paddlevit  # noqa: F401  it sets Paddle's flags
+    from paddlevit.runtime import peak_memory
 
     clock = process_clock(spec)
     step = build(spec)
@@ -32,7 +33,7 @@ def main() -> None:
         for _ in range(repeats):
             step()
         seconds = (clock() - began) / repeats
-        print(json.dumps({"seconds": seconds, "memory_mib": peak_memory(spec)}), file=answers, flush=True)
+        print(json.dumps({"seconds": seconds, "memory_mib": peak_memory()}), file=answers, flush=True)
 
 
 def process_clock(spec: Dict[str, Any]) -> Callable[[], float]:
@@ -47,18 +48,6 @@ def process_clock(spec: Dict[str, Any]) -> Callable[[], float]:
 
         return synchronised
     return time.process_time if spec["threads"] == 1 else time.perf_counter
-
-
-def peak_memory(spec: Dict[str, Any]) -> float:
-    """The most memory that was in use, in MiB: of the GPU, or of the process."""
-    import paddle
-
-    if spec["device"] == "gpu":
-        return paddle.device.cuda.max_memory_allocated() / 2**20
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def build(spec: Dict[str, Any]) -> Step:

@@ -152,6 +152,8 @@ class ConvAttention(nn.Layer):
 class Block(nn.Layer):
     """Convolutional transformer block (figure 2 b), pre-norm; [N, T + H W, dim] -> the same shape."""
 
+    recomputable = True  # TRAIN.RECOMPUTE
+
     def __init__(
         self, dim: int, num_heads: int, *, mlp_ratio: float, drop_rate: float, drop_path_rate: float, **attention: Any
     ) -> None:

@@ -128,6 +128,8 @@ class ConvMlp(nn.Layer):
 class Block(nn.Layer):
     """HRFormer block (figure 1): window attention, then the convolutional network, pre-norm; [N, dim, H, W] -> same."""
 
+    recomputable = True  # TRAIN.RECOMPUTE
+
     def __init__(self, dim: int, num_heads: int, *, window: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
         self.window = window

@@ -48,6 +48,8 @@ class Block(nn.Layer):
     The hidden width of squeeze-excitation is `se_ratio` of the block's input width, not of its own.
     """
 
+    recomputable = True  # TRAIN.RECOMPUTE
+
     def __init__(self, in_channels: int, width: int, *, stride: int, group_width: int, se_ratio: float) -> None:
         super().__init__()
         self.conv1 = conv(in_channels, width)

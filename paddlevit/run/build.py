@@ -19,6 +19,7 @@ from paddlevit.gradients import LossScale
 from paddlevit.models import build_model
 from paddlevit.objectives import Distilled, Objective, Renormalized, Supervised
 from paddlevit.optim import build_lr_schedule, build_optimizer, freeze
+from paddlevit.recompute import recompute_blocks
 from paddlevit.sharding import Shards
 from paddlevit.weights import load_weights
 
@@ -44,7 +45,7 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
         _to_half_precision(model, optimizer, config.AMP_DTYPE)
     trainer = Trainer(
         model=model,
-        network=paddle.DataParallel(model) if runtime.world_size() > 1 else model,
+        network=_network(config, model),
         objective=_objective(config),
         mixup=build_mixup(config),
         optimizer=optimizer,
@@ -61,6 +62,20 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
     )
     trainer.epoch = config.TRAIN.LAST_EPOCH
     return trainer
+
+
+def _network(config: CfgNode, model: nn.Layer) -> Callable:
+    """What the objective calls in training; evaluation and checkpoints go on with `model` itself."""
+    if config.TRAIN.RECOMPUTE:
+        recompute_blocks(model)
+    if not config.TRAIN.TO_STATIC:
+        return paddle.DataParallel(model) if runtime.world_size() > 1 else model
+    for key, given in (("NPROCS above 1", runtime.world_size() > 1), ("TRAIN.RECOMPUTE True", config.TRAIN.RECOMPUTE)):
+        if given:
+            raise UserError(f"TRAIN.TO_STATIC True does not work with {key}: leave one of them out")
+    # Several threads would draw random numbers in another order in every run.
+    paddle.set_flags({"FLAGS_new_executor_serial_run": True})
+    return paddle.jit.to_static(model.forward, full_graph=True)
 
 
 def _to_half_precision(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, dtype: str) -> None:

@@ -1,0 +1,57 @@
+"""Blocks that compute their activations a second time in the backward pass, and do not keep them until then."""
+
+import contextlib
+import itertools
+from typing import Any, Callable, Iterator, List
+
+from paddle import Tensor, nn
+from paddle.distributed.fleet.utils import recompute
+
+from paddlevit.errors import UserError
+
+
+def recompute_blocks(model: nn.Layer) -> None:
+    """Let every block of `model` keep its input only, in training (Chen et al. 2016, section 4).
+
+    Losses and gradients stay the same, also where random numbers are drawn; running statistics move once. To be called
+    after the network was copied, as the copy's blocks would compute with the weights of this one. Raises UserError
+    where the network has no blocks.
+    """
+    blocks = [layer for layer in model.sublayers() if getattr(layer, "recomputable", False)]
+    if not blocks:
+        raise UserError(f"TRAIN.RECOMPUTE: {type(model).__name__} has no blocks that could be computed again")
+    for block in blocks:
+        block.forward = _computed_again(block)
+
+
+def _computed_again(block: nn.Layer) -> Callable[..., Tensor]:
+    forward = block.forward
+    norms = [layer for layer in block.sublayers() if isinstance(layer, nn.BatchNorm2D)]
+
+    def run(*inputs: Any) -> Tensor:
+        if not block.training:
+            return forward(*inputs)
+        passes = itertools.count()
+
+        def one_pass(*inputs: Any) -> Tensor:
+            with _standing_still(norms if next(passes) else []):
+                return forward(*inputs)
+
+        # Without hooks in place of a node of its own, a block whose input wants no gradient would get none itself, and
+        # DataParallel would not see its parameters.
+        return recompute(one_pass, *inputs, use_reentrant=False)
+
+    return run
+
+
+@contextlib.contextmanager
+def _standing_still(norms: List[nn.BatchNorm2D]) -> Iterator[None]:
+    """Running statistics stay as they are: a momentum of 1 gives the old ones the whole weight."""
+    momenta = [norm._momentum for norm in norms]
+    for norm in norms:
+        norm._momentum = 1.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm._momentum = momentum
