@@ -112,7 +112,7 @@ class RandomResizedCrop:
         return left, top, left + w, top + h
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        part = image.crop(self.box(*image.size, rng))
+        part = image.crop(self.box(image.width, image.height, rng))
         return _resized(part, (self.size, self.size), self.resample)
 
 
