@@ -11,7 +11,7 @@ from paddle import Tensor, nn
 
 from paddlevit.ema import ModelEma
 from paddlevit.errors import UserError
-from paddlevit.gradients import LossScale
+from paddlevit.gradients import LossScale, clip
 from paddlevit.launcher import heartbeat
 from paddlevit.metrics import EvalTotals
 from paddlevit.objectives import Objective
@@ -121,9 +121,10 @@ class Trainer:
     def _update(self, step: int) -> None:
         """An optimizer step, or none, on all processes alike, where a gradient is not finite."""
         self.lr = self.lr_at(self.epoch + step / self.steps_per_epoch)
-        skip = self.loss_scale.unscale([param.grad_ for param in self._trainable if param.grad_ is not None])
+        gradients = [param.grad_ for param in self._trainable if param.grad_ is not None]
+        skip = self.loss_scale.unscale(gradients)
         if self.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self._trainable, self.grad_clip)
+            clip(gradients, self.grad_clip)
         set_lr(self.optimizer, self.lr, skip=skip)
         self.optimizer.step()
         if self.shards is not None:
