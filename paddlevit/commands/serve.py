@@ -144,7 +144,7 @@ class ServedNetwork:
         image = decode(data, "the image")
         file = io.BytesIO()
         image, box = fitted(image, self._source_box(image.size), _OVERLAY_SIDE)
-        overlay(image, heat, box).save(file, "PNG")
+        overlay(image, heat, box).save(file, "PNG", compress_level=1)
         return file.getvalue()
 
 
