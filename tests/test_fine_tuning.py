@@ -1,5 +1,6 @@
 """Fine-tuning and CIFAR as users run them, with networks of a few thousand parameters: docs/fine-tuning.md."""
 
+import json
 import pickle
 import tarfile
 
@@ -100,6 +101,12 @@ def test_other_classes_take_a_new_head_and_lower_layers_smaller_steps(photograph
     assert "learning rate x 0.1 from each layer to the one below it: x 0.0001 at the stem" in log(tmp_path / "run")
     moved = {name: np.abs(trained[name] - started[name]).max() for name in started if not name.startswith("head")}
     assert moved["norm.weight"] / moved["transformers.1.blocks.0.norm1.weight"] == pytest.approx(100, rel=0.3)
+    # The run's own file says -reinit_head too; evaluated from it, the head is the one that was trained.
+    again = ["-cfg", tmp_path / "run" / "config.yaml", "-eval", "-pretrained", tmp_path / "run" / "best.pdparams"]
+    assert main([str(arg) for arg in (*again, "-output", tmp_path / "eval")], nprocs=1) == 0
+    best = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert json.loads((tmp_path / "eval" / "eval.json").read_text())["loss"] == best["loss"]
+    assert "reinitialised" not in log(tmp_path / "eval")
 
 
 PROBE = ["TRAIN.FREEZE", '["*", "!head.*"]', "KEEP_LAST", "2"]

@@ -75,6 +75,7 @@ def validate(config: CfgNode) -> int:
     """Evaluate the weights that `config` names on the validation images and write eval.json; 0."""
     if not config.MODEL.PRETRAINED or config.MODEL.RESUME:
         raise UserError("-eval needs the weights to evaluate by -pretrained FILE, and does not take -resume")
+    config = with_values(config, {"MODEL.REINIT_HEAD": False})  # the run's own file has it; its head is trained by now
     with open_folder(config) as folder:
         config = with_classes(config, "val")
         loader = build_eval_loader(config, rank=runtime.rank(), world_size=runtime.world_size())
