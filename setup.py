@@ -16,7 +16,10 @@ EXPORT = [
     "openvino>=2024.0",
     "nncf>=2.14",  # int8
 ]
+NOTEBOOKS = ["ipykernel>=6", "matplotlib>=3.4"]
 TEST = [
+    *NOTEBOOKS,
+    "nbclient>=0.6",
     *DOCS,
     *SERVE,
     *EXPORT,
@@ -59,6 +62,7 @@ setup(
         "fast": ["opencv-python-headless>=4.5", "simplejpeg>=1.7"],  # training images twice as fast as by Pillow
         "export": EXPORT,
         "log": ["tensorboardX>=2.6", "visualdl>=2.5"],
+        "notebooks": [*NOTEBOOKS],
         "serve": [*SERVE],
         "docs": DOCS,
         "test": TEST,

@@ -1,6 +1,7 @@
 """tools/visualize_attention.py: what a network looks at, over the image that it looks at."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
@@ -65,7 +66,10 @@ def main(argv: List[str]) -> int:
         picture = sheet(rows + _features(view))
     else:
         of = label if method in OF_A_CLASS else None
-        picture = view.over(heat_map(view.model, view.images, method, class_index=of, stage=args.stage)[0])
+        heat = heat_map(view.model, view.images, method, class_index=of, stage=args.stage)[0]
+        if not heat.any():
+            print(f"nothing speaks for {name_of(label, names)} there", file=sys.stderr)
+        picture = view.over(heat)
     _save(picture, Path(args.output))
     print(f"{args.image}: {found}\n{method} written to {args.output}, {picture.width} x {picture.height} pixels")
     return 0
@@ -106,7 +110,8 @@ def _heats(view: View, label: int) -> List[List[Captioned]]:
     row: List[Captioned] = [("what the network sees", image)]
     for method in methods(view.model):
         of = label if method in OF_A_CLASS else None
-        row.append((method, view.over(heat_map(view.model, view.images, method, class_index=of)[0], _SIDE)))
+        heat = heat_map(view.model, view.images, method, class_index=of)[0]
+        row.append((method if heat.any() else f"{method}: nothing", view.over(heat, _SIDE)))
     if len(row) == 2:
         return [row]
     heads = class_attention(view.model, view.images)[0]

@@ -1,0 +1,59 @@
+"""The notebooks run from any folder, leave nothing behind, and are kept with what they show."""
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def here():
+    """A kernel of this Python, whatever is installed elsewhere under the name that notebooks give."""
+    manager = AsyncKernelManager()
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    manager._kernel_spec = KernelSpec(argv=command, display_name="Python 3", language="python")
+    return manager
+
+
+def files():
+    return {path for path in ROOT.rglob("*") if not {".git", ".venv", "__pycache__"} & set(path.parts)}
+
+
+def images(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum(bool({"image/png", "image/jpeg"} & set(output.get("data", {}))) for output in outputs)
+
+
+def test_there_are_five():
+    assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs(path, tmp_path, monkeypatch):
+    notebook = nbformat.read(path, as_version=4)
+    expected = images(notebook)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    before = files()
+    client = NotebookClient(notebook, km=here(), timeout=600, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()  # an exception in a cell is one here
+    assert images(notebook) == expected
+    assert files() == before
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("tmp")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_kept_with_its_output(path):
+    assert path.stat().st_size < 300_000
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    text = path.read_text(encoding="utf-8")
+    assert "Traceback" not in text and "/tmp/" not in text and "/site-packages/" not in text
