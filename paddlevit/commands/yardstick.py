@@ -52,7 +52,7 @@ class Yardstick:
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.close()
+        self._pipe.send(None)  # closing the pipe says nothing: loaders' workers may have it open too
         self._process.join()
 
     def _ask(self, question: tuple) -> Any:
@@ -61,7 +61,8 @@ class Yardstick:
 
 
 def _serve(pipe: Any, config: CfgNode) -> None:
-    """Answer questions until there is nobody to ask them."""
+    """Answer questions until there is None, or nobody to ask them."""
+    multiprocessing.set_start_method("fork", force=True)  # for Paddle's loaders, where this process was spawned
     paddle.set_device("cpu")
     source, size = open_source(config, "train"), config.DATA.IMAGE_SIZE
     chains = (
@@ -72,9 +73,12 @@ def _serve(pipe: Any, config: CfgNode) -> None:
     datasets = {name: YardstickDataset(source, chain) for name, chain in zip(NAMES, chains)}
     while True:
         try:
-            kind, name, *rest = pipe.recv()
+            question = pipe.recv()
         except EOFError:
             return
+        if question is None:
+            return
+        kind, name, *rest = question
         dataset = datasets[name]
         if kind == "chain":
             pipe.send(milliseconds(lambda batch: default_collate_fn([dataset[i] for i in batch]), *rest))  # noqa: B023

@@ -53,11 +53,11 @@ def test_every_stage_is_measured(capsys):
 
 
 def test_the_table_and_the_loaders(photographs, capsys):
-    argv = ["-images", "4", "-rounds", "1", "-workers", "0", "-data_path", str(photographs)]
+    argv = ["-images", "4", "-rounds", "1", "-workers", "1", "-data_path", str(photographs)]
     assert data_command([*argv, "-opts", "DATA.IMAGE_SIZE", "64", "TRAIN.RESIZER", "pillow"]) == 0
     out = capsys.readouterr().out
     assert "x yardstick" in out and "of what decoding alone allows" in out and "for training" not in out
-    assert "yardstick: training" in out.split("loaders with 0")[1] and out.count("CPU ms an image") == 4
+    assert "yardstick: training" in out.split("loaders with 1")[1] and out.count("CPU ms an image") == 4
 
 
 @pytest.mark.parametrize("argv", [["-images", "0"], ["-rounds", "0"], ["-data_path", "nowhere"], ["-what"]])
