@@ -9,6 +9,7 @@ import pytest
 
 from paddlevit.commands.benchmark import main
 from paddlevit.commands.benchmark_model import summary, table
+from paddlevit.commands.benchmark_profile import group_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +42,29 @@ def test_command_on_a_tiny_network(flags, capfd):
         assert f"{row['seconds']:8.4f}" in table(result)
 
 
+def test_profile_of_a_tiny_network(capfd):
+    assert main(["model", "-cfg", "pit_digits", "-batch_size", "2", "-train", "-profile", "-json"]) == 0
+    shares = json.loads(capfd.readouterr().out)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert all(0.0 <= share < 1.0 for share in shares.values())
+    assert shares["products"] > 0.05 and shares["layout"] > 0.0 and shares["softmax"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("operator", "group"),
+    [
+        ("matmul_grad", "products"),
+        ("depthwise_conv2d", "products"),
+        ("softmax", "softmax"),
+        ("layer_norm_grad", "norms"),
+        ("transpose_grad", "layout"),
+        ("multiply_", "elementwise"),
+    ],
+)
+def test_groups_of_operators(operator, group):
+    assert group_of(operator) == group
+
+
 def test_the_yardstick_computes_the_same_network():
     """In a process of its own: it changes the package."""
     code = """
@@ -69,6 +93,7 @@ assert abs(ours - plain).max().item() < 1e-5
         (["model", "-cfg", "pit_digits", "-compare", "tflite"], "tflite: allowed: paddle"),
         (["model", "-cfg", "pit_digits", "-train", "-compare", "onnx"], "with -train: paddle, base, static"),
         (["model", "-cfg", "pit_digits", "-rounds", "0"], "1 or more"),
+        (["model", "-cfg", "pit_digits", "-profile", "-device", "gpu"], "-profile -device gpu: allowed: cpu"),
         (["model", "-cfg", "pit_digits", "-device", "gpu", "-rounds", "1"], "cannot be measured"),
     ],
 )

@@ -1,5 +1,6 @@
 """tools/benchmark.py model: seconds, images/s and MACs/s of a network, alone or against other ways to run it."""
 
+import argparse
 import json
 import os
 import statistics
@@ -34,6 +35,7 @@ def model_command(argv: List[str]) -> int:
     parser.flag("threads", type=int, default=1, help="threads of a CPU (default 1)")
     parser.flag("device", default="cpu", help="cpu (default) or gpu")
     parser.flag("amp", action="store_true", help="mixed precision, on a GPU")
+    parser.flag("profile", action="store_true", help="what the time goes into, on a CPU, in place of how much it is")
     parser.flag("json", action="store_true", help="print one JSON object instead of a table")
     parser.flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="any keys of the configuration")
     args = parser.parse_args(argv)
@@ -41,8 +43,14 @@ def model_command(argv: List[str]) -> int:
     if min(args.rounds, args.batch_size, args.threads) < 1:
         raise UserError("-rounds, -batch_size and -threads are 1 or more")
     config = get_config(args.cfg, args.opts)
+    if args.profile:
+        if args.device != "cpu":
+            raise UserError(f"-profile -device {args.device}: allowed: cpu")
+        shares = _profile({**_spec(args), "kind": args.compare[0]})
+        print(json.dumps(shares) if args.json else "\n".join(f"{key:12} {value:6.1%}" for key, value in shares.items()))
+        return 0
     macs = count(build_model(config), config.DATA.IMAGE_SIZE)["macs"] * args.batch_size * (3 if args.train else 1)
-    spec = {key: getattr(args, key) for key in ("cfg", "opts", "train", "batch_size", "threads", "device", "amp")}
+    spec = _spec(args)
     times, memory = measure([PEAK, *args.compare], spec, args.rounds)
     result = summary(times, args.batch_size, macs)
     for kind, row in result["kinds"].items():
@@ -50,6 +58,20 @@ def model_command(argv: List[str]) -> int:
     result = {"name": config.MODEL.NAME, **spec, "rounds": args.rounds, **result}
     print(json.dumps(result) if args.json else table(result))
     return 0
+
+
+def _spec(args: argparse.Namespace) -> Dict[str, Any]:
+    """What the processes of the benchmark have to know."""
+    return {key: getattr(args, key) for key in ("cfg", "opts", "train", "batch_size", "threads", "device", "amp")}
+
+
+def _profile(spec: Dict[str, Any]) -> Dict[str, float]:
+    """Shares of a step's time by what is done in it."""
+    process = _start(spec, "benchmark_profile")
+    try:
+        return _answer(process, spec["kind"])
+    finally:
+        process.communicate()
 
 
 def _check(kinds: Sequence[str], train: bool) -> None:
@@ -80,13 +102,13 @@ def measure(kinds: Sequence[str], spec: Dict[str, Any], rounds: int) -> Any:
             worker.communicate()  # ends its input, and with that the process
 
 
-def _start(spec: Dict[str, Any]) -> subprocess.Popen:
+def _start(spec: Dict[str, Any], module: str = "benchmark_worker") -> subprocess.Popen:
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(spec["threads"])}
     if spec["kind"] == "base":
         env.update(PLAIN)
-    command = [sys.executable, "-m", "paddlevit.commands.benchmark_worker", json.dumps(spec)]
+    command = [sys.executable, "-m", f"paddlevit.commands.{module}", json.dumps(spec)]
     return subprocess.Popen(
         command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

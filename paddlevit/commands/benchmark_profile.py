@@ -1,0 +1,74 @@
+"""What a network's time goes into: a process of the benchmark that prints seconds per kind of operator."""
+
+import json
+import os
+import sys
+from typing import Any, Dict, Iterator, Tuple
+
+STEPS = 3
+
+# Operators by what they do, forward and backward alike; what is not here counts as elementwise.
+GROUPS = {
+    "products": ("matmul", "addmm", "conv2d", "depthwise_conv2d", "linear_v2"),
+    "softmax": ("softmax",),
+    "norms": ("layer_norm", "batch_norm"),
+    "layout": (
+        *("transpose", "concat", "split", "split_with_num", "unbind", "stack", "unstack", "slice", "strided_slice"),
+        *("pad", "pad3d", "flip", "assign", "expand", "tile", "gather", "nearest_interp", "set_value"),
+    ),
+}
+KERNEL = " kernel launch"
+
+
+def group_of(operator: str) -> str:
+    """The group that an operator's time counts to; 'matmul_grad' is in that of 'matmul'."""
+    name = operator.rstrip("_")
+    name = name[: -len("_grad")] if name.endswith("_grad") else name
+    return next((group for group, members in GROUPS.items() if name in members), "elementwise")
+
+
+def shares(spec: Dict[str, Any]) -> Dict[str, float]:
+    """Per group its share of a step of `spec`; "rest" is what no operator is at work in: Python and dispatch."""
+    import paddle.profiler as profiler
+
+    from paddlevit.commands.benchmark_worker import build
+
+    step = build(spec)
+    step()
+    profile = profiler.Profiler(targets=[profiler.ProfilerTarget.CPU], on_trace_ready=lambda _: None)
+    profile.start()
+    with profiler.RecordEvent("whole"):
+        for _ in range(STEPS):
+            step()
+    profile.stop()
+    seconds = dict.fromkeys((*GROUPS, "elementwise"), 0.0)
+    whole = 0.0
+    for name, nanoseconds in _events(profile.profiler_result.get_data()):
+        if name == "whole":
+            whole = nanoseconds
+        elif name.endswith(KERNEL):
+            seconds[group_of(name[: -len(KERNEL)])] += nanoseconds
+    result = {group: value / whole for group, value in seconds.items()}
+    return {**result, "rest": 1.0 - sum(result.values())}
+
+
+def _events(threads: Dict[int, Any]) -> Iterator[Tuple[str, int]]:
+    """Names and nanoseconds of all that was recorded, in every thread."""
+    waiting = list(threads.values())
+    while waiting:
+        node = waiting.pop()
+        yield node.name, node.end_ns - node.start_ns
+        waiting.extend(node.children_node)
+
+
+def main() -> None:
+    """Print the shares of the spec that is the first argument, as JSON."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    import paddlevit  # noqa: F401  it sets Paddle's flags
+
+    print(json.dumps(shares(json.loads(sys.argv[1]))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
