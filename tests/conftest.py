@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from browser import CHROMIUM, browser
 
 import paddlevit  # noqa: F401
 
@@ -16,6 +17,14 @@ def package_logger():
     _put_back()
     yield
     _put_back()
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with browser(tmp_path_factory.mktemp("profile")) as chromium:
+        yield chromium
 
 
 def _put_back():

@@ -1,62 +1,40 @@
 """The pages as a browser shows them: painted, within their frames, without a script's error, answering the pointer."""
 
-import json
 import re
-import shutil
-import subprocess
-from html import unescape
 
 import pytest
 from run_pages import CLOSING, CONFIG, LINES, predictions_of, run_folder, train, val
 
 from paddlevit.report import read_run, write_comparison, write_report
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here")
-
 # Looks at the page as it is painted, then points at the last third of the first chart, and tells what it has seen.
-PROBE = """<script>
-const errors = [];
-addEventListener("error", event => errors.push(event.message));
-addEventListener("load", () => setTimeout(() => {
+LOOK = """(() => {
   const box = element => { const r = element.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; };
   const charts = Array.from(document.querySelectorAll(".chart > svg"), svg => ({
     frame: box(svg),
     curves: Array.from(svg.querySelectorAll(".curve > path"), path => ({
-      box: box(path), colour: getComputedStyle(path).stroke, points: path.parentNode.querySelectorAll("circle").length,
+      box: box(path), colour: getComputedStyle(path).stroke,
     })),
   }));
   const svg = document.querySelector(".chart > svg"), [left, top, right, bottom] = box(svg);
   const place = {clientX: left + (right - left) * 0.97, clientY: (top + bottom) / 2};
   svg.dispatchEvent(new PointerEvent("pointermove", place));
   const tip = document.querySelector(".tip");
-  const seen = {
-    errors, charts, tip: tip.textContent, tip_box: tip.hidden ? null : box(tip),
+  return {
+    charts, tip: tip.textContent, tip_box: tip.hidden ? null : box(tip),
     page: [document.documentElement.scrollWidth, document.documentElement.clientWidth],
     pictures: Array.from(document.images, image => image.naturalWidth),
     requests: performance.getEntriesByType("resource").map(entry => entry.name.slice(0, 40))
       .filter(name => !name.startsWith("data:")),
   };
-  const pre = document.createElement("pre");
-  pre.id = "seen";
-  pre.textContent = JSON.stringify(seen);
-  document.body.append(pre);
-}, 100));
-</script>"""
+})()"""
 
 
-def look_at(page, folder, width=1200):
+def look_at(chromium, page, width=1200):
     """What the browser has seen on a page of that width."""
-    probed = folder / "probed.html"
-    text = page.read_text(encoding="utf-8")
-    assert "<head>" in text
-    probed.write_text(text.replace("<head>", f"<head>{PROBE}", 1), encoding="utf-8")
-    off = ("gpu", "background-networking", "component-update", "sync", "default-apps", "extensions")
-    command = [BROWSER, "--headless", "--no-sandbox", *(f"--disable-{name}" for name in off)]
-    command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--virtual-time-budget=3000"]
-    result = subprocess.run([*command, "--dump-dom", probed.as_uri()], capture_output=True, timeout=60, check=True)
-    (seen,) = re.findall(r'<pre id="seen">(.*?)</pre>', result.stdout.decode(), re.S)
-    return json.loads(unescape(seen))
+    chromium.errors.clear()
+    chromium.open(page.as_uri(), width=width)
+    return {**chromium.value(LOOK), "errors": chromium.errors}
 
 
 def check_charts(seen, *, charts, curves_of_the_first):
@@ -76,9 +54,9 @@ def check_charts(seen, *, charts, curves_of_the_first):
 
 
 @pytest.mark.parametrize("width", [1200, 500])
-def test_report(width, tmp_path):
+def test_report(chromium, width, tmp_path):
     predictions = predictions_of([0, 1, 2, 2], [0, 1, 1, 2], ["ant", "bee", "cat"])
-    seen = look_at(write_report(run_folder(tmp_path, [*LINES, CLOSING]), predictions), tmp_path, width)
+    seen = look_at(chromium, write_report(run_folder(tmp_path, [*LINES, CLOSING]), predictions), width)
     check_charts(seen, charts=6, curves_of_the_first=3)
     assert seen["pictures"] == [16], "the one mistake"
     # What the pointer is told at the end of the loss: the last values of the three curves.
@@ -87,14 +65,14 @@ def test_report(width, tmp_path):
     assert left >= 0 and right <= seen["page"][1]
 
 
-def test_comparison(tmp_path):
+def test_comparison(chromium, tmp_path):
     runs = []
     for name, top1 in (("slow", 50.0), ("fast", 75.0)):
         lines = [train(1), val(1, top1), train(2, loss=0.5), val(2, top1 + 10), val(2, top1 + 10, best=True)]
         folder = tmp_path / name
         folder.mkdir()
         runs.append(read_run(run_folder(folder, lines, {**CONFIG, "SEED": len(runs)})))
-    seen = look_at(write_comparison(runs, tmp_path / "compare.html"), tmp_path)
+    seen = look_at(chromium, write_comparison(runs, tmp_path / "compare.html"))
     check_charts(seen, charts=5, curves_of_the_first=2)
     slow, fast = (curve["box"] for curve in seen["charts"][0]["curves"])
     assert fast[1] < slow[1] and fast[3] < slow[3], "the better accuracy is drawn above the other"
