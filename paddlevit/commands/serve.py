@@ -37,12 +37,13 @@ def main(argv: List[str]) -> int:
     try:
         import uvicorn
 
-        from paddlevit.serve import Limits, create_app, is_loopback
+        from paddlevit.serve import Connection, Limits, create_app, is_loopback
     except ImportError as error:
         raise UserError(f"serving needs FastAPI and uvicorn: pip install 'paddlevit[serve]' ({error})") from None
     limits = Limits(
         max_bytes=round(args.max_megabytes * 2**20),
         max_requests=args.max_requests,
+        max_overlays=args.max_overlays,
         max_batch=args.max_batch,
         max_wait=args.max_wait / 1000,
         timeout=args.timeout,
@@ -54,6 +55,7 @@ def main(argv: List[str]) -> int:
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=Connection,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -79,13 +81,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag("allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as behind a proxy")
     flag("max_megabytes", type=float, default=10.0, metavar="MIB", help="size of an uploaded file (default 10)")
     flag("max_requests", type=int, default=256, metavar="N", help="requests under way; others get 503 (default 256)")
+    flag("max_overlays", type=int, default=16, metavar="N", help="of them, with an overlay; as above (default 16)")
     flag("max_batch", type=int, default=16, metavar="N", help="images that the network sees at once (default 16)")
     flag("max_wait", type=float, default=5.0, metavar="MS", help="how long an image waits for others (default 5 ms)")
     flag("timeout", type=float, default=30.0, metavar="S", help="for an upload, and for the answer (default 30 s)")
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
         raise UserError(f"-port is {args.port}, allowed: 0 to 65535")
-    for name in ("max_megabytes", "max_requests", "max_batch", "timeout"):
+    for name in ("max_megabytes", "max_requests", "max_overlays", "max_batch", "timeout"):
         if not getattr(args, name) > 0:
             raise UserError(f"-{name} is {getattr(args, name)}, allowed: above 0")
     if not args.max_wait >= 0:

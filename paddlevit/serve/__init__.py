@@ -1,7 +1,8 @@
 """A small web server for one network: a page to drop an image on, and the same by POST. Knows nothing of Paddle."""
 
 from paddlevit.serve.app import create_app
+from paddlevit.serve.connection import Connection
 from paddlevit.serve.guard import is_loopback
 from paddlevit.serve.limits import Limits, Network
 
-__all__ = ["Limits", "Network", "create_app", "is_loopback"]
+__all__ = ["Connection", "Limits", "Network", "create_app", "is_loopback"]

@@ -14,19 +14,26 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.requests = 0
+        self.overlays = 0
         self.bytes = 0
 
     @contextlib.contextmanager
-    def enter(self) -> Iterator["Visit"]:
+    def enter(self, *, overlay: bool) -> Iterator["Visit"]:
         """Hold a place, and what the visit takes, to the end of the block. Raises RefusedError where none is free."""
         if self.requests >= self._limits.max_requests:
             raise RefusedError(503, f"{self.requests} requests are under way: try again", retry_after=_RETRY_AFTER)
+        if overlay and self.overlays >= self._limits.max_overlays:
+            raise RefusedError(
+                503, f"{self.overlays} overlays are under way: try again, or without", retry_after=_RETRY_AFTER
+            )
         self.requests += 1
+        self.overlays += overlay
         visit = Visit(self)
         try:
             yield visit
         finally:
             self.requests -= 1
+            self.overlays -= overlay
             self.bytes -= visit.bytes
 
     def take(self, count: int) -> None:

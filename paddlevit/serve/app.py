@@ -79,7 +79,7 @@ class _Service:
         if overlay and not self.network.explains:
             raise RefusedError(400, "overlay=true: this network cannot say where it has looked")
         seconds = self.limits.timeout
-        with self.admission.enter() as visit:
+        with self.admission.enter(overlay=overlay) as visit:
             data = await _within(
                 seconds,
                 read_upload(request, visit, limits=self.limits),

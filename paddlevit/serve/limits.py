@@ -32,6 +32,7 @@ class Limits:
     max_bytes: int = 10 * 2**20  # of an uploaded file
     max_pixels: int = 25_000_000  # of its image; three bytes each once it is decoded
     max_requests: int = 256  # under way at a time; more are sent away
+    max_overlays: int = 16  # of them, that want one: gradients and a picture cost many times the classes
     max_memory: int = 256 * 2**20  # bytes of uploads that are held at a time
     max_batch: int = 16  # images that the network sees at once
     max_wait: float = 0.005  # seconds that the first image of a batch waits for others

@@ -15,6 +15,7 @@ import uvicorn
 from PIL import Image
 
 from paddlevit.errors import UserError
+from paddlevit.serve import Connection
 
 SIDE = 8
 NAMES = ["red", "green", "blue"]
@@ -86,7 +87,7 @@ class Server:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._uvicorn = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        self._uvicorn = uvicorn.Server(uvicorn.Config(app, http=Connection, log_config=None, access_log=False))
         self._thread = threading.Thread(target=self._uvicorn.run, args=([self.listener],))
 
     def __enter__(self) -> "Server":

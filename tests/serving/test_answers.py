@@ -170,6 +170,20 @@ def test_one_request_too_many_is_sent_away_at_once(network):
         assert figure(server, "paddlevit_request_seconds_count") == 5
 
 
+def test_overlays_have_a_bound_of_their_own(network):
+    network.free.clear()
+    with serve(network, max_overlays=2) as server, ThreadPoolExecutor(3) as clients:
+        waiting = [clients.submit(server.predict, picture(), "?overlay=true") for _ in range(2)]
+        until(lambda: figure(server, "paddlevit_requests_under_way") == 2)
+        reply = server.predict(picture(), "?overlay=true")
+        assert reply.status == 503 and reply.headers["retry-after"] == "1"
+        assert reply.content["error"] == "2 overlays are under way: try again, or without"
+        waiting.append(clients.submit(server.predict, picture()))
+        network.free.set()
+        assert [reply.result().status for reply in waiting] == [200] * 3
+        assert server.predict(picture(), "?overlay=true").status == 200
+
+
 def test_uploads_that_are_held_have_a_bound_together(network):
     large = picture() + bytes(60_000)  # Pillow does not look at what follows an image
     network.free.clear()

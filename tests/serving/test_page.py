@@ -4,12 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, browser
 from served import NAMES, ColourNetwork, Server, picture
 
 from paddlevit.serve import Limits, create_app
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 # What a drop or a paste is, with the bytes of a file; the page sees no difference to a real one.
 DELIVER = """(async () => {
@@ -32,12 +29,6 @@ def network():
 def server(network):
     with Server(create_app(network, NAMES, limits=Limits(max_bytes=2**20))) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("profile")) as chromium:
-        yield chromium
 
 
 @pytest.fixture
@@ -123,6 +114,14 @@ def test_network_that_explains_nothing_and_server_that_is_gone(chromium, tmp_pat
     chromium.value(DELIVER % (json.dumps(list(picture())), '"two.png"', DROP))
     chromium.until("!document.getElementById('error').hidden")
     assert text(chromium, "error") == "two.png: the server cannot be reached"
+
+
+def test_busy_server_that_has_no_time_for_overlays(chromium, network):
+    with Server(create_app(network, NAMES, limits=Limits(max_overlays=0))) as server:
+        chromium.open(f"{server.url}/")
+        deliver(chromium, "one.png", picture(), DROP)
+        assert text(chromium, "status").startswith("red") and not visible(chromium, "seen")
+        assert text(chromium, "caption") == "one.png (too busy to show where it was seen: try again)"
 
 
 def test_keyboard_and_narrow_dark_page(page, server):

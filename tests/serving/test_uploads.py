@@ -1,13 +1,16 @@
 """Uploads that are refused, each with a status and a sentence, and what the server is afterwards."""
 
+import contextlib
+import http.client
 import socket
 import struct
+import time
 import zlib
 
 import pytest
 from served import NAMES, ColourNetwork, Server, form, picture, png_header
 
-from paddlevit.serve import Limits, create_app
+from paddlevit.serve import Connection, Limits, create_app
 
 LIMITS = Limits(max_bytes=2**20, max_pixels=1_000_000, timeout=1.0)
 GOOD = picture(size=(50, 50), kind="JPEG")
@@ -102,6 +105,42 @@ def test_upload_that_stops_in_the_middle(server):
         assert b"408" in client.recv(1000).splitlines()[0], "it waits as long as it is told to, then says so"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
         client.sendall(head + GOOD[:100])
+
+
+def dripped(client, seconds):
+    """What the server says to a client that sends a byte whenever it hears nothing, until the connection is closed."""
+    received, end = b"", time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            part = client.recv(1000)
+            if not part:
+                return received
+            received += part
+        except socket.timeout:
+            with contextlib.suppress(ConnectionError):  # the next look tells
+                client.sendall(b"x")
+        except ConnectionError:
+            return received
+    raise AssertionError("the connection stays")
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["first", "second"])
+def test_headers_that_never_end(server, monkeypatch, before):
+    monkeypatch.setattr(Connection, "patience", 0.3)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as client:
+        client.sendall(before + b"POST /predict HTTP/1.1\r\nX-Slow: ")
+        received = dripped(client, seconds=5)
+    assert bool(before) == received.startswith(b"HTTP/1.1 200")
+
+
+def test_connection_that_asks_slowly_but_asks(server, monkeypatch):
+    monkeypatch.setattr(Connection, "patience", 0.3)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    for _ in range(4):
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+        time.sleep(0.2)
+    connection.close()
 
 
 def test_text_that_swells_in_a_png(server):
