@@ -28,8 +28,17 @@ def run(files, *flags, name="pit_digits", output="out.png"):
     return main([*argv, "-output", str(files / output), *flags])
 
 
-@pytest.mark.parametrize("method", [None, "grad-cam", "grad-rollout", "attention", "rollout"])
-def test_a_heat_map_has_the_images_size_and_lies_where_the_network_looked(files, method, capsys):
+@pytest.mark.parametrize(
+    ("method", "shown"),
+    [
+        (None, "what speaks for 7 (grad-rollout)"),
+        ("grad-cam", "what speaks for 7 (grad-cam)"),
+        ("grad-rollout", "what speaks for 7 (grad-rollout)"),
+        ("attention", "where attention looks in one layer (attention)"),
+        ("rollout", "where attention looks through all layers (rollout)"),
+    ],
+)
+def test_a_heat_map_has_the_images_size_and_lies_where_the_network_looked(files, method, shown, capsys):
     flags = [] if method is None else ["-method", method]
     assert run(files, *flags, output=f"{method}.png") == 0
     picture = np.asarray(Image.open(files / f"{method}.png")).astype(int)
@@ -39,7 +48,8 @@ def test_a_heat_map_has_the_images_size_and_lies_where_the_network_looked(files,
     np.testing.assert_array_equal(picture[:, :15], photo[:, :15] * 4 // 10)
     np.testing.assert_array_equal(picture[:, 75:], photo[:, 75:] * 4 // 10)
     assert (picture[:, 15:75] != photo[:, 15:75]).any()
-    assert f"{method or 'grad-rollout'} written to" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"written to {files / f'{method}.png'}: {shown}, 90 x 60 pixels"
 
 
 def test_classes_have_names(files, capsys):
@@ -71,6 +81,7 @@ def test_a_sheet_shows_every_method_and_stage(files):
         (["-method", "attention", "-class", "1"], "-class 1: grad-cam and grad-rollout show a class, not attention"),
         (["-method", "all", "-stage", "1"], "-stage 1: only grad-cam and attention show one stage, not all"),
         (["-method", "grad-cam", "-stage", "9"], "stage 9, allowed: 1 (stage 1) to 3 (stage 3)"),
+        (["-image", "."], "-image . is a folder: name one image"),
         (["-amp"], "-amp: what a network looks at is found in full precision"),
     ],
 )

@@ -22,7 +22,14 @@ from paddlevit.data import build_file_loader
 from paddlevit.data.transforms import build_eval_transform
 from paddlevit.errors import UserError
 
-_METHODS = ("grad-cam", "grad-rollout", "attention", "rollout", "features", "all")
+_SHOWS = {  # what the picture of each method is, in words; {} is a class
+    "grad-cam": "what speaks for {}",
+    "grad-rollout": "what speaks for {}",
+    "attention": "where attention looks in one layer",
+    "rollout": "where attention looks through all layers",
+    "features": "feature maps of all stages",
+    "all": "everything there is to see",
+}
 _SIDE, _SMALL = 240, 96  # longer side of the pictures of a sheet, in pixels
 _CHANNELS = 8
 
@@ -71,7 +78,9 @@ def main(argv: List[str]) -> int:
             print(f"nothing speaks for {name_of(label, names)} there", file=sys.stderr)
         picture = view.over(heat)
     _save(picture, Path(args.output))
-    print(f"{args.image}: {found}\n{method} written to {args.output}, {picture.width} x {picture.height} pixels")
+    shown = _SHOWS[method].format(name_of(label, names))
+    print(f"{args.image}: {found}")
+    print(f"written to {args.output}: {shown} ({method}), {picture.width} x {picture.height} pixels")
     return 0
 
 
@@ -82,12 +91,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag = parser.flag
     flag("image", required=True, metavar="FILE", help="the image")
     flag("output", required=True, metavar="PNG", help="the picture to write")
-    flag("method", help=f"{', '.join(_METHODS)} (default: grad-rollout for PiT, grad-cam for the others)")
+    flag("method", help=f"{', '.join(_SHOWS)} (default: grad-rollout for PiT, grad-cam for the others)")
     flag("class", dest="of", metavar="CLASS", help="grad-...: name or number of the class (default: the likeliest)")
     flag("stage", type=int, metavar="N", help="grad-cam, attention: the stage, or HVT's block (default: the last)")
     args = parser.parse_args(argv)
-    if args.method not in (None, *_METHODS):
-        raise UserError(f"-method {args.method}, allowed: {', '.join(_METHODS)}")
+    if args.method not in (None, *_SHOWS):
+        raise UserError(f"-method {args.method}, allowed: {', '.join(_SHOWS)}")
+    if Path(args.image).is_dir():
+        raise UserError(f"-image {args.image} is a folder: name one image")
     if args.stage is not None and args.method not in (None, "grad-cam", "attention"):
         raise UserError(f"-stage {args.stage}: only grad-cam and attention show one stage, not {args.method}")
     if args.of is not None and args.method not in (None, "all", *OF_A_CLASS):
