@@ -298,10 +298,15 @@ def test_numbers_are_not_made_of_arrays(pictures, tmp_path, monkeypatch):
 def test_amp_reaches_training_and_evaluation(pictures, tmp_path, monkeypatch):
     entered = []
     monkeypatch.setattr(paddle.amp, "auto_cast", lambda **options: entered.append(options) or contextlib.nullcontext())
-    assert train(pictures, tmp_path / "run", "-amp", "-amp_dtype", "bfloat16") == 0
+    assert train(pictures, tmp_path / "cpu", "-amp") == 0
+    assert not any(options["enable"] for options in entered)
+    assert "-amp does nothing on a CPU" in (tmp_path / "cpu" / "log.txt").read_text()
+    entered.clear()
+    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(paddle.device.cuda, "max_memory_allocated", lambda: 0)
+    assert train(pictures, tmp_path / "gpu", "-amp", "-amp_dtype", "bfloat16") == 0
     batches = 4 + 2 + 1  # training; evaluation of the network and its average; the best once more
     assert entered == [{"enable": True, "dtype": "bfloat16", "level": "O1"}] * batches
-    assert "-amp does nothing on a CPU" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_the_loss_scale_is_taken_off_once_per_optimizer_step():
@@ -325,7 +330,7 @@ def test_half_precision_leaves_average_and_losses_alone(monkeypatch):
 
     monkeypatch.setattr(paddle.amp, "decorate", decorate)
     trainer = small_trainer("AMP", True, "AMP_OPT_LEVEL", "O2", "AMP_DTYPE", "bfloat16", "TRAIN.MODEL_EMA", True)
-    precise = {"master_weight": True, "master_grad": True, "save_dtype": "float32", "multi_precision": True}
+    precise = {"master_weight": True, "master_grad": True, "multi_precision": True}
     assert asked == [{**precise, "level": "O2", "dtype": "bfloat16"}]
     assert trainer.model.head.weight.dtype == paddle.bfloat16
     assert {value.dtype for value in trainer.ema.model.state_dict().values()} == {paddle.float32}

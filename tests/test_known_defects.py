@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from paddlevit.config import get_config, variant_names
+
 ROOT = Path(__file__).resolve().parents[1]
 HERE, OTHER = "test_known_defects.py::", "test_defects_of_others.py::"
 
@@ -208,10 +210,10 @@ NEVER = {
     r"(.*\.)?(spawn|local_rank)": "dist.spawn(train)",
     r".*\.squeeze\(\)|paddle\.squeeze\([^,]*\)": "x.squeeze()",
 }
-# Not in training and evaluation; the tools measure the first, and need the second to export.
-NEVER_IN_TRAINING = {
-    r"(.*\.)?GradScaler": "paddle.amp.GradScaler()",
-    r"(.*\.)?to_static": "paddle.jit.to_static(model)",
+# The tools measure the first; the second is there to export, and in training where a key asks for it.
+ONLY_IN = {
+    r"(.*\.)?GradScaler": ("paddle.amp.GradScaler()", "commands/.*"),
+    r"(.*\.)?to_static": ("paddle.jit.to_static(model)", "commands/.*|export/.*|run/build.py"),
 }
 
 
@@ -228,12 +230,17 @@ def package():
     return {str(path.relative_to(root)): expressions(path.read_text("utf-8")) for path in root.rglob("*.py")}
 
 
-@pytest.mark.parametrize(("pattern", "example"), {**NEVER, **NEVER_IN_TRAINING}.items(), ids=lambda text: text[-20:])
-def test_what_the_package_does_without(package, pattern, example):
+@pytest.mark.parametrize("pattern", [*NEVER, *ONLY_IN], ids=lambda text: text[-20:])
+def test_what_the_package_does_without(package, pattern):
+    example, allowed = ONLY_IN.get(pattern) or (NEVER[pattern], "")
     assert any(re.fullmatch(pattern, text, re.S) for text in expressions(example))
     for name, found in package.items():
-        if pattern in NEVER or not re.search("commands|export", name):
+        if not re.fullmatch(allowed, name):
             assert not [text for text in found if re.fullmatch(pattern, text, re.S)], name
+
+
+def test_training_is_eager_unless_a_key_asks_for_a_static_program():
+    assert not any(get_config(name).TRAIN.TO_STATIC for name in variant_names())
 
 
 def test_hrformer_uses_no_fused_attention(package):
