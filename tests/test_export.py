@@ -162,6 +162,28 @@ def test_int8(trained, tmp_path, capsys):
     assert export.read_description(tmp_path)["files"] == ["model_int8.xml"]
 
 
+def test_exporters_are_heard_only_where_they_fail(tmp_path, monkeypatch, capfd):
+    def chatter(model, shape, stem):
+        os.write(1, b"from C++\n")
+        print("from Python")
+        stem.with_suffix(".json").write_text("a program")
+        return stem.with_suffix(".json")
+
+    def fails(*args):
+        chatter(*args)
+        raise RuntimeError
+
+    network = small("pit_digits")
+    monkeypatch.setattr(write, "_save_program", chatter)
+    export.export(network, [3, 32, 32], "paddle", tmp_path)
+    print("afterwards")
+    assert capfd.readouterr() == ("afterwards\n", "")
+    monkeypatch.setattr(write, "_save_program", fails)
+    with pytest.raises(RuntimeError):
+        export.export(network, [3, 32, 32], "paddle", tmp_path)
+    assert capfd.readouterr() == ("", "from C++\nfrom Python\n")
+
+
 def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
     def half(model, shape, stem):
         stem.with_suffix(".pdiparams").write_text("half")

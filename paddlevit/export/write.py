@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Iterator, Optional, Sequence
@@ -33,7 +34,7 @@ def export(
     """
     assert fmt in FORMATS, fmt
     assert calibration is None or fmt == "openvino", "only OpenVINO's networks become int8"
-    with _complete_in(folder) as scratch:
+    with _complete_in(folder) as scratch, _quiet():
         if fmt == "paddle":
             path = _save_program(model, image_shape, scratch / "model")
         elif fmt == "onnx":
@@ -115,6 +116,29 @@ def _int8(network: Any, calibration: Sequence[np.ndarray]) -> Any:
         model_type=nncf.ModelType.TRANSFORMER,  # keeps softmax and the normalisations in float32
         preset=nncf.QuantizationPreset.MIXED,
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the exporters say on their way, from C++ too, is heard only where they fail."""
+    with tempfile.TemporaryFile("w+", buffering=1) as said:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = os.dup(1), os.dup(2)
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+        failed = True
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                yield
+            failed = False
+        finally:
+            for i in (0, 1):
+                os.dup2(kept[i], i + 1)
+                os.close(kept[i])
+            if failed:
+                said.seek(0)
+                sys.stderr.write(said.read())
 
 
 @contextlib.contextmanager
