@@ -56,5 +56,7 @@ def test_is_kept_with_its_output(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    said = [output for cell in code for output in cell.outputs if output.output_type == "stream"]
+    assert [output.text for output in said if output.name == "stderr"] == [], "of other programs"
     text = path.read_text(encoding="utf-8")
     assert "Traceback" not in text and "/tmp/" not in text and "/site-packages/" not in text
