@@ -43,7 +43,7 @@ def run(*args, tool="main_single_gpu.py", **options):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """A fifth of the handwritten digits: 288 to train on, 72 to validate."""
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn (pip install 'paddlevit[demo]')")
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn (pip install '.[demo]')")
     folder = tmp_path_factory.mktemp("digits")
     result = run("digits", folder, tool="prepare_data.py")
     assert result.returncode == 0, result.stderr

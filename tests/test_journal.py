@@ -156,7 +156,7 @@ def write_twice(kind, folder):
 
 
 def test_tensorboard_files_hold_each_point_once(tmp_path):
-    tensorboardx = pytest.importorskip("tensorboardX", reason="pip install 'paddlevit[log]'")
+    tensorboardx = pytest.importorskip("tensorboardX", reason="pip install '.[log]'")
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     for number, write in enumerate(write_twice("tensorboard", tmp_path)):
@@ -186,7 +186,7 @@ def events(kind, path):
 
 
 def test_visualdl_files_hold_each_point_once(tmp_path):
-    visualdl = pytest.importorskip("visualdl", reason="pip install 'paddlevit[log]'")
+    visualdl = pytest.importorskip("visualdl", reason="pip install '.[log]'")
     for _ in write_twice("visualdl", tmp_path):
         (file,) = (tmp_path / "visualdl").iterdir()
     reader = visualdl.LogReader(file_path=str(file))

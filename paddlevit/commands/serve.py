@@ -39,7 +39,7 @@ def main(argv: List[str]) -> int:
 
         from paddlevit.serve import Connection, Limits, create_app, is_loopback
     except ImportError as error:
-        raise UserError(f"serving needs FastAPI and uvicorn: pip install 'paddlevit[serve]' ({error})") from None
+        raise UserError(f"serving needs FastAPI and uvicorn: pip install '.[serve]' in the clone ({error})") from None
     limits = Limits(
         max_bytes=round(args.max_megabytes * 2**20),
         max_requests=args.max_requests,

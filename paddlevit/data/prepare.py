@@ -30,7 +30,7 @@ def write_digits(folder: Path, *, force: bool = False) -> str:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError("the digits come with scikit-learn: pip install 'paddlevit[demo]'") from None
+        raise UserError("the digits come with scikit-learn: pip install '.[demo]' in the clone") from None
     data = load_digits()
     in_val = digits_in_val(data.target)
     rows: Dict[str, List[Tuple[str, int]]] = {split: [] for split in SPLITS}

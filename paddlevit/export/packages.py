@@ -12,7 +12,7 @@ def needs(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        hint = "pip install 'paddlevit[export]'"
+        hint = "pip install '.[export]' in the clone"
         if package == "paddle2onnx" and sys.version_info >= (3, 13):
             hint = (
                 "there is none for Python 3.13 and later, so export with 3.12 or older; any Python opens what it wrote"

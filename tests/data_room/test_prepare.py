@@ -109,7 +109,7 @@ def test_without_scikit_learn(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert main(["digits", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "error: the digits come with scikit-learn: pip install 'paddlevit[demo]'\n"
+    assert capsys.readouterr().err == "error: the digits come with scikit-learn: pip install '.[demo]' in the clone\n"
 
 
 def test_lists_of_folders(tmp_path, capsys):

@@ -209,4 +209,4 @@ def test_mistakes(weights, capsys):
 
 def test_without_fastapi(weights, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "pip install 'paddlevit[serve]'" in error(capsys, "-pretrained", weights)
+    assert "pip install '.[serve]' in the clone" in error(capsys, "-pretrained", weights)
