@@ -59,7 +59,7 @@ def built(tmp_path_factory):
 
 def test_the_archive_has_what_one_needs_to_work_on_it(built):
     names = {name.partition("/")[2] for name in built[0]}
-    for top in ("paddlevit", "configs", "docs", "run_scripts", "tests", "tools"):
+    for top in ("paddlevit", "configs", "docs", "notebooks", "run_scripts", "tests", "tools"):
         own = {str(path.relative_to(ROOT)) for path in (ROOT / top).rglob("*") if is_source(path)}
         assert own - names == set()
     for file in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "mkdocs.yml", "setup.py"):

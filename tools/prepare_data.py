@@ -1,4 +1,4 @@
-"""Write the demo's digits, list files or zip files from folders, or check all images; -h lists the commands."""
+"""Write demo images, list files or zip files from folders, or check all images; -h lists the commands."""
 
 import sys
 from pathlib import Path

@@ -22,7 +22,7 @@ from paddlevit.commands.classifier import (
     configure,
     name_of,
 )
-from paddlevit.commands.exported import configure_exported, exported_logits
+from paddlevit.commands.exported import add_exported_flag, configure_exported, exported_logits
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import with_values
 from paddlevit.data import EvalLoader, build_file_loader
@@ -73,8 +73,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(description="Say what is on images.")
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="- reads a list from standard input")
     add_flags(parser)
+    add_exported_flag(parser)
     flag = parser.flag
-    flag("exported", metavar="DIR", help="what export_model.py wrote, a folder or its file, instead of -pretrained")
     flag("topk", type=int, default=5, help="classes to name for each image (default 5)")
     flag("json", action="store_true", help="print one JSON object a line for each image")
     flag("batch_size", dest="batch_size_eval", metavar="N", type=int, default=_BATCH_SIZE, help="images at a time (32)")

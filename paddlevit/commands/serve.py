@@ -18,7 +18,7 @@ from paddlevit import runtime
 from paddlevit.attention_maps import class_activation, overlay
 from paddlevit.attention_maps.picture import fitted
 from paddlevit.commands.classifier import Logits, add_flags, build_classifier, build_logits, configure
-from paddlevit.commands.exported import configure_exported, exported_logits
+from paddlevit.commands.exported import add_exported_flag, configure_exported, exported_logits
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.data import build_preparation
 from paddlevit.data.decode import decode
@@ -74,8 +74,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
     parser = Parser(description="Serve a network: a page to drop an image on, and POST /predict.")
     add_flags(parser)
+    add_exported_flag(parser)
     flag = parser.flag
-    flag("exported", metavar="DIR", help="what export_model.py wrote, a folder or its file, instead of -pretrained")
     flag("host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
     flag("port", type=int, default=8000, help="port to listen at (default 8000; 0: any that is free)")
     flag("allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names of this server, as behind a proxy")
