@@ -58,9 +58,8 @@ def attention_rollout(model: nn.Layer, images: Tensor) -> np.ndarray:
 
     `images` float32 [N, C, H, W]. Every attention layer, averaged over its heads, counts half and the residual branch
     the other half. A token that pooling has made draws on the places below its window, most on the middle
-    (`Window.shares`). The way begins at the first stage
-    from which on all have global attention: PiT's and HVT's first, CvT's last. The shares and that of the class tokens
-    themselves sum to one.
+    (`Window.shares`). The way begins at the first stage from which on all have global attention: PiT's and HVT's first,
+    CvT's last. The shares and that of the class tokens themselves sum to one.
 
     Raises UserError where the last stage has no global attention.
     """
