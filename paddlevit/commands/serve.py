@@ -65,7 +65,9 @@ def main(argv: List[str]) -> int:
             )
         )
         _announce(network, listener, loopback)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # uvicorn calls it when it has finished
+        # uvicorn calls these when it has finished. Ctrl-C's is set too: a shell's background jobs begin with it ignored.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         server.run([listener])
     return 0
 

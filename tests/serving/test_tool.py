@@ -53,8 +53,14 @@ def running(weights, *flags):
         *flags,
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Ctrl-C is ignored at first, as in a background job of a shell.
     process = subprocess.Popen(
-        [*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=weights.parent
+        ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=weights.parent,
     )
     try:
         line = process.stdout.readline()
