@@ -65,7 +65,7 @@ def main(argv: List[str]) -> int:
             )
         )
         _announce(network, listener, loopback)
-        # uvicorn calls these when it has finished. Ctrl-C's is set too: a shell's background jobs begin with it ignored.
+        # uvicorn calls these when it has finished. Ctrl-C's too: a shell's background jobs begin with it ignored.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         server.run([listener])

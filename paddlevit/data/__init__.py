@@ -154,8 +154,10 @@ def resizer(wanted: str) -> str:
     except ImportError as error:  # also where a system library that it needs is missing
         if wanted == "opencv":
             raise UserError(f"TRAIN.RESIZER is opencv, but: {error} (pip install opencv-python-headless)") from None
-        faster = "OpenCV and simplejpeg are twice as fast (pip install opencv-python-headless simplejpeg)"
-        logger.info("Pillow makes the training images; %s", faster)
+        logger.info(
+            "Pillow makes the training images; OpenCV and simplejpeg are twice as fast"
+            " (pip install opencv-python-headless simplejpeg)"
+        )
         return "pillow"
     logger.info("OpenCV %s makes the training images; TRAIN.RESIZER pillow gives the published pixels", cv2.__version__)
     return "opencv"
