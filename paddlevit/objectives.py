@@ -55,7 +55,7 @@ class Renormalized(nn.Layer):
 
 
 class Distilled:
-    """Cross-entropy with the targets and, on the distillation head, with a teacher (Touvron et al. 2021, section 3).
+    """Cross-entropy with the targets and, on the distillation head, with a teacher (Touvron et al. 2021, section 4).
 
     Soft (equation 2): (1 - alpha) CE(y) + alpha tau^2 KL(teacher / tau || student / tau), the divergence being the mean
     over the batch of the sum over the classes. Hard (equation 3): (1 - alpha) CE(y) + alpha CE(argmax teacher). The

@@ -22,7 +22,7 @@ from paddlevit.views import PIXELS, AttentionView, StageView, Window, spread_bac
 
 
 class PatchEmbed(nn.Layer):
-    """Non-overlapping patches by a convolution; [N, 3, S, S] -> tokens [N, L, dim]."""
+    """Non-overlapping patches by a convolution; [N, C, S, S] -> tokens [N, L, dim]."""
 
     def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from paddlevit.views import PIXELS, AttentionView, StageView, Window
 
 
 class PatchEmbed(nn.Layer):
-    """Overlapping patches by a convolution without padding; [N, 3, S, S] -> map [N, dim, P, P]."""
+    """Overlapping patches by a convolution without padding; [N, C, S, S] -> map [N, dim, P, P]."""
 
     def __init__(self, in_channels: int, dim: int, patch_size: int, stride: int) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ class Transformer(nn.Layer):
 
 
 class PiT(nn.Layer):
-    """PiT: three stages of transformer blocks with pooling between them (section 3.2, table 9).
+    """PiT: three stages of transformer blocks with pooling between them (section 3.2, table 1).
 
     `base_dims` are the widths of a head and `num_heads` their numbers, so stage i is base_dims[i] * num_heads[i] wide.
-    With `distilled` there is a second token and head (Touvron et al. 2021, section 3.2): in training the network
-    returns both logits, in evaluation their mean. `num_classes` 0 leaves the heads out. Raises ValueError where the
-    image is smaller than a patch.
+    With `distilled` there is a second token and head (Touvron et al. 2021, section 4): in training the network
+    returns both logits, in evaluation their mean. `num_classes` 0 leaves the heads out. Raises UserError where the
+    entries do not fit together, or the image is smaller than a patch.
     """
 
     weight_sources: Dict = SOURCES
