@@ -1,6 +1,7 @@
 """What is handed out: the archive of the sources, the wheel built from it, and the citation."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,10 @@ def test_the_wheel_works_outside_of_the_sources(built, tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
 
 
-def test_the_citation_is_of_this_version_and_names_the_four_papers():
+def test_the_citation_is_of_this_version_and_names_the_papers_that_the_readme_does():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == paddlevit.__version__
-    assert sorted(paper["notes"] for paper in citation["references"]) == ["CvT", "HRFormer", "HVT", "PiT"]
+    notes = [paper["notes"].split(",")[0] for paper in citation["references"]]
+    assert notes == ["HVT", "CvT", "HRFormer", "PiT", "DeiT", "RegNetY"]
+    papers = re.findall(r"https://arxiv.org/abs/[\d.]+", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(papers) == {paper["url"] for paper in citation["references"]}

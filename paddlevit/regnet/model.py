@@ -43,7 +43,7 @@ class Downsample(nn.Layer):
 
 
 class Block(nn.Layer):
-    """The Y block: a residual bottleneck of ratio 1 with group convolution and squeeze-excitation (figure 4; section 4).
+    """The Y block: a residual bottleneck of ratio 1, group convolution and squeeze-excitation (figure 4, section 4).
 
     The hidden width of squeeze-excitation is `se_ratio` of the block's input width, not of its own.
     """
