@@ -16,7 +16,7 @@ import yaml
 from yacs.config import CfgNode
 
 from paddlevit.errors import MissingFileError, UserError
-from paddlevit.schema import BELOW_ONE, CHOICES, DEFAULTS, FLAGS, OPTIONAL, RANGES
+from paddlevit.schema import ABOVE_ZERO, BELOW_ONE, CHOICES, DEFAULTS, FLAGS, OPTIONAL, RANGES
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
@@ -201,6 +201,8 @@ def _checked(key: str, value: Any, like: Any, where: str) -> Any:
 
 
 def _range_text(low: float, high: float) -> str:
+    if (low, high) == ABOVE_ZERO:
+        return "above 0"
     if high == math.inf:
         return f"{low:g} and above"
     return f"{low:g} to {'less than 1' if (low, high) == BELOW_ONE else format(high, 'g')}"

@@ -134,11 +134,13 @@ _ONE = (1, math.inf)
 _ZERO = (0, math.inf)
 _SHARE = (0, 1)
 BELOW_ONE = (0, math.nextafter(1.0, 0.0))
+ABOVE_ZERO = (math.nextafter(0.0, 1.0), math.inf)
 
 # Smallest and largest value; of every entry, where the value is a list.
 RANGES: Dict[str, Tuple[float, float]] = {
     "DATA.BATCH_SIZE": _ONE,
     "DATA.BATCH_SIZE_EVAL": _ONE,
+    "DATA.IMAGE_CHANNELS": _ONE,
     "DATA.IMAGE_SIZE": _ONE,
     "DATA.MAX_BAD": _ZERO,
     "HANG_TIMEOUT": _ZERO,
@@ -157,13 +159,25 @@ RANGES: Dict[str, Tuple[float, float]] = {
     "MODEL.EMBED_DIM": _ONE,
     "MODEL.GROUP_WIDTH": _ONE,
     "MODEL.HRT.DROP_PATH_RATE": BELOW_ONE,
+    "MODEL.KERNEL_QKV": _ONE,
+    "MODEL.MLP_RATIO": ABOVE_ZERO,
     "MODEL.NUM_CLASSES": _ZERO,
     "MODEL.NUM_HEADS": _ONE,
+    "MODEL.NUM_STAGES": _ONE,
+    "MODEL.PADDING_KV": _ZERO,
+    "MODEL.PADDING_Q": _ZERO,
+    "MODEL.PATCH_PADDING": _ZERO,
     "MODEL.PATCH_SIZE": _ONE,
+    "MODEL.PATCH_STRIDE": _ONE,
     "MODEL.POOL_BLOCK_WIDTH": _ZERO,
     "MODEL.POOL_KERNEL_SIZE": _ONE,
     "MODEL.POOL_STRIDE": _ONE,
+    "MODEL.SE_RATIO": ABOVE_ZERO,
+    "MODEL.STEM_WIDTH": _ONE,
     "MODEL.STRIDE": _ONE,
+    "MODEL.STRIDE_KV": _ONE,
+    "MODEL.STRIDE_Q": _ONE,
+    "MODEL.WIDTHS": _ONE,
     "NPROCS": _ONE,
     "REPORT_FREQ": _ONE,
     "SAVE_FREQ": _ONE,
@@ -171,8 +185,9 @@ RANGES: Dict[str, Tuple[float, float]] = {
     "TRAIN.ACCUM_ITER": _ONE,
     "TRAIN.BASE_LR": _ZERO,
     "TRAIN.DISTILLATION_ALPHA": _SHARE,
+    "TRAIN.DISTILLATION_TAU": ABOVE_ZERO,
     "TRAIN.END_LR": _ZERO,
-    "TRAIN.GRAD_CLIP": _ZERO,
+    "TRAIN.GRAD_CLIP": ABOVE_ZERO,
     "TRAIN.LAST_EPOCH": _ZERO,
     "TRAIN.MAX_NONFINITE": _ONE,
     "TRAIN.LAYER_DECAY": _SHARE,
