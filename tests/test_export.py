@@ -70,9 +70,9 @@ def test_exported_network_gives_the_same_logits(name, formats, tmp_path, monkeyp
         environment = dict(os.environ)
         with monkeypatch.context() as patch:
             patch.setattr(subprocess.Popen, "__init__", no_process)
-            path = export.export(network, [3, 32, 32], fmt, tmp_path / "new")
+            path = export.export(network, [3, 32, 32], fmt, str(tmp_path / "new"))
         assert network.training and dict(os.environ) == environment
-        opened = export.open_exported(path, threads=1)
+        opened = export.open_exported(str(path), threads=1)
         for batch in (2, 1, 5):
             images = random_images(batch)
             np.testing.assert_allclose(opened(images), logits_of(network, images), rtol=0, atol=1e-5)
@@ -203,7 +203,11 @@ def test_mistakes_are_named(trained, tmp_path, capsys, monkeypatch):
         return capsys.readouterr().err
 
     assert "allowed: paddle, onnx, openvino" in said("-format", "tflite")
+    with pytest.raises(UserError, match="format tflite, allowed: paddle, onnx, openvino"):
+        export.export(small("pit_digits"), [3, 32, 32], "tflite", tmp_path)
     assert "-int8 goes with -format openvino" in said("-int8")
+    with pytest.raises(UserError, match="int8, which goes with the format openvino, not onnx"):
+        export.export(small("pit_digits"), [3, 32, 32], "onnx", tmp_path, calibration=[])
     assert "images to find ranges on" in said("-int8", "-format", "openvino")
     assert "there is no file none.png" in said("-images", "none.png")
     (tmp_path / "file").write_text("")

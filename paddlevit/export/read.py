@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Callable, Sequence, Tuple
+from typing import Callable, Sequence, Tuple, Union
 
 import numpy as np
 import paddle
@@ -15,12 +15,13 @@ Predict = Callable[[np.ndarray], np.ndarray]
 _Opened = Tuple[Predict, Sequence[int]]  # the function, and [C, H, W] of its images
 
 
-def open_exported(path: Path, *, threads: int = 0, device: str = "cpu") -> Predict:
+def open_exported(path: Union[str, Path], *, threads: int = 0, device: str = "cpu") -> Predict:
     """What `export` wrote, as a function: images float32 [N, C, H, W] -> logits [N, K]. `threads` 0: all cores.
 
     `device` "gpu" is for Paddle's program; the other formats are computed by the CPU. Raises UserError where the file
     cannot be opened; the function does for images of another shape.
     """
+    path = Path(path)
     if path.suffix not in _OPENERS:
         raise UserError(f"{path} is no exported network, allowed: {', '.join(f'*{suffix}' for suffix in _OPENERS)}")
     opener, weights = _OPENERS[path.suffix]

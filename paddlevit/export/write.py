@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Iterator, Optional, Sequence, Union
 
 import numpy as np
 import paddle
@@ -22,18 +22,21 @@ def export(
     model: nn.Layer,
     image_shape: Sequence[int],
     fmt: str,
-    folder: Path,
+    folder: Union[str, Path],
     *,
     calibration: Optional[Sequence[np.ndarray]] = None,
 ) -> Path:
-    """Write `model` in evaluation as one of FORMATS into `folder`; the path of the file to open.
+    """Write `model` in evaluation as `fmt` "paddle", "onnx" or "openvino" into `folder`; the path of the file to open.
 
     Images are float32 [N, C, H, W] with [C, H, W] = `image_shape` and any N; the output is the logits [N, K]. With
     batches of images as `calibration` OpenVINO's network computes in int8. Nothing is left half-written. Raises
-    UserError where a package is missing or the folder cannot be written.
+    UserError for another format, where a package is missing, or where the folder cannot be written.
     """
-    assert fmt in FORMATS, fmt
-    assert calibration is None or fmt == "openvino", "only OpenVINO's networks become int8"
+    folder = Path(folder)
+    if fmt not in FORMATS:
+        raise UserError(f"format {fmt}, allowed: {', '.join(FORMATS)}")
+    if calibration is not None and fmt != "openvino":
+        raise UserError(f"calibration is for int8, which goes with the format openvino, not {fmt}")
     with _complete_in(folder) as scratch, _quiet():
         if fmt == "paddle":
             path = _save_program(model, image_shape, scratch / "model")
