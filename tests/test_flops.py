@@ -52,6 +52,9 @@ def test_command(capsys):
     assert printed["params"] == count(build_model(get_config("pit_digits")), 32)["params"]
     assert main(["-cfg", "pit_digits"]) == 0
     assert "total" in capsys.readouterr().out
+    assert main(["-cfg", "hvt_digits", "-json", "-opts", "MODEL.POOL_STRIDE", "1"]) == 0
+    unpooled = json.loads(capsys.readouterr().out)
+    assert unpooled["macs"] > count(build_model(get_config("hvt_digits")), 32)["macs"]
     assert main(["-cfg", "pit_digits", "-image_size", "2"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 

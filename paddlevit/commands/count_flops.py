@@ -16,8 +16,9 @@ def main(argv: List[str]) -> int:
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
     parser.flag("image_size", type=int, help="side of the image (default: the configuration's)")
     parser.flag("json", action="store_true", help="print one JSON object instead of a table")
+    parser.flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="any keys of the configuration")
     args = parser.parse_args(argv)
-    config = get_config(args.cfg)
+    config = get_config(args.cfg, args.opts)
     if args.image_size is not None:
         config = with_values(config, {"DATA.IMAGE_SIZE": args.image_size})
     counts = count(build_model(config), config.DATA.IMAGE_SIZE)

@@ -55,6 +55,15 @@ def test_flags_with_equals_signs_and_two_dashes(published):
     assert main(["-cfg=pit_ti_224", "--input", "pit_ti_730.pth", "-output", "a.pdparams", "-source=official"]) == 0
 
 
+def test_weights_of_another_number_of_classes(published, capsys):
+    state = {name: array[:3] if name.startswith("head.") else array for name, array in published.items()}
+    Path("pit_ti_730.pth").write_bytes(pickle.dumps(state))
+    flags = ["-cfg", "pit_ti_224", "-input", "pit_ti_730.pth", "-output", "a.pdparams"]
+    assert main(flags) == 2
+    assert "the file has 3 classes, the network 1000: set MODEL.NUM_CLASSES" in capsys.readouterr().err
+    assert main([*flags, "-opts", "MODEL.NUM_CLASSES", "3"]) == 0
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
