@@ -101,7 +101,7 @@ DEFAULTS: Dict[str, Any] = {
     "LOG_TO": "none",  # or tensorboard, visualdl: the curves there too, in a folder of that name in the run's
 }
 
-# Keys whose default is null, and what they hold otherwise.
+# Keys that may be null, and what they hold otherwise.
 OPTIONAL: Dict[str, Any] = {
     "DATA.BATCH_SIZE_EVAL": 1,
     "MODEL.DISTILLED": False,

@@ -205,6 +205,8 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
     for name in ("config.get_config", "weights.load.load_weights", "engine.Trainer", "pit.model.PiT"):
         assert f'id="paddlevit.{name}"' in reference
     assert "The frozen configuration of a yaml file or a shipped variant." in reference
+    keys = (tmp_path / "configuration.html").read_text(encoding="utf-8")
+    assert "LINEAR_SCALED_LR" in keys and "POOL_BLOCK_WIDTH" in keys, "the files are shown"
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
