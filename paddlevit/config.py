@@ -49,7 +49,11 @@ def get_config(cfg: Union[str, Path, None] = None, opts: Optional[Sequence[Any]]
 
 
 def update_config(config: CfgNode, args: Namespace) -> CfgNode:
-    """A new frozen configuration: `config`, or the one that `args.cfg` names, with the flags and `opts` of `args`."""
+    """A new frozen configuration: `config`, or the one that `args.cfg` names, with the flags and `opts` of `args`.
+
+    `args` has attributes named as the flags of `schema.FLAGS`; None and False count as not given. Raises as
+    `get_config`.
+    """
     start = _read(args.cfg) if getattr(args, "cfg", None) else list(_flat(config, "the configuration"))
     flags = [
         (key, getattr(args, flag), f"flag -{flag}")
@@ -60,7 +64,7 @@ def update_config(config: CfgNode, args: Namespace) -> CfgNode:
 
 
 def with_values(config: CfgNode, values: Dict[str, Any]) -> CfgNode:
-    """A new frozen configuration in which the dotted keys of `values` are set."""
+    """A new frozen configuration in which the dotted keys of `values` are set. Raises as `get_config`."""
     return _resolve(
         [*_flat(config, "the configuration"), *((key, value, "the program") for key, value in values.items())]
     )

@@ -36,7 +36,7 @@ def is_main() -> bool:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes."""
+    """The sum of `tensor` over all processes, which call this together; it is written into `tensor` too."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -91,7 +91,11 @@ def peak_memory() -> int:
 
 
 def setup(device: str, seed: int) -> None:
-    """Choose the device, join the other processes and seed every generator, each rank on its own."""
+    """Choose the device, join the other processes, and seed every generator.
+
+    Python's and NumPy's numbers differ between the ranks; Paddle's are the same, so that all begin with one network.
+    Raises UserError where a GPU is asked for and there is none.
+    """
     if choose_device(device) == "gpu":
         paddle.set_device(f"gpu:{dist.ParallelEnv().device_id}")  # its local_rank is the rank among all machines
     else:

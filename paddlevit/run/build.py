@@ -129,6 +129,7 @@ def with_classes(config: CfgNode, split: str) -> CfgNode:
 
 
 def load_pretrained(config: CfgNode, model: nn.Layer) -> None:
+    """Fill `model` from the file MODEL.PRETRAINED, but for its classifier where MODEL.REINIT_HEAD is set."""
     reinit = type(model).head_prefixes if config.MODEL.REINIT_HEAD else ()
     report = load_weights(model, config.MODEL.PRETRAINED, reinit=reinit)
     logger.info("weights: %s", report)

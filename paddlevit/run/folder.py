@@ -71,6 +71,7 @@ def _remove(folders: List[Path]) -> None:
 
 
 def best_path(folder: Path) -> Path:
+    """Where the best weights of the run in `folder` are."""
     return folder / "best.pdparams"
 
 
