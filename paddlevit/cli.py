@@ -28,7 +28,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag("accum_iter", type=int, help="batches per optimizer step")
     flag("num_workers", type=int, help="decoding processes per process (-1: chosen by the cores)")
     flag("pretrained", metavar="FILE", help="weights to start from, or to evaluate; of any source")
-    flag("reinit_head", action="store_true", help="start with a new classifier when the number of classes differs")
+    flag("reinit_head", action="store_true", help="start with a new classifier, not with that of -pretrained")
     flag("resume", metavar="WHERE", help="a checkpoint, a run's folder, or auto: the newest checkpoint in -output")
     flag("last_epoch", type=int, help="epochs to count as done")
     flag("teacher", help="variant of the teacher (default regnety_160)")

@@ -26,7 +26,7 @@ DEFAULTS: Dict[str, Any] = {
         "NAME": "",
         "NUM_CLASSES": 1000,  # 0: no head, the network returns features
         "PRETRAINED": "",
-        "REINIT_HEAD": False,  # start with a new classifier where PRETRAINED has another number of classes
+        "REINIT_HEAD": False,  # start with a new classifier, not with that of PRETRAINED
         "RESUME": "",  # a checkpoint, a run's folder, or auto
     },
     "TRAIN": {

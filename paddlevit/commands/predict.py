@@ -70,7 +70,7 @@ def guesses(logits: Logits, loader: EvalLoader, topk: int) -> Iterator[Optional[
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
-    parser = Parser(description="Say what is on images.")
+    parser = Parser(description="Say which classes images are likely of.")
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="- reads a list from standard input")
     add_flags(parser)
     add_exported_flag(parser)

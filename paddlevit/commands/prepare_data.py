@@ -42,7 +42,7 @@ def _parser() -> Parser:
     photos.add_argument("folder", type=Path, metavar="OUT_DIR")
     lists = commands.add_parser("list", help="write train_list.txt, val_list.txt and class_names.txt from folders")
     lists.add_argument("folder", type=Path, metavar="DATA_DIR", help="holds train/<class>/* and val/<class>/*")
-    zips = commands.add_parser("zip", help="write train.zip, train_map.txt and the same for val; goes on where it was")
+    zips = commands.add_parser("zip", help="write train.zip and val.zip with their maps; what was interrupted goes on")
     zips.add_argument("folder", type=Path, metavar="DATA_DIR", help="folders of classes, or list files and images")
     zips.flag("output", type=Path, metavar="OUT_DIR", help="where they go (default: DATA_DIR)")
     for command in (digits, photos, lists, zips):
