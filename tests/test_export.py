@@ -148,6 +148,9 @@ def test_one_description_for_the_files_of_one_network(tmp_path):
         return export.read_description(tmp_path)["files"]
 
     assert [write(file) for file in ("a.onnx", "a.xml", "a.onnx")][-1] == ["a.xml", "a.onnx"]
+    assert export.describe(config, network, CLASSES)["input"] == "images, float32 [N, 3, 32, 32], RGB"
+    grey = with_values(config, {"DATA.IMAGE_CHANNELS": 1})
+    assert export.describe(grey, network, CLASSES)["input"] == "images, float32 [N, 1, 32, 32], grey"
     network.head.bias.set_value(network.head.bias + 1.0)
     assert write("a.json") == ["a.json"], "the others have other weights"
 

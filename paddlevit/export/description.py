@@ -26,16 +26,17 @@ _PREPROCESSING = {
 def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> Dict[str, Any]:
     """The description of a network, but for "files": those of its exported files, the newest last.
 
-    Its preprocessing: an RGB image whose shorter side becomes `resize_shorter_side_to` and whose centre is cut out, or
-    null and both sides become `image_size`; then (x / 255 - mean) / std by channel.
+    Its preprocessing: an image, RGB or with one channel grey, whose shorter side becomes `resize_shorter_side_to` and
+    whose centre is cut out, or null and both sides become `image_size`; then (x / 255 - mean) / std by channel.
     """
     data = config.DATA
+    colours = "RGB" if data.IMAGE_CHANNELS == 3 else "grey"
     return {
         "variant": config.MODEL.NAME,
         "family": config.MODEL.TYPE,
         "num_classes": config.MODEL.NUM_CLASSES,
         "weights_sha256": _checksum(model),
-        "input": f"images, float32 [N, {data.IMAGE_CHANNELS}, {data.IMAGE_SIZE}, {data.IMAGE_SIZE}], RGB",
+        "input": f"images, float32 [N, {data.IMAGE_CHANNELS}, {data.IMAGE_SIZE}, {data.IMAGE_SIZE}], {colours}",
         "output": f"logits, float32 [N, {config.MODEL.NUM_CLASSES}]",
         "preprocessing": {
             **{name: data[key.split(".")[1]] for name, key in _PREPROCESSING.items()},
