@@ -26,6 +26,13 @@ def progress(batches: Iterable, total: int, what: str) -> Iterator:
     return iter(tqdm(batches, total=total, desc=what, leave=False, disable=not _watched(), dynamic_ncols=True))
 
 
+def with_nulls(record: Dict[str, Any]) -> Dict[str, Any]:
+    """`record` for JSON, which has no other word than null for figures that are not finite."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+
+
 class Journal:
     """Follows one training run: a line every `report_freq` steps, and one for every evaluation.
 
@@ -158,10 +165,10 @@ class Journal:
         return tqdm.format_interval(steps * self.images_per_step / speed)
 
     def _write(self, record: Dict[str, Any]) -> None:
-        """Append a line, in which figures that are not finite are null: JSON has no other word for them."""
+        """Append a line."""
         if not is_main():
             return
-        record = {key: None if _is_odd(value) else value for key, value in record.items()}
+        record = with_nulls(record)
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -182,10 +189,6 @@ class Journal:
 
 def _watched() -> bool:
     return is_main() and sys.stderr.isatty()
-
-
-def _is_odd(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _before(line: str, epoch: int, step: int, evaluated: int) -> bool:

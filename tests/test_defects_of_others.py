@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import re
@@ -250,6 +251,15 @@ def test_a_process_takes_the_gpu_of_its_machine(monkeypatch):
 def test_evaluation_does_not_resume(pictures, tmp_path, capfd):
     assert train(pictures, tmp_path / "run", "-eval", "-pretrained", "x", "-resume", "y") == 2
     assert "-eval needs the weights" in capfd.readouterr().err
+
+
+def test_an_evaluation_whose_loss_is_not_finite_is_written_as_json(pictures, tmp_path):
+    model = build_model(get_config("pit_digits", ["MODEL.NUM_CLASSES", 2]))
+    model.head.bias.set_value(paddle.full([2], float("nan")))
+    checkpoint.write_weights(tmp_path / "spoilt.pdparams", model.state_dict())
+    assert train(pictures, tmp_path / "run", "-eval", "-pretrained", tmp_path / "spoilt.pdparams") == 0
+    text = (tmp_path / "run" / "eval.json").read_text()
+    assert json.loads(text)["loss"] is None and "NaN" not in text
 
 
 @pytest.mark.parametrize(("name", "no"), [("hvt_digits", False), ("cvt_digits", [False] * 3)])

@@ -19,7 +19,7 @@ from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_tra
 from paddlevit.data.class_names import CLASS_NAMES_FILE, class_names_text
 from paddlevit.engine import Stopped, Trainer, evaluate
 from paddlevit.errors import UserError
-from paddlevit.journal import Journal, progress
+from paddlevit.journal import Journal, progress, with_nulls
 from paddlevit.launcher import SECONDS_TO_REPEAT
 from paddlevit.models import build_model
 from paddlevit.objectives import Distilled
@@ -88,7 +88,7 @@ def validate(config: CfgNode) -> int:
     )
     if runtime.is_main():
         record = {**result, "weights": config.MODEL.PRETRAINED}
-        checkpoint.write_text(folder / "eval.json", json.dumps(record, indent=1) + "\n")
+        checkpoint.write_text(folder / "eval.json", json.dumps(with_nulls(record), indent=1) + "\n")
         if not (folder / "config.yaml").exists():  # a training run's stays
             checkpoint.write_text(folder / "config.yaml", config.dump())
         logger.info("written to %s", folder / "eval.json")
