@@ -8,6 +8,7 @@ import copy
 import difflib
 import fnmatch
 import math
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -16,7 +17,7 @@ import yaml
 from yacs.config import CfgNode
 
 from paddlevit.errors import MissingFileError, UserError
-from paddlevit.schema import ABOVE_ZERO, BELOW_ONE, CHOICES, DEFAULTS, FLAGS, OPTIONAL, RANGES
+from paddlevit.schema import ABOVE_ZERO, BELOW_ONE, CHOICES, DEFAULTS, FLAGS, OPTIONAL, PATHS, RANGES
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
@@ -195,6 +196,8 @@ def _checked(key: str, value: Any, like: Any, where: str) -> Any:
     if isinstance(value, str) and not isinstance(like, str):
         value = _parsed(value)
     value = _typed(key, value, like, where)
+    if key in PATHS:
+        value = os.path.expanduser(value)
     if key in CHOICES and value not in CHOICES[key]:
         raise ConfigError(f"{where}: {key} is '{value}', allowed: {', '.join(CHOICES[key])}")
     low, high = RANGES.get(key, (-math.inf, math.inf))

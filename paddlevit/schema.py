@@ -112,6 +112,9 @@ OPTIONAL: Dict[str, Any] = {
     "TRAIN.LINEAR_SCALED_LR": 1,
 }
 
+# Files and folders, in which ~ stands for the user's own folder.
+PATHS = ("DATA.DATA_PATH", "MODEL.PRETRAINED", "MODEL.RESUME", "TRAIN.TEACHER_MODEL_PATH", "OUTPUT")
+
 CHOICES: Dict[str, Tuple[str, ...]] = {
     "AMP_DTYPE": ("float16", "bfloat16"),
     "AMP_OPT_LEVEL": ("O0", "O1", "O2"),

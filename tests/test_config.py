@@ -136,6 +136,14 @@ def test_no_yaml(tmp_path, text):
         get_config(tmp_path / "bad.yaml")
 
 
+def test_the_users_own_folder_in_files_and_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    (tmp_path / "a.yaml").write_text("OUTPUT: ~/runs\nMODEL: {PRETRAINED: ~/w.pdparams}\n", encoding="utf-8")
+    config = update_config(get_config(), Namespace(cfg=str(tmp_path / "a.yaml"), data_path="~/data", resume="a~b"))
+    assert (config.OUTPUT, config.MODEL.PRETRAINED) == ("/home/ada/runs", "/home/ada/w.pdparams")
+    assert (config.DATA.DATA_PATH, config.MODEL.RESUME) == ("/home/ada/data", "a~b")
+
+
 def test_frozen_and_defaults_not_shared():
     config = get_config("pit_ti_224")
     with pytest.raises(AttributeError):

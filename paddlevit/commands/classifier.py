@@ -48,7 +48,7 @@ def configure(args: argparse.Namespace) -> Tuple[CfgNode, Sequence[str]]:
     """
     if args.pretrained is None:
         raise UserError("-pretrained FILE is required: the weights (-h lists the flags)")
-    folder = Path(args.pretrained).parent
+    folder = Path(args.pretrained).expanduser().parent
     if args.cfg is None:
         args.cfg = str(folder / "config.yaml")
         if not Path(args.cfg).is_file():
@@ -100,7 +100,7 @@ def find_class_names(config: CfgNode, run_folders: Sequence[Path]) -> Sequence[s
             names = open_source(config, split).class_names
             if len(names) == config.MODEL.NUM_CLASSES:
                 return names
-    found = list(imagenet_names(Path(config.DATA.DATA_PATH).expanduser()).values())
+    found = list(imagenet_names(Path(config.DATA.DATA_PATH)).values())
     return found if len(found) == config.MODEL.NUM_CLASSES else []
 
 

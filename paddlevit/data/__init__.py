@@ -40,7 +40,7 @@ _MOST_WORKERS = 8
 
 def open_source(config: CfgNode, split: str) -> Source:
     """The images and labels of a split, 'train' or 'val'. Raises MissingFileError or UserError."""
-    path = Path(config.DATA.DATA_PATH).expanduser()
+    path = Path(config.DATA.DATA_PATH)
     if config.DATA.DATASET == "imagenet2012":
         return open_imagenet(path, split)
     return open_cifar(path, config.DATA.DATASET, split=split)

@@ -37,7 +37,7 @@ def finish(config: CfgNode, best: Dict[str, Any], loader: EvalLoader, journal: J
         on_batch=lambda logits: outputs.append(_top1(logits)),
     )
     journal.evaluation(best["epoch"], best["weights"], result, best=True)
-    predictions = _predictions(loader, outputs, str(Path(config.DATA.DATA_PATH).expanduser()))
+    predictions = _predictions(loader, outputs, str(Path(config.DATA.DATA_PATH)))
     if runtime.is_main():
         report = write_report(folder, predictions)
         logger.info("best weights: %s (%s, epoch %d)", best_path(folder), best["weights"], best["epoch"])
