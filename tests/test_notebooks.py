@@ -1,6 +1,7 @@
 """The notebooks run from any folder, leave nothing behind, and are kept with what they show."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def images(notebook):
     return sum(bool({"image/png", "image/jpeg"} & set(output.get("data", {}))) for output in outputs)
 
 
+def train_two_epochs(notebook):
+    """In place of up to 24: how well a network learns is no matter of the cells."""
+    for cell in notebook.cells:
+        cell.source = re.sub(r'("TRAIN.NUM_EPOCHS", )"\d+"', r'\1"2"', cell.source)
+
+
 def test_there_are_five():
     assert [path.name[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
 
@@ -40,6 +47,7 @@ def test_there_are_five():
 def test_runs(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     expected = images(notebook)
+    train_two_epochs(notebook)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = files()
