@@ -18,7 +18,7 @@ from paddlevit.commands.rates import Chain, loader_rate, milliseconds
 from paddlevit.commands.yardstick import NAMES, Yardstick
 from paddlevit.config import get_config
 from paddlevit.data import build_eval_loader, build_train_loader, open_source, resizer
-from paddlevit.data.dataset import ImageDataset
+from paddlevit.data.dataset import ImageDataset, with_generators
 from paddlevit.data.decode import decode
 from paddlevit.data.sources import Source
 from paddlevit.data.transforms import build_eval_transform
@@ -145,7 +145,7 @@ def _each(function: Callable[[int], Any]) -> Chain:
 def _batch_of(loader: Any) -> Chain:
     """Batches as a worker of the loader makes them."""
     dataset = loader.dataset
-    return lambda batch: _collated([dataset[i, (0, 0, i)] for i in batch])
+    return lambda batch: _collated([dataset[drawn] for drawn in with_generators([(i, (0, 0, i)) for i in batch])])
 
 
 def _collated(samples: List[Tuple[np.ndarray, np.int64]]) -> Tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """A source and a transform as a map-style data set."""
 
-from typing import Callable, Optional, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from paddlevit.data.sources import Source
 # (seed, epoch, position in the epoch): what the randomness of a sample depends on, and nothing else.
 Key = Tuple[int, ...]
 Sample = Tuple[int, Optional[Key]]
+Drawn = Tuple[int, Optional[np.random.Generator]]
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 
@@ -27,14 +28,13 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, sample: Sample) -> Tuple[np.ndarray, np.int64]:
-        """Pixels uint8 [H, W, C] and label of the image `index`, for sample = (index, key).
+    def __getitem__(self, drawn: Drawn) -> Tuple[np.ndarray, np.int64]:
+        """Pixels uint8 [H, W, C] and label of the image `index`, for drawn = (index, generator or None).
 
-        The same sample gives the same pixels in every process and at every time. Without a key (None) the transform is
-        given no generator. Raises UserError, naming the image, where it cannot be read.
+        Raises UserError, naming the image, where it cannot be read.
         """
-        index, key = sample
-        return self._pixels(index, _generator(key)), np.int64(self.source.label(index))
+        index, rng = drawn
+        return self._pixels(index, rng), np.int64(self.source.label(index))
 
     def _pixels(self, index: int, rng: Optional[np.random.Generator]) -> np.ndarray:
         image = self.source.image(index)
@@ -50,7 +50,14 @@ class PartDataset(ImageDataset):
         return self.transform(self.source, index, rng)
 
 
-def _generator(key: Optional[Key]) -> Optional[np.random.Generator]:
-    if key is None:
-        return None
+def with_generators(samples: Sequence[Sample]) -> List[Drawn]:
+    """Each image with its generator: the same sample has the same pixels in every process and at every time.
+
+    Those of a batch are made at once. Between two images one takes four times as long, as what it runs through has left
+    the processor's caches.
+    """
+    return [(index, None if key is None else _generator(key)) for index, key in samples]
+
+
+def _generator(key: Key) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=(_STREAM,))))

@@ -6,7 +6,7 @@ from typing import Iterable, Iterator, List, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from paddlevit.data.dataset import ImageDataset, Sample
+from paddlevit.data.dataset import Drawn, ImageDataset
 from paddlevit.data.sources import IMAGE_SUFFIXES, Source
 from paddlevit.errors import MissingFileError, UserError
 
@@ -64,8 +64,8 @@ class FileSource(Source):
 class FileDataset(ImageDataset):
     """Transformed images, with the label READ. One that cannot be read is black and UNREADABLE: the others go on."""
 
-    def __getitem__(self, sample: Sample) -> Tuple[np.ndarray, np.int64]:
+    def __getitem__(self, drawn: Drawn) -> Tuple[np.ndarray, np.int64]:
         try:
-            return super().__getitem__(sample)
+            return super().__getitem__(drawn)
         except UserError:
             return self.transform(Image.new(self.mode, (1, 1)), None), np.int64(UNREADABLE)

@@ -22,7 +22,7 @@ import paddle
 from paddle import Tensor
 
 from paddlevit.data.bad_images import BadImages
-from paddlevit.data.dataset import ImageDataset, Sample
+from paddlevit.data.dataset import Drawn, ImageDataset, Sample, with_generators
 from paddlevit.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -170,17 +170,17 @@ class _Batches(paddle.io.Dataset):
             return _Reply(number, last=samples is None, error=samples), nothing, nothing
         try:
             bad: List[str] = []
-            images, labels = zip(*(self._read(sample, bad) for sample in samples))
+            images, labels = zip(*(self._read(drawn, bad) for drawn in with_generators(samples)))
             return _Reply(number, bad=bad), np.stack(images), np.asarray(labels, dtype=np.int64)
         except Exception as error:
             return _Reply(number, error=_that_travels(error)), nothing, nothing
 
-    def _read(self, sample: Sample, bad: List[str]) -> Tuple[np.ndarray, np.int64]:
+    def _read(self, drawn: Drawn, bad: List[str]) -> Tuple[np.ndarray, np.int64]:
         """Pixels and label of an image, or of the next one that can be read."""
-        index, key = sample
+        index, rng = drawn
         for tried in range(self._max_bad + 1):
             try:
-                return self._dataset[index, key]
+                return self._dataset[index, rng]
             except UserError as error:
                 if tried == self._max_bad:
                     raise

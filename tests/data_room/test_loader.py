@@ -15,7 +15,7 @@ from PIL import Image
 from paddlevit import data as room
 from paddlevit.config import get_config
 from paddlevit.data import build_eval_loader, build_train_loader
-from paddlevit.data.dataset import ImageDataset
+from paddlevit.data.dataset import ImageDataset, with_generators
 from paddlevit.data.stream import shared_memory_holds
 from paddlevit.errors import MissingFileError, UserError
 
@@ -83,7 +83,7 @@ def expected(folder):
     for epoch in range(3):
         epochs[epoch] = []
         for step, samples in enumerate(loader._sampler.batches(epoch)):
-            pixels, labels = zip(*(dataset[sample] for sample in samples))
+            pixels, labels = zip(*(dataset[drawn] for drawn in with_generators(samples)))
             images = loader.normalize(room.loader.paddle.to_tensor(np.stack(pixels)))
             epochs[epoch].append((erase(images, (3, epoch, step, 0)).numpy(), np.asarray(labels)))
     return epochs
