@@ -208,8 +208,8 @@ def _checked(key: str, value: Any, like: Any, where: str) -> Any:
 
 
 def _range_text(low: float, high: float) -> str:
-    if (low, high) == ABOVE_ZERO:
-        return "above 0"
+    if low == ABOVE_ZERO[0]:
+        return "above 0" if high == math.inf else f"above 0, at most {high:g}"
     if high == math.inf:
         return f"{low:g} and above"
     return f"{low:g} to {'less than 1' if (low, high) == BELOW_ONE else format(high, 'g')}"

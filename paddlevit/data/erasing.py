@@ -8,8 +8,6 @@ import paddle
 from paddle import Tensor
 from yacs.config import CfgNode
 
-from paddlevit.errors import UserError
-
 _Rectangle = Tuple[int, int, int, int]  # top, left, height, width
 
 # One key serves several consumers of randomness in a step: this number keeps erasing's stream apart.
@@ -81,15 +79,8 @@ class RandomErasing:
 
 
 def build_erasing(config: CfgNode) -> Optional[Callable[[Tensor, Tuple[int, ...]], Tensor]]:
-    """Random erasing as TRAIN asks for it: erase(images, key) -> images; None where its probability is 0.
-
-    Raises UserError where a key of TRAIN is out of its range.
-    """
+    """Random erasing as TRAIN asks for it: erase(images, key) -> images; None where its probability is 0."""
     train = config.TRAIN
-    if not 0.0 <= train.RANDOM_ERASE_PROB <= 1.0:
-        raise UserError(f"TRAIN.RANDOM_ERASE_PROB is {train.RANDOM_ERASE_PROB}, allowed: 0 to 1")
-    if train.RANDOM_ERASE_COUNT < 1:
-        raise UserError(f"TRAIN.RANDOM_ERASE_COUNT is {train.RANDOM_ERASE_COUNT}, allowed: 1 and above")
     if train.RANDOM_ERASE_PROB == 0.0:
         return None
     return RandomErasing(prob=train.RANDOM_ERASE_PROB, mode=train.RANDOM_ERASE_MODE, count=train.RANDOM_ERASE_COUNT)
