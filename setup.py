@@ -43,6 +43,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    author="The paddlevit authors",
     python_requires=">=3.9",
     packages=find_packages(include=["paddlevit", "paddlevit.*"]),
     package_data={"paddlevit": ["py.typed", "configs/*/*.yaml", "report/*.css", "report/*.js", "serve/*.html"]},
@@ -68,6 +69,7 @@ setup(
         "test": TEST,
     },
     classifiers=[
+        "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.9",
@@ -75,5 +77,7 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
     ],
 )
