@@ -62,7 +62,7 @@ def freeze(model: nn.Layer, patterns: Sequence[str]) -> List[str]:
 
 
 def layer_rates(model: nn.Layer, decay: float) -> Dict[str, float]:
-    """Factor of the learning rate by parameter name: 1 at the head, and `decay` times less for every layer below it.
+    """Factor of the learning rate by parameter name: 1 at the head, times `decay` for every layer below it.
 
     Discriminative fine-tuning (Howard & Ruder 2018, section 3.2) as ELECTRA and BEiT have it: `decay` to the power of
     (last layer - layer), the layers being those of `layer_ids`.

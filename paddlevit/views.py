@@ -1,4 +1,4 @@
-"""What a network says of its own inside, so that it can be looked into without knowing its family."""
+"""What a network says about its inside, so that it can be looked into without knowing its family."""
 
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Union
 

@@ -83,7 +83,7 @@ def build_sample_loader(config: CfgNode, split: str, most: int) -> EvalLoader:
     """
     source = _checked_source(config, split)
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
-    # What one of so many processes would evaluate is every so-manieth image.
+    # One process of n would evaluate every n-th image.
     return _eval_loader(config, dataset, world_size=-(-len(source) // most))
 
 

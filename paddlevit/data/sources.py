@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
-# Up to so many files are looked for when a list is opened; more are missed when they are read.
+# In a list of up to this many files, all are looked for when it is opened; in a longer one, each when it is read.
 _MAX_CHECKED_FILES = 20_000
 
 

@@ -43,7 +43,7 @@ Table = list[list[str]]
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """What to call each run: its folder's name, with so many of the folders above it that no two are the same."""
+    """What to call each run: its folder's name, with as many folders above it as make all names differ."""
     parts = [run.folder.resolve().parts for run in runs]
     for length in range(1, max(map(len, parts))):
         short = [os.path.join(*own[-length:]) for own in parts]

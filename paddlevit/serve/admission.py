@@ -5,7 +5,7 @@ from typing import Iterator
 
 from paddlevit.serve.limits import Limits, RefusedError
 
-_RETRY_AFTER = 1  # seconds; a full house of images is classified in about that time
+_RETRY_AFTER = 1  # seconds, in which about as many images are classified as are let in
 
 
 class Admission:

@@ -1,4 +1,4 @@
-"""What the server asks of a network, and how much it takes upon itself."""
+"""What the server asks of a network, and the limits that it keeps."""
 
 from dataclasses import dataclass
 from typing import Dict, Optional, Protocol, Sequence, Tuple
