@@ -3,13 +3,17 @@
 import contextlib
 import functools
 import json
+import logging
 import statistics
 import tempfile
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import paddle
+from tqdm import tqdm
 from yacs.config import CfgNode
 
 from paddlevit.commands.parser import Parser, exit_code
@@ -29,7 +33,7 @@ _BATCH = 32
 _YARDSTICK = "yardstick: "
 _WHOLE = "decode for training"
 
-Measure = Callable[[List[List[int]]], float]  # CPU milliseconds that an image of these batches takes
+Measures = Dict[str, Callable[[], Any]]
 
 
 class Row(NamedTuple):
@@ -62,13 +66,22 @@ def data_command(argv: List[str]) -> int:
         if args.data_path is None:
             write_photographs(Path(folder), args.images)
         config = _config(args.cfg, args.data_path or folder, args.opts)
-        source = open_source(config, "train")
-        with contextlib.closing(Yardstick(config)) as yardstick:
-            rows = _measured(_measures(config, source, yardstick), source, images=args.images, rounds=args.rounds)
-            rates = {count: _loader_rates(config, yardstick, count, args.images) for count in args.workers}
-        result = {"rows": [row._asdict() for row in rows], "loaders": rates, "description": _described(config, source)}
+        with _without_log():
+            result = _measured(config, args.images, args.rounds, args.workers)
     print(json.dumps(result) if args.json else _table(result))
     return 0
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Every loader says in the log which package it uses; here the heading does."""
+    package = logging.getLogger("paddlevit")
+    level = package.level
+    package.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
 
 
 def _config(name: str, data_path: str, opts: List[str]) -> CfgNode:
@@ -76,14 +89,42 @@ def _config(name: str, data_path: str, opts: List[str]) -> CfgNode:
     return get_config(name, [*own, *opts])
 
 
-def _measures(config: CfgNode, source: Source, yardstick: Yardstick) -> Dict[str, Measure]:
-    """What is measured, by name; a chain after the yardstick's of the same name."""
-    measures: Dict[str, Measure] = {}
+def _measured(config: CfgNode, images: int, rounds: int, workers: List[int]) -> Dict[str, Any]:
+    """Rows of the table, what rates.loader_rate says per number of workers and loader, and the heading."""
+    source = open_source(config, "train")
+    with contextlib.closing(Yardstick(config)) as yardstick:
+        taken = _by_turns(_measures(config, source, yardstick, images), rounds)
+        rates = _by_turns(_loaders(config, source, yardstick, images, workers), rounds) if workers else {}
+    loaders: Dict[int, Dict[str, Any]] = {count: {} for count in workers}
+    for name, results in rates.items():
+        count, loader = name.split(" workers, ")
+        loaders[int(count)][loader] = {key: statistics.median(rate[key] for rate in results) for key in results[0]}
+    rows = [_row(name, taken)._asdict() for name in taken]
+    return {"rows": rows, "loaders": loaders, "description": _described(config, source)}
+
+
+def _measures(config: CfgNode, source: Source, yardstick: Yardstick, images: int) -> Measures:
+    """CPU milliseconds per image of what is measured, by name; a chain after the yardstick's of the same name."""
+    numbers = [i % len(source) for i in range(images)]
+    batches = [numbers[first : first + _BATCH] for first in range(0, images, _BATCH)]
+    measures: Measures = {}
     for name, chain in _chains(config, source).items():
         if name in NAMES:
-            measures[_YARDSTICK + name] = functools.partial(yardstick.milliseconds, name)
-        measures[name] = functools.partial(milliseconds, chain)
+            measures[_YARDSTICK + name] = functools.partial(yardstick.milliseconds, name, batches)
+        measures[name] = functools.partial(milliseconds, chain, batches)
     return measures
+
+
+def _by_turns(measures: Measures, rounds: int) -> Dict[str, List[Any]]:
+    """What each measure says, by turns, so that what else the machine does hits all."""
+    taken: Dict[str, List[Any]] = {name: [] for name in measures}
+    with tqdm(total=rounds * len(measures), unit="measurement", disable=None) as bar:
+        for _ in range(rounds):
+            for name, measure in measures.items():
+                bar.set_description(name)
+                taken[name].append(measure())
+                bar.update()
+    return taken
 
 
 def _chains(config: CfgNode, source: Source) -> Dict[str, Chain]:
@@ -160,17 +201,6 @@ def _on_device(loader: Any, pixels: np.ndarray, *, erase: bool = False) -> None:
     images[0, 0, 0, 0].item()  # waits for the device
 
 
-def _measured(measures: Dict[str, Measure], source: Source, *, images: int, rounds: int) -> List[Row]:
-    """All by turns, so that what else the machine does hits each."""
-    numbers = [i % len(source) for i in range(images)]
-    batches = [numbers[first : first + _BATCH] for first in range(0, images, _BATCH)]
-    taken: Dict[str, List[float]] = {name: [] for name in measures}
-    for _ in range(rounds):
-        for name, measure in measures.items():
-            taken[name].append(measure(batches))
-    return [_row(name, taken) for name in measures]
-
-
 def _row(name: str, taken: Dict[str, List[float]]) -> Row:
     middle = statistics.median(taken[name])
     if name not in NAMES:
@@ -179,27 +209,38 @@ def _row(name: str, taken: Dict[str, List[float]]) -> Row:
     return Row(name, middle, against, statistics.median(a / b for a, b in zip(taken[against], taken[name])))
 
 
-def _loader_rates(config: CfgNode, yardstick: Yardstick, workers: int, images: int) -> Dict[str, Dict[str, float]]:
-    """For each loader, the yardstick's and ours, what rates.loader_rate says."""
-    batch_size = min(_BATCH, len(open_source(config, "train")))
-    options = ["DATA.NUM_WORKERS", workers, "DATA.BATCH_SIZE", batch_size]
-    loader = build_train_loader(_with(config, options))
-    evaluation = build_eval_loader(_with(config, options))
-    loaders: Dict[str, Callable[[], Iterable]] = {
-        "training": lambda: loader.epoch(0),
-        "evaluation": lambda: evaluation,
-    }
-    rates = {}
-    for name, batches in loaders.items():
-        rates[_YARDSTICK + name] = yardstick.loader_rate(name, workers, batch_size, 4 * images)
-        rates[name] = loader_rate(batches, 4 * images)
-    return rates
+def _loaders(config: CfgNode, source: Source, yardstick: Yardstick, images: int, workers: List[int]) -> Measures:
+    """What rates.loader_rate says of each loader, the yardstick's and ours, by number of workers and name."""
+    batch_size = min(_BATCH, len(source))
+    measures: Measures = {}
+    for count in workers:
+        options = ["DATA.NUM_WORKERS", count, "DATA.BATCH_SIZE", batch_size]
+        loader = build_train_loader(_with(config, options))
+        evaluation = build_eval_loader(_with(config, options))
+        loaders: Dict[str, Callable[[], Iterable]] = {
+            "training": functools.partial(loader.epoch, 0),
+            "evaluation": functools.partial(iter, evaluation),
+        }
+        for name, batches in loaders.items():
+            theirs = functools.partial(yardstick.loader_rate, name, count, batch_size, 4 * images)
+            measures[f"{count} workers, {_YARDSTICK}{name}"] = theirs
+            measures[f"{count} workers, {name}"] = functools.partial(loader_rate, batches, 4 * images)
+    return measures
 
 
 def _described(config: CfgNode, source: Source) -> str:
+    """The images, and the packages that make them."""
     sizes = [len(source.read(i)) for i in range(min(len(source), 100))]
     side = config.DATA.IMAGE_SIZE
-    return f"{len(source)} images, {statistics.mean(sizes) / 1e3:.0f} kB on average, to {side} x {side} pixels"
+    images = f"{len(source)} images, {statistics.mean(sizes) / 1e3:.0f} kB on average, to {side} x {side} pixels"
+    pillow = f"Pillow {version('pillow')}"
+    if resizer(config.TRAIN.RESIZER) == "pillow":
+        return f"{images}, by {pillow}"
+    import cv2
+
+    opencv = f"OpenCV {cv2.__version__}"
+    decoder = f"simplejpeg {version('simplejpeg')} and " if find_spec("simplejpeg") else ""
+    return f"{images}, in training by {decoder}{opencv}, otherwise by {pillow}"
 
 
 def _table(result: Dict[str, Any]) -> str:

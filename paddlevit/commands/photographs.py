@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 _SIDES = (500, 375)
 _BYTES = 110_000
@@ -14,12 +15,12 @@ _EDGES = 24
 def write_photographs(folder: Path, count: int, *, seed: int = 0) -> None:
     """Write `count` JPEG files as folder/<split>/<class>/<number>.jpg for the splits train and val, of 2 classes."""
     rng = np.random.default_rng(seed)
-    for split in ("train", "val"):
-        for i in range(count):
-            width, height = _SIDES if rng.random() < 0.7 else _SIDES[::-1]
-            path = folder / split / f"class_{i % 2}" / f"{i:05d}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_encoded(scenery(width, height, rng), subsampling=2 if rng.random() < 0.75 else 0))
+    names = [(split, i) for split in ("train", "val") for i in range(count)]
+    for split, i in tqdm(names, desc="photographs", unit="image", disable=None):
+        width, height = _SIDES if rng.random() < 0.7 else _SIDES[::-1]
+        path = folder / split / f"class_{i % 2}" / f"{i:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_encoded(scenery(width, height, rng), subsampling=2 if rng.random() < 0.75 else 0))
 
 
 def scenery(width: int, height: int, rng: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import numpy as np
 import paddle
@@ -40,9 +41,13 @@ def test_photographs_cost_what_imagenets_do(photographs):
             assert sorted(image.size) == [375, 500]
 
 
-def test_every_stage_is_measured(capsys):
+def test_every_stage_is_measured(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert data_command(["-images", "2", "-rounds", "1", "-json", "-opts", "DATA.IMAGE_SIZE", "64"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert "in training by" in result["description"] and "makes the training images" not in err
+    assert "photographs: 100%" in err and "normalise, erase: 100%" in err
     rows = {row["name"]: row for row in result["rows"]}
     assert rows.keys() >= STAGES and all(row["milliseconds"] >= 0 for row in rows.values())
     for name in ("crop, flip", "training", "evaluation"):
@@ -53,11 +58,12 @@ def test_every_stage_is_measured(capsys):
 
 
 def test_the_table_and_the_loaders(photographs, capsys):
-    argv = ["-images", "4", "-rounds", "1", "-workers", "1", "-data_path", str(photographs)]
+    argv = ["-images", "4", "-rounds", "2", "-workers", "0", "1", "-data_path", str(photographs)]
     assert data_command([*argv, "-opts", "DATA.IMAGE_SIZE", "64", "TRAIN.RESIZER", "pillow"]) == 0
     out = capsys.readouterr().out
     assert "x yardstick" in out and "of what decoding alone allows" in out and "for training" not in out
-    assert "yardstick: training" in out.split("loaders with 1")[1] and out.count("CPU ms an image") == 4
+    assert "yardstick: training" in out.split("loaders with 1")[1] and out.count("CPU ms an image") == 8
+    assert ", by Pillow" in out
 
 
 @pytest.mark.parametrize("argv", [["-images", "0"], ["-rounds", "0"], ["-data_path", "nowhere"], ["-what"]])
