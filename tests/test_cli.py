@@ -359,6 +359,8 @@ def failing(digits, tmp_path, name):
         return [*good, "-opts", *QUICK, *hopeless], ["TRAIN.BASE_LR", "2 steps"]
     if name == "processes for the wrong tool":
         return [*good, "-nprocs", "2"], ["main_multi_gpu.py"]
+    if name == "more epochs done than there are":
+        return [*good, "-last_epoch", "3", "-opts", "TRAIN.NUM_EPOCHS", "2"], ["LAST_EPOCH is 3", "which is 2"]
     if name == "nothing to resume":
         return [*good, "-resume", tmp_path / "gone"], ["gone"]
     if name == "folder that cannot be made":
@@ -389,6 +391,7 @@ MISTAKES = [
     "missing weights",
     "another run's folder",
     "no gpu",
+    "more epochs done than there are",
     "nothing to resume",
     "loss without end",
     "processes for the wrong tool",

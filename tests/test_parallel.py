@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from paddlevit.config import get_config
+from paddlevit.run.build import build_trainer
 from paddlevit.sharding import owners
 
 HERE = Path(__file__).parent
@@ -90,6 +93,13 @@ def test_shared_out_state_takes_half_the_memory(together):
     parts = [int(result["16x1s/bytes"]) for result in together]
     assert sum(parts) == whole
     assert max(parts) < 0.55 * whole
+
+
+def test_one_process_keeps_the_whole_state():
+    trainer = build_trainer(get_config("pit_digits", ["TRAIN.SHARD_OPTIMIZER", True]), 4)
+    trainer.train_step(paddle.rand([2, 3, 32, 32]), paddle.to_tensor([1, 2]))
+    names = {name for name, param in trainer.model.named_parameters() if not param.stop_gradient}
+    assert {key.rsplit("/", 1)[0] for key in trainer.state()["optimizer"]} == names
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 1000), min_size=1, max_size=40), st.integers(1, 8))

@@ -27,7 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = True) -> Trainer:
-    """The trainer of `config`, with the weights that it names unless `pretrained` is false."""
+    """The trainer of `config`, with the weights that it names unless `pretrained` is false. Raises UserError."""
+    if config.TRAIN.LAST_EPOCH > config.TRAIN.NUM_EPOCHS:
+        raise UserError(
+            f"TRAIN.LAST_EPOCH is {config.TRAIN.LAST_EPOCH} (-last_epoch), allowed: 0 to TRAIN.NUM_EPOCHS, which is "
+            f"{config.TRAIN.NUM_EPOCHS}"
+        )
     paddle.seed(config.SEED)
     model = build_model(config)
     if config.MODEL.PRETRAINED and pretrained:
@@ -38,7 +43,7 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
     if config.TRAIN.MODEL_EMA:
         ema = ModelEma(model, decay=config.TRAIN.MODEL_EMA_DECAY, warmup=config.TRAIN.MODEL_EMA_WARMUP)
     shards = None
-    if config.TRAIN.SHARD_OPTIMIZER:
+    if config.TRAIN.SHARD_OPTIMIZER and runtime.world_size() > 1:
         shards = Shards({name: param for name, param in model.named_parameters() if not param.stop_gradient})
     optimizer = build_optimizer(config, model, own=shards.own() if shards else None)
     if config.AMP and config.AMP_OPT_LEVEL == "O2":
