@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import sys
 
 import numpy as np
@@ -41,12 +42,15 @@ def test_photographs_cost_what_imagenets_do(photographs):
             assert sorted(image.size) == [375, 500]
 
 
-def test_every_stage_is_measured(capsys, monkeypatch):
+def test_every_stage_is_measured(capsys, monkeypatch, caplog):
+    package = logging.getLogger("paddlevit")
+    monkeypatch.setattr(package, "propagate", True)
+    caplog.set_level(logging.INFO, package.name)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert data_command(["-images", "2", "-rounds", "1", "-json", "-opts", "DATA.IMAGE_SIZE", "64"]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)
-    assert "in training by" in result["description"] and "makes the training images" not in err
+    assert "in training by" in result["description"] and not caplog.records and package.level == logging.INFO
     assert "photographs: 100%" in err and "normalise, erase: 100%" in err
     rows = {row["name"]: row for row in result["rows"]}
     assert rows.keys() >= STAGES and all(row["milliseconds"] >= 0 for row in rows.values())
