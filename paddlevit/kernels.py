@@ -8,9 +8,11 @@ nodes know `Tensor.backward` and `paddle.grad` of everything, but not `paddle.gr
 networks in evaluation, which have Paddle's nodes.
 """
 
+import functools
 import math
 from typing import Any, Tuple
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -18,6 +20,11 @@ from paddle.autograd import PyLayer
 
 # Below this many elements the calls cost more than what they save.
 FEW = 2**16
+# Paddle convolves image by image, and depthwise channel by channel. Up to this many places on a map that is too little
+# work at a time: several channels go into one product on small maps, all images on tiny ones.
+SMALL_MAP, TINY_MAP = 2**8, 2**6
+# Attention scores whose exponentials are safe to sum and to divide by.
+LARGE = 30.0
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, training: bool) -> Tensor:
@@ -46,7 +53,7 @@ def gelu(x: Tensor) -> Tensor:
     """x * Phi(x) with the exact normal distribution function Phi (Hendrycks & Gimpel 2016, section 2)."""
     if not on_cpu(x) or x.size < FEW or (paddle.is_grad_enabled() and x.stop_gradient):
         return F.gelu(x)
-    return _Gelu.apply(x) if _want_gradients(x) else _phi(x).multiply_(x)
+    return _Gelu.apply(x, math.sqrt(0.5)) if _want_gradients(x) else _phi(x, math.sqrt(0.5)).multiply_(x)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -61,27 +68,63 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 def conv2d(x: Tensor, layer: nn.Conv2D) -> Tensor:
     """The convolution of `layer` without its bias; [N, in, H, W] -> [N, out, H', W']."""
-    options = (layer._stride, layer._padding, layer._dilation, layer._groups)
-    own = layer.training and _is_reversible(layer) and on_cpu(x) and _want_gradients(x, layer.weight)
-    if not own:
-        return F.conv2d(x, layer.weight, None, *options)
+    filters, groups = layer.weight, layer._groups
+    options = (layer._stride, layer._padding, layer._dilation)
+    if not on_cpu(x):
+        return F.conv2d(x, filters, None, *options, groups)
+    if _narrows(layer):
+        # As its transpose: Paddle then folds the narrow products, where it would have unfolded the wide map.
+        turned = filters.flip([2, 3]).transpose([1, 0, 2, 3])
+        return F.conv2d_transpose(x, turned, None, padding=layer._padding)
+    places = math.prod(x.shape[2:])
+    if _is_pointwise(layer) and places <= TINY_MAP:
+        return _product_of_all(x, filters)
+    if _is_depthwise(layer) and _keeps_size(layer) and places <= TINY_MAP and x.shape[0] >= 4:
+        return _products_per_channel(x, filters)
+    if _is_depthwise(layer) and places <= SMALL_MAP:
+        filters, groups = _side_by_side(filters)
+    if not (layer.training and _is_reversible(layer) and _want_gradients(x, layer.weight)):
+        return F.conv2d(x, filters, None, *options, groups)
     # Two roads for the gradient: Paddle's kernel gives that of the filters, _InputGradient that of the input.
-    y = F.conv2d(x.detach(), layer.weight, None, *options)
-    return _InputGradient.apply(y, x, layer.weight.detach(), layer._groups)
+    y = F.conv2d(x.detach(), filters, None, *options, groups)
+    return _InputGradient.apply(y, x, filters.detach(), groups)
 
 
-def conv_norm(x: Tensor, layer: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
-    """norm(layer(x)); in evaluation without hooks the normalisation is part of the filters."""
-    watched = layer._forward_pre_hooks or layer._forward_post_hooks
-    if norm.training or watched or paddle.is_grad_enabled() or not paddle.in_dynamic_mode():
-        return norm(layer(x))
-    factor = norm.weight * paddle.rsqrt(norm._variance + norm._epsilon)
-    shift = norm.bias - norm._mean * factor
-    if layer.bias is not None:
-        shift = shift + layer.bias * factor
-    filters = layer.weight * factor.reshape([-1, 1, 1, 1])
-    y = F.conv2d(x, filters, None, layer._stride, layer._padding, layer._dilation, layer._groups)
-    return add_bias(y, shift)
+def conv_norm_gelu(x: Tensor, layer: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
+    """gelu(norm(layer(x))); on a CPU without a pass for the bias, where no hooks wait for what `layer` returns.
+
+    In training the bias changes nothing but the running mean, and its gradient is zero. In evaluation it is taken off
+    the running mean.
+    """
+    watched = any(part._forward_pre_hooks or part._forward_post_hooks for part in (layer, norm))
+    plain = layer.bias is None or watched or norm._use_global_stats or not on_cpu(x)
+    if plain or (paddle.is_grad_enabled() and not norm.training):
+        return gelu(norm(layer(x)))
+    mean, variance, bias = norm._mean.clone(), norm._variance, layer.bias
+    # The factor that the error function of gelu wants is part of the normalisation.
+    weight, shift = norm.weight * math.sqrt(0.5), norm.bias * math.sqrt(0.5)
+    if norm.training:
+        shift = shift + 0.0 * bias
+    else:
+        mean = mean - bias
+    y = conv2d(x, layer)
+    y = F.batch_norm(y, mean, variance, weight, shift, norm.training, norm._momentum, norm._epsilon)
+    if norm.training:
+        new = 1.0 - float(np.float32(norm._momentum))  # Paddle's kernel has it in this precision
+        with paddle.no_grad():
+            norm._mean.set_value(mean + new * bias)
+    return _Gelu.apply(y, 1.0) if _want_gradients(y) else _phi(y, 1.0).multiply_(y)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, training: bool) -> Tensor:
+    """softmax(q k^T + bias) v (Vaswani et al. 2017, equation 1); [N, heads, L, d], `bias` [heads, L, L] -> as q."""
+    if on_cpu(q) and training and _want_gradients(q, k, v, bias):
+        return _Attention.apply(q, k, v, bias)
+    scores = paddle.matmul(q, k, transpose_y=True) + bias
+    if not on_cpu(q) or paddle.is_grad_enabled():
+        return paddle.matmul(F.softmax(scores), v)
+    weights, total = _exponentials(scores)
+    return paddle.matmul(weights, v) / total
 
 
 def add_bias(y: Tensor, bias: Tensor) -> Tensor:
@@ -106,13 +149,80 @@ def _want_gradients(*tensors: Tensor) -> bool:
     return paddle.is_grad_enabled() and not any(tensor.stop_gradient for tensor in tensors)
 
 
+def _is_depthwise(layer: nn.Conv2D) -> bool:
+    """Whether every channel has one filter of its own."""
+    out, per_group = layer.weight.shape[:2]
+    return per_group == 1 and out == layer._groups
+
+
+def _is_pointwise(layer: nn.Conv2D) -> bool:
+    """Whether `layer` is one linear layer for all places."""
+    plain = layer._groups == 1 and layer._stride in (1, [1, 1]) and layer._padding in (0, [0, 0])
+    return plain and layer.weight.shape[2:] == [1, 1]
+
+
+def _keeps_size(layer: nn.Conv2D) -> bool:
+    """Whether `layer` looks at every place of a map, and gives a map of its size."""
+    _, _, height, width = layer.weight.shape
+    same = height == width > 1 and height % 2 == 1 and layer._padding in (height // 2, [height // 2] * 2)
+    return same and layer._stride in (1, [1, 1]) and layer._dilation in (1, [1, 1]) and layer._padding_mode == "zeros"
+
+
 def _is_reversible(layer: nn.Conv2D) -> bool:
     """Whether the input's gradient is a convolution like `layer`: it keeps the map's size, in one group or all."""
-    _, per_group, height, width = layer.weight.shape
-    same = height == width > 1 and height % 2 == 1 and layer._padding in (height // 2, [height // 2] * 2)
-    plain = layer._stride in (1, [1, 1]) and layer._dilation in (1, [1, 1]) and layer._padding_mode == "zeros"
-    depthwise = per_group == 1 and layer.weight.shape[0] == layer._groups
-    return same and plain and (depthwise or layer._groups == 1)
+    return _keeps_size(layer) and (layer._groups == 1 or _is_depthwise(layer))
+
+
+def _narrows(layer: nn.Conv2D) -> bool:
+    """Whether every place has fewer products than input channels, as where a wide map becomes a narrow one."""
+    out, channels, height, width = layer.weight.shape
+    return _keeps_size(layer) and layer._groups == 1 and out * height * width < channels
+
+
+def _product_of_all(x: Tensor, filters: Tensor) -> Tensor:
+    """A pointwise convolution as one product for all images."""
+    n, channels, height, width = x.shape
+    columns = x.transpose([1, 0, 2, 3]).reshape([channels, -1])
+    y = filters.flatten(1) @ columns
+    return y.reshape([-1, n, height, width]).transpose([1, 0, 2, 3])
+
+
+@functools.cache
+def _taps(height: int, width: int, kernel: int) -> np.ndarray:
+    """1 where a filter's tap leads from a place of a map to one of the result, [kernel^2, places * places]."""
+    taps = np.zeros([kernel, kernel, height, width, height, width])
+    for i, j, y, x in np.ndindex(kernel, kernel, height, width):
+        row, column = y + i - kernel // 2, x + j - kernel // 2
+        if 0 <= row < height and 0 <= column < width:
+            taps[i, j, row, column, y, x] = 1
+    return taps.reshape([kernel**2, -1])
+
+
+def _products_per_channel(x: Tensor, filters: Tensor) -> Tensor:
+    """A depthwise convolution that keeps the map's size, as a matrix [places, places] for each channel."""
+    n, channels, height, width = x.shape
+    taps = paddle.to_tensor(_taps(height, width, filters.shape[2]), dtype=x.dtype)
+    matrices = (filters.reshape([channels, -1]) @ taps).reshape([channels, height * width, -1])
+    y = x.transpose([1, 0, 2, 3]).reshape([channels, n, -1]) @ matrices
+    return y.reshape([channels, n, height, width]).transpose([1, 0, 2, 3])
+
+
+def _side_by_side(filters: Tensor) -> Tuple[Tensor, int]:
+    """Depthwise filters [C, 1, k, k] as [C, g, k, k], zero but for the own channel of each, and the groups C / g."""
+    channels = filters.shape[0]
+    together = math.gcd(channels, 8)
+    own = paddle.eye(together, dtype=filters.dtype).tile([channels // together, 1])
+    return filters * own.reshape([channels, together, 1, 1]), channels // together
+
+
+def _exponentials(scores: Tensor) -> Tuple[Tensor, Tensor]:
+    """Numbers in proportion to softmax(scores), and their sums over the last axis, which stays with size 1.
+
+    They are exp(scores) where that is far from the limits of float32: Paddle's softmax takes over three times as long.
+    """
+    largest = max(scores.max().item(), -scores.min().item())
+    weights = paddle.exp(scores) if largest < LARGE else F.softmax(scores)
+    return weights, weights @ paddle.ones([scores.shape[-1], 1], dtype=scores.dtype)
 
 
 def _sum_rows(x: Tensor) -> Tensor:
@@ -156,23 +266,27 @@ class _LayerNorm(PyLayer):
         return by_input.multiply_(inverse_std), _sum_rows(by_weight), _sum_rows(grad)
 
 
-def _phi(x: Tensor) -> Tensor:
-    """The distribution function of the normal distribution."""
-    return paddle.erf(x * math.sqrt(0.5)).scale_(0.5, 0.5)
+def _phi(x: Tensor, scale: float) -> Tensor:
+    """gelu(y) / x for y = sqrt(2) * scale * x, which is y / x times the normal distribution function at y."""
+    half = math.sqrt(0.5) * scale
+    z = x if scale == 1.0 else x * scale
+    return paddle.erf(z).scale_(half, half)
 
 
 class _Gelu(PyLayer):
+    """gelu(sqrt(2) * scale * x). Its slope is computed in the forward pass, while x is in the processor's cache."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        phi = _phi(x)
-        ctx.save_for_backward(x, phi)
-        return x * phi
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        phi = _phi(x, scale)
+        density = (x * x).scale_(-(scale**2), math.log(2.0 * math.sqrt(0.5 / math.pi) * scale**2)).exp_()
+        ctx.save_for_backward(density.multiply_(x).add_(phi))
+        return phi.multiply_(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, phi = ctx.saved_tensor()
-        density = (x * x).scale_(-0.5, -0.5 * math.log(2.0 * math.pi)).exp_()
-        return density.multiply_(x).add_(phi).multiply_(grad)
+        (slope,) = ctx.saved_tensor()
+        return slope * grad
 
 
 class _InputGradient(PyLayer):
@@ -195,3 +309,22 @@ class _InputGradient(PyLayer):
         if ctx.groups == 1:
             turned = turned.transpose([1, 0, 2, 3])
         return grad, F.conv2d(grad, turned, None, 1, filters.shape[2] // 2, 1, ctx.groups)
+
+
+class _Attention(PyLayer):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        weights, total = _exponentials(paddle.matmul(q, k, transpose_y=True).add_(bias))
+        out = paddle.matmul(weights, v) / total
+        ctx.save_for_backward(q, k, v, weights, total, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, ...]:
+        q, k, v, weights, total, out = ctx.saved_tensor()
+        grad = grad / total
+        by_value = paddle.matmul(weights, grad, transpose_x=True)
+        by_scores = paddle.matmul(grad, v, transpose_y=True)
+        by_scores.subtract_((grad * out).sum(-1, keepdim=True)).multiply_(weights)
+        by_bias = _sum_rows(by_scores.flatten(1)).reshape(weights.shape[1:])
+        return paddle.matmul(by_scores, k), paddle.matmul(by_scores, q, transpose_x=True), by_value, by_bias

@@ -83,16 +83,19 @@ def test_gelu_and_quick_gelu(size):
         (6, 4, {"kernel_size": 3}),
         (6, 4, {"kernel_size": 3, "padding": 2, "dilation": 2}),
         (6, 4, {"kernel_size": 1}),
+        (6, 4, {"kernel_size": 1, "stride": 2}),
+        (40, 4, {"kernel_size": 3, "padding": 1}),
     ],
 )
+@pytest.mark.parametrize(("n", "size"), [(2, (9, 8)), (4, (5, 6)), (1, (17, 16))])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_convolution(channels, out, options, frozen):
+def test_convolution(channels, out, options, n, size, frozen):
     layer, plain = Conv2D(channels, out, **options), nn.Conv2D(channels, out, **options)
     layer.bias.set_value(paddle.randn([out]))
     layer.bias.stop_gradient = frozen
     plain.set_state_dict(layer.state_dict())
     layer.weight.stop_gradient = plain.weight.stop_gradient = frozen
-    x = variable(2, channels, 9, 8)
+    x = variable(n, channels, *size)
     parameters = [] if frozen else [layer.weight, layer.bias]
     assert_equal(lambda x, *_: layer(x), lambda x, *_: nn.Conv2D.forward(layer, x), x, *parameters)
     if not frozen:
@@ -102,22 +105,85 @@ def test_convolution(channels, out, options, frozen):
         np.testing.assert_allclose(layer.bias.grad.numpy(), plain.bias.grad.numpy(), atol=1e-11)
 
 
-@pytest.mark.parametrize("bias", [None, False])
-def test_batch_norm_is_part_of_the_convolution_in_evaluation(bias):
-    layer, norm = Conv2D(4, 6, 3, stride=2, bias_attr=bias), nn.BatchNorm2D(6)
+def conv_and_norm(bias):
+    layer, norm = Conv2D(4, 6, 3, padding=1, bias_attr=bias), nn.BatchNorm2D(6)
     for tensor in (norm.weight, norm.bias, norm._mean):
         tensor.set_value(paddle.randn([6]))
+    if layer.bias is not None:
+        layer.bias.set_value(paddle.randn([6]))
     norm._variance.set_value(paddle.rand([6]) + 0.1)
-    x = paddle.randn([2, 4, 9, 8])
-    norm.eval()
-    with paddle.no_grad():
-        expected = norm(layer(x))
-        np.testing.assert_allclose(kernels.conv_norm(x, layer, norm).numpy(), expected.numpy(), atol=1e-12)
-        before = norm._mean.numpy()
+    return layer, norm
+
+
+@pytest.mark.parametrize("bias", [None, False])
+@pytest.mark.parametrize("momentum", [0.9, 1.0])
+def test_convolution_norm_and_gelu_in_training(bias, momentum):
+    layer, norm = conv_and_norm(bias)
+    norm._momentum = momentum
+    before = norm._mean.numpy(), norm._variance.numpy()
+    statistics, gradients = [], []
+    x = variable(2, 4, 9, 8)
+    for step in (kernels.conv_norm_gelu, lambda x, layer, norm: F.gelu(norm(nn.Conv2D.forward(layer, x)))):
+        norm._mean.set_value(before[0])
+        norm._variance.set_value(before[1])
+        wanted = [x, *layer.parameters(), norm.weight, norm.bias]
+        y = step(x, layer, norm)
+        y.sin().sum().backward()
+        statistics.append([norm._mean.numpy(), norm._variance.numpy(), y.numpy()])
+        gradients.append([tensor.grad.numpy() for tensor in wanted])
+        for tensor in wanted:
+            tensor.clear_grad()
+    for ours, plain in zip(*statistics):
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-12)
+    for ours, plain in zip(*gradients):
+        np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-11)
+    if momentum == 1.0:
+        np.testing.assert_array_equal(statistics[0][0], before[0])
+
+
+@pytest.mark.parametrize("bias", [None, False])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_convolution_norm_and_gelu_in_evaluation(bias, fixed):
+    layer, norm = conv_and_norm(bias)
+    layer.eval(), norm.eval()
+    if fixed:  # as frozen ones are
         norm.train()
-        expected = norm(layer(x)).numpy()
-        np.testing.assert_allclose(kernels.conv_norm(x, layer, norm).numpy(), expected, atol=1e-12)
-        assert (norm._mean.numpy() != before).all()
+        norm._use_global_stats = True
+    x = variable(2, 4, 9, 8)
+    before = norm._mean.numpy()
+    expected = F.gelu(norm(nn.Conv2D.forward(layer, x)))
+    with paddle.no_grad():
+        np.testing.assert_allclose(kernels.conv_norm_gelu(x, layer, norm).numpy(), expected.numpy(), atol=1e-12)
+        seen = []
+        layer.register_forward_post_hook(lambda layer, inputs, output: seen.append(output.numpy()))
+        np.testing.assert_allclose(kernels.conv_norm_gelu(x, layer, norm).numpy(), expected.numpy(), atol=1e-12)
+    np.testing.assert_allclose(seen[0], nn.Conv2D.forward(layer, x).numpy(), atol=1e-12)
+    np.testing.assert_array_equal(norm._mean.numpy(), before)
+    (grad,) = paddle.grad(kernels.conv_norm_gelu(x, layer, norm).sum(), x)
+    np.testing.assert_allclose(grad.numpy(), paddle.grad(expected.sum(), x)[0].numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_attention(size, frozen):
+    """Also where exponentials of the scores would be infinite or zero."""
+    q, k, v = (variable(3, 2, 5, 4) for _ in range(3))
+    bias = variable(2, 5, 5)
+    bias.set_value(bias * size)
+    bias.stop_gradient = frozen
+
+    def plain(q, k, v, bias):
+        return F.softmax(q @ k.transpose([0, 1, 3, 2]) + bias) @ v
+
+    assert_equal(partial(kernels.attention, training=True), plain, q, k, v, bias)
+
+
+def test_attention_of_what_is_not_finite_is_not_finite():
+    q, k, v = (paddle.randn([3, 2, 5, 4]) for _ in range(3))
+    q[1, 1, 2, 3] = float("nan")
+    with paddle.no_grad():
+        out = kernels.attention(q, k, v, paddle.zeros([2, 5, 5]), training=False).numpy()
+    assert np.isnan(out[1, 1, 2]).all() and np.isfinite(out[0]).all()
 
 
 def test_a_static_program_has_the_plain_operations():

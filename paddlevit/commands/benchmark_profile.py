@@ -9,7 +9,7 @@ STEPS = 3
 
 # Operators by what they do, forward and backward alike; what is not here counts as elementwise.
 GROUPS = {
-    "products": ("matmul", "addmm", "conv2d", "depthwise_conv2d", "linear_v2"),
+    "products": ("matmul", "addmm", "conv2d", "depthwise_conv2d", "conv2d_transpose", "linear_v2"),
     "softmax": ("softmax",),
     "norms": ("layer_norm", "batch_norm"),
     "layout": (

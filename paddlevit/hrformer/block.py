@@ -8,7 +8,7 @@ from paddle import Tensor, nn
 
 from paddlevit import kernels
 from paddlevit.hrformer.convert import relative_position_index
-from paddlevit.layers import Conv2D, DropPath, LayerNorm, Linear, create_parameter
+from paddlevit.layers import Conv2D, DropPath, LayerNorm, Linear, create_parameter, is_watched
 
 
 def window_padding(size: int, window: int) -> Tuple[int, int]:
@@ -76,12 +76,20 @@ class RelativeAttention(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
-        scores = paddle.matmul(q * self.scale, k, transpose_y=True) + self.position_bias()
-        probs = self.attn_dropout(F.softmax(scores))
-        return self.out_proj(paddle.matmul(probs, v).transpose([0, 2, 1, 3]).reshape(x.shape))
+        q, bias = q * self.scale, self.position_bias()
+        if is_watched(self.attn_dropout):
+            probs = self.attn_dropout(F.softmax(paddle.matmul(q, k, transpose_y=True) + bias))
+            out = paddle.matmul(probs, v)
+        else:
+            out = kernels.attention(q, k, v, bias, training=self.training)
+        if self.num_heads > 1:
+            out = out.transpose([0, 2, 1, 3])
+        return self.out_proj(out.reshape(x.shape))
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, L, dim] -> [B, heads, L, dim / heads]."""
+        if self.num_heads == 1:
+            return x.unsqueeze(1)
         return x.reshape([-1, self.length, self.num_heads, x.shape[-1] // self.num_heads]).transpose([0, 2, 1, 3])
 
 
@@ -120,9 +128,9 @@ class ConvMlp(nn.Layer):
         self.norm3 = nn.BatchNorm2D(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = kernels.gelu(kernels.conv_norm(x, self.fc1, self.norm1))
-        x = kernels.gelu(kernels.conv_norm(x, self.dw3x3, self.norm2))
-        return kernels.gelu(kernels.conv_norm(x, self.fc2, self.norm3))
+        x = kernels.conv_norm_gelu(x, self.fc1, self.norm1)
+        x = kernels.conv_norm_gelu(x, self.dw3x3, self.norm2)
+        return kernels.conv_norm_gelu(x, self.fc2, self.norm3)
 
 
 class Block(nn.Layer):
