@@ -135,12 +135,8 @@ def lr_schedule(
     """lr_at(epoch): linear from `start` to `peak` over the warm-up, then half a cosine to `end`.
 
     The cosine counts from epoch 0, not from the end of the warm-up, as in the official recipes (Loshchilov & Hutter
-    2017, equation 5, with one period of `num_epochs`).
+    2017, equation 5, with one period of `num_epochs`). A run that is shorter than its warm-up ends within it.
     """
-    if not 0 <= warmup_epochs <= num_epochs:
-        raise UserError(
-            f"TRAIN.WARMUP_EPOCHS is {warmup_epochs}, allowed: 0 to TRAIN.NUM_EPOCHS, which is {num_epochs}"
-        )
 
     def lr_at(epoch: float) -> float:
         if epoch < warmup_epochs:

@@ -20,7 +20,7 @@ from test_nonfinite import READS, batch, network, trainer_of
 from paddlevit import build_model, checkpoint, runtime
 from paddlevit import data as data_room
 from paddlevit.cli import main
-from paddlevit.config import get_config
+from paddlevit.config import get_config, with_values
 from paddlevit.data.erasing import RandomErasing
 from paddlevit.data.mixup import Mixup, SmoothTargets, build_mixup
 from paddlevit.data.stream import BatchStream
@@ -105,6 +105,9 @@ def test_the_rate_follows_all_images_of_an_optimizer_step(accum_iter, processes,
     log_start(config, trainer, loader, loader)
     assert f"effective batch: {32 * accum_iter * processes} images" in caplog.text
     assert f"peak learning rate {peak:.3e}" in caplog.text
+    assert "warm-up" not in caplog.text
+    log_start(with_values(config, {"TRAIN.WARMUP_EPOCHS": 301.0}), trainer, loader, loader)
+    assert "warm-up (TRAIN.WARMUP_EPOCHS 301) is longer than the run (TRAIN.NUM_EPOCHS 300)" in caplog.text
 
 
 class Synchronised(nn.Layer):

@@ -59,6 +59,12 @@ def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:
         logger.info(
             "learning rate x %g from each layer to the one below it: x %.3g at the stem", train.LAYER_DECAY, lowest
         )
+    if train.WARMUP_EPOCHS > train.NUM_EPOCHS:
+        logger.warning(
+            "the warm-up (TRAIN.WARMUP_EPOCHS %g) is longer than the run (TRAIN.NUM_EPOCHS %d): the rate only rises",
+            train.WARMUP_EPOCHS,
+            train.NUM_EPOCHS,
+        )
     decayed, left = decay_split(trainer.model, train.NO_WEIGHT_DECAY)
     spared = sorted({name.rsplit(".", 1)[-1] for name, param in left.items() if param.ndim > 1})
     logger.info(
