@@ -72,13 +72,13 @@ def check_other_command(tool, words, monkeypatch):
         assert args.cfg == get_config(args.cfg, getattr(args, "opts", None)).MODEL.NAME
 
 
-def what_a_script_runs(words, tmp_path):
+def what_a_script_runs(words, tmp_path, folder=ROOT):
     """The command line that a script of run_scripts/ comes to, by a `python` that only prints its arguments."""
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
     fake.chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    result = subprocess.run(["sh", *words], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    result = subprocess.run(["sh", *words], cwd=folder, env=env, capture_output=True, text=True, check=True)
     return result.stdout.splitlines()
 
 
@@ -123,6 +123,9 @@ def test_scripts_have_defaults_and_pass_flags_on(script, given, tmp_path):
     assert args.cfg == (given[0] if given else args.cfg)
     assert get_config(args.cfg)
     assert args.eval == ("eval" in script)
+    flags = what_a_script_runs([ROOT / "run_scripts" / script, *given[:1], "-seed", "3"], tmp_path, tmp_path)
+    assert Path(flags[0]).is_file(), "called from any folder"
+    assert (parse_args(flags[1:]).seed, parse_args(flags[1:]).cfg) == (3, args.cfg), "flags right after the cfg"
     if len(given) > 1:
         assert args.seed == 3
         data, weights = ("b", "a") if "eval" in script else ("a", None)
