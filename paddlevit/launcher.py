@@ -237,7 +237,8 @@ def _attempt(job: Job, asked: List[_Signal], *, restarted: bool) -> Tuple[int, b
 def _start(command: List[str], rank: int, env: Dict[str, str]) -> _Process:
     shared = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
     os.pwrite(shared.fileno(), _BEAT.pack(time.monotonic() + _SECONDS_TO_START), 0)
-    env = {**os.environ, **env, _LAUNCHER: f"{os.getpid()}:{shared.fileno()}"}
+    quiet = {"GLOG_minloglevel": "1"}  # Paddle tells of every connection
+    env = {**quiet, **os.environ, **env, _LAUNCHER: f"{os.getpid()}:{shared.fileno()}"}
     env.pop("PADDLE_MASTER", None)  # where another launcher's processes meet; Paddle would go there rather
     # A session of their own: Ctrl-C reaches this process, which passes it on, and none of them twice.
     popen = subprocess.Popen(command, env=env, pass_fds=[shared.fileno()], start_new_session=True)

@@ -1,6 +1,8 @@
 """What this process is: its device, rank and seeds, and its loggers."""
 
+import contextlib
 import hashlib
+import io
 import logging
 import os
 import random
@@ -102,7 +104,8 @@ def setup(device: str, seed: int) -> None:
         paddle.set_device("cpu")
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     if world_size() > 1:
-        dist.init_parallel_env()
+        with contextlib.redirect_stderr(io.StringIO()):  # where it lists flags that Paddle itself has set
+            dist.init_parallel_env()
     random.seed(seed + rank())
     np.random.seed((seed + rank()) % 2**32)
     paddle.seed(seed)

@@ -172,6 +172,7 @@ def test_names_are_found(data, run, capsys, tmp_path):
     assert best_name(capsys, data, "-cfg", run / "config.yaml", "-pretrained", file) == (label, name)
     assert best_name(capsys, data, *config, "-data_path", data) == (label, name), "the data's class folders"
     assert best_name(capsys, data, *config, "-data_path", tmp_path / "none") == (label, str(label))
+    assert predict(capsys, data, *config, "-num_classes", "4", code=2).err.startswith("error: ")
     assert "no names" in predict(capsys, data / "val" / "red", *config, "-data_path", tmp_path).err
     (tmp_path / "own.txt").write_text("sea\nmeadow\nfire\n")
     own = best_name(capsys, data, *config[:-2], "-labels", tmp_path / "own.txt", "-data_path", data)

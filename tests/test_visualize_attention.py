@@ -95,6 +95,6 @@ def test_mistakes_of_files_and_families(files, capsys):
     assert run(files, "-method", "rollout", name="hrformer_digits") == 2
     assert "method rollout, allowed for HRFormer: grad-cam" in capsys.readouterr().err
     assert run(files, output="picture.xyz") == 2
-    assert "picture.xyz: unknown file extension" in capsys.readouterr().err
+    assert "picture.xyz: unknown file extension '.xyz', allowed: .png" in capsys.readouterr().err
     assert run(files, "-image", str(files / "none.png")) == 2
     assert "there is no file" in capsys.readouterr().err

@@ -42,10 +42,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def configure(args: argparse.Namespace) -> Tuple[CfgNode, Sequence[str]]:
-    """The configuration that `args` mean and the names of its classes; without names, it says so.
-
-    Raises UserError.
-    """
+    """The configuration that `args` mean and the names of its classes. Raises UserError."""
     if args.pretrained is None:
         raise UserError("-pretrained FILE is required: the weights (-h lists the flags)")
     folder = Path(args.pretrained).expanduser().parent
@@ -63,16 +60,16 @@ def configure(args: argparse.Namespace) -> Tuple[CfgNode, Sequence[str]]:
         config = with_values(config, {"MODEL.NUM_CLASSES": len(names), "DATA.INFER_NUM_CLASSES": False})
     if not config.MODEL.NUM_CLASSES:
         raise UserError("MODEL.NUM_CLASSES is 0: a network without a head predicts nothing")
-    if not names:
-        print("the classes have no names here (-labels FILE): these are their numbers", file=sys.stderr)
     return config, names
 
 
-def build_classifier(config: CfgNode) -> nn.Layer:
-    """The network of `config` with the weights that it names, ready to evaluate."""
+def build_classifier(config: CfgNode, names: Sequence[str]) -> nn.Layer:
+    """The network of `config` with the weights that it names, ready to evaluate; says so where `names` is empty."""
     model = build_model(config)
     load_weights(model, config.MODEL.PRETRAINED)
     model.eval()
+    if not names:
+        print("the classes have no names here (-labels FILE): these are their numbers", file=sys.stderr)
     return model
 
 

@@ -52,7 +52,7 @@ def main(argv: List[str]) -> int:
     config, names = configure(args)
     config = with_values(config, {"DATA.BATCH_SIZE_EVAL": _BATCH_SIZE})
     calibration = _calibration(config, args) if args.int8 else None
-    model = build_classifier(config)
+    model = build_classifier(config, names)
     folder, shape = Path(args.output), [config.DATA.IMAGE_CHANNELS, *[config.DATA.IMAGE_SIZE] * 2]
     path = export(model, shape, args.format, folder, calibration=calibration)
     description = with_file(describe(config, model, names), folder, path)
@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag("int8", action="store_true", help="compute in int8 (openvino), with ranges found on -images or -data_path")
     flag("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="compare on these, not on -data_path or random ones")
     flag("num_images", type=int, default=_NUM_IMAGES, help=f"to compare on, and for -int8, at most ({_NUM_IMAGES})")
-    flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="any keys of the configuration")
+    flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration")
     args = parser.parse_args(argv)
     if args.format not in FORMATS:
         raise UserError(f"-format {args.format}, allowed: {', '.join(FORMATS)}")

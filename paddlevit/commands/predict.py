@@ -49,7 +49,7 @@ def main(argv: List[str]) -> int:
     if len(paths) <= config.DATA.BATCH_SIZE_EVAL:
         config = with_values(config, {"DATA.NUM_WORKERS": 0})  # with one batch there is nothing to do in advance
     runtime.setup(config.DEVICE, config.SEED)
-    logits = exported_logits(exported) if exported else build_logits(config, build_classifier(config))
+    logits = exported_logits(exported) if exported else build_logits(config, build_classifier(config, names))
     try:
         return _predict(logits, build_file_loader(config, paths), args=args, names=names)
     except BrokenPipeError:  # who reads has enough, as head does; at its end Python would write once more

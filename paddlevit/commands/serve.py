@@ -106,7 +106,7 @@ def open_network(args: argparse.Namespace) -> Tuple["ServedNetwork", Sequence[st
         return ServedNetwork(config, exported_logits(exported), name=f"{exported.parent.name}/{exported.name}"), names
     config, names = configure(args)
     runtime.setup(config.DEVICE, config.SEED)
-    model = build_classifier(config)
+    model = build_classifier(config, names)
     return ServedNetwork(config, build_logits(config, model), name=config.MODEL.NAME, model=model), names
 
 

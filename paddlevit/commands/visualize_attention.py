@@ -37,12 +37,12 @@ _CHANNELS = 8
 class View:
     """A network and the image that it looks at."""
 
-    def __init__(self, config: CfgNode, path: str) -> None:
+    def __init__(self, config: CfgNode, path: str, names: Sequence[str]) -> None:
         loader = build_file_loader(with_values(config, {"DATA.NUM_WORKERS": 0}), [path])
         self.image = loader.source.image(0)
         self.box = build_eval_transform(config).source_box(self.image.size)
         self.images, _ = next(iter(loader))
-        self.model = build_classifier(config)
+        self.model = build_classifier(config, names)
         with paddle.no_grad():
             self.probabilities = F.softmax(self.model(self.images).astype("float32"))[0].numpy()
 
@@ -60,7 +60,7 @@ def main(argv: List[str]) -> int:
     if config.AMP:
         raise UserError("-amp: what a network looks at is found in full precision")
     runtime.setup(config.DEVICE, config.SEED)
-    view = View(config, args.image)
+    view = View(config, args.image, names)
     label = int(view.probabilities.argmax())
     if args.of is not None:
         label = _label(args.of, names, len(view.probabilities))
@@ -149,5 +149,7 @@ def _save(picture: Image.Image, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that Pillow does not know
+    except ValueError:  # a suffix that Pillow does not know
+        raise UserError(f"-output {path}: unknown file extension '{path.suffix}', allowed: .png, .jpg, ...") from None
+    except OSError as error:
         raise UserError(f"-output {path}: {error}") from None
