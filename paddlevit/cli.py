@@ -42,7 +42,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag("max_restarts", type=int, help="times that a run which died, failed or hung is started again (default 0)")
     flag("hang_timeout", type=int, metavar="SECONDS", help="without progress a process counts as hung (0: never)")
     flag("seed", type=int, help="seed of everything random (default 0)")
-    flag("opts", nargs="*", metavar="KEY VALUE", help="any keys of the configuration")
+    flag("opts", nargs="*", action="extend", metavar="KEY VALUE", help="any keys of the configuration")
     return parser.parse_args(argv)
 
 
@@ -85,7 +85,7 @@ def _command(argv: List[str], config: CfgNode) -> Callable[[bool], List[str]]:
             # Whatever -resume named still counts while the run has saved nothing of its own.
             saved = _checkpoints(folder).items() - before.items()
             resume = "auto" if saved else config.MODEL.RESUME or "auto"
-            words += ["-opts", *(parse_args(argv).opts or []), "MODEL.RESUME", resume]
+            words += ["-opts", "MODEL.RESUME", resume]
         return words
 
     return command

@@ -13,6 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
+import numpy as np
 import yaml
 from yacs.config import CfgNode
 
@@ -130,6 +131,8 @@ def _flat(node: Dict[str, Any], where: str, prefix: str = "") -> Iterator[_Sourc
 
 
 def _pairs(opts: Sequence[Any]) -> List[_Source]:
+    if not isinstance(opts, (list, tuple)):
+        raise ConfigTypeError(f"options are {opts!r}, allowed: a list of keys and values, ['TRAIN.BASE_LR', 1e-3]")
     if len(opts) % 2:
         raise ConfigError(f"options come as pairs of a key and a value, but '{opts[-1]}' stands alone")
     return [(str(key), value, "option") for key, value in zip(opts[::2], opts[1::2])]
@@ -191,6 +194,8 @@ def _unknown(key: str, where: str, values: Dict[str, Any], family: str) -> Confi
 
 
 def _checked(key: str, value: Any, like: Any, where: str) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if key in OPTIONAL and (value is None or value in ("null", "None")):
         return None
     if isinstance(value, str) and not isinstance(like, str):
@@ -212,7 +217,7 @@ def _range_text(low: float, high: float) -> str:
         return "above 0" if high == math.inf else f"above 0, at most {high:g}"
     if high == math.inf:
         return f"{low:g} and above"
-    return f"{low:g} to {'less than 1' if (low, high) == BELOW_ONE else format(high, 'g')}"
+    return f"{low:g} to {'less than 1' if (low, high) == BELOW_ONE else format(high, '.10g')}"
 
 
 def _parsed(text: str) -> Any:

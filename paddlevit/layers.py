@@ -104,12 +104,17 @@ class DropPath(nn.Layer):
 
 
 class Mlp(nn.Layer):
-    """Two linear layers with an activation between them; [..., dim] -> [..., dim]."""
+    """Two linear layers with an activation between them; [..., dim] -> [..., dim].
+
+    Raises UserError where `hidden_dim` leaves no channel.
+    """
 
     def __init__(
         self, dim: int, hidden_dim: int, *, dropout: float = 0.0, activation: Callable[[Tensor], Tensor] = kernels.gelu
     ) -> None:
         super().__init__()
+        if hidden_dim < 1:
+            raise UserError(f"MODEL.MLP_RATIO makes {hidden_dim} channels of the {dim} of an MLP, allowed: 1 and above")
         self.fc1 = Linear(dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from paddlevit import checkpoint, engine
 from paddlevit import run as run_room
-from paddlevit.cli import main
+from paddlevit.cli import main, parse_args
 from paddlevit.config import get_config
 from paddlevit.pit import build_pit as build_model
 
@@ -283,6 +283,7 @@ def test_two_processes_train_evaluate_and_agree(digits, trained, tmp_path):
     args = train_args(digits, tmp_path / "run", "-batch_size", 32, "-nprocs", 2, "-device", "cpu")
     result = run(*args, tool="main_multi_gpu.py")
     assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == "", "Paddle's own news would stand before a message of ours"
     assert (tmp_path / "run" / "log_rank1.txt").is_file()
     ours, alone = records(tmp_path / "run"), records(trained[0])
     assert ours[-1]["num_images"] == 72
@@ -366,6 +367,8 @@ def failing(digits, tmp_path, name):
     if name == "folder that cannot be made":
         (tmp_path / "out").write_text("a file")
         return good, ["out"]
+    if name == "a network without width":
+        return [*good, "-opts", "MODEL.MLP_RATIO", "0.001"], ["MODEL.MLP_RATIO", "32", "1 and above"]
     raise AssertionError(name)
 
 
@@ -396,6 +399,7 @@ MISTAKES = [
     "loss without end",
     "processes for the wrong tool",
     "folder that cannot be made",
+    "a network without width",
 ]
 
 
@@ -416,6 +420,11 @@ def test_a_mistake_ends_with_a_message_and_code_2(digits, tmp_path, capfd, name,
         assert str(part) in error
     if name not in ("unreadable image", "loss without end", "another run's folder", "folder that cannot be made"):
         assert not (tmp_path / "out").exists(), "a run that could not begin leaves no folder"
+
+
+def test_options_may_be_given_in_several_places():
+    args = parse_args(["-opts", "SEED", "3", "-batch_size", "4", "--opts", "TRAIN.NUM_EPOCHS", "2"])
+    assert (args.opts, args.batch_size) == (["SEED", "3", "TRAIN.NUM_EPOCHS", "2"], 4)
 
 
 def test_the_process_itself_exits_with_2_and_without_a_traceback():

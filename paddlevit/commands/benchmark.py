@@ -1,6 +1,5 @@
 """tools/benchmark.py: how fast a network or the way of its images is."""
 
-import sys
 from typing import Callable, Dict, List
 
 from paddlevit.commands.benchmark_data import data_command
@@ -19,5 +18,6 @@ def main(argv: List[str]) -> int:
         print(HELP)
         return 0
     if not argv or argv[0] not in COMMANDS:
-        raise UserError(f"{argv[0] if argv else 'nothing'} is no benchmark, allowed: model, data ({sys.argv[0]} -h)")
+        given = f"'{argv[0]}' is no benchmark" if argv else "the name of a benchmark is missing"
+        raise UserError(f"{given}, allowed: model, data (-h says more)")
     return COMMANDS[argv[0]](argv[1:])

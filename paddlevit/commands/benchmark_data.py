@@ -56,7 +56,7 @@ def data_command(argv: List[str]) -> int:
     parser.flag("rounds", type=int, default=5, help="rounds; chains take turns in each (default: 5)")
     parser.flag("workers", type=int, nargs="*", default=[], help="measure the loaders too, with so many processes")
     parser.flag("json", action="store_true", help="print one JSON object instead of a table")
-    parser.flag("opts", nargs="+", default=[], metavar="KEY VALUE", help="any configuration keys")
+    parser.flag("opts", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="any configuration keys")
     args = parser.parse_args(argv)
     for name in ("images", "rounds"):
         if getattr(args, name) < 1:

@@ -37,7 +37,9 @@ def model_command(argv: List[str]) -> int:
     parser.flag("amp", action="store_true", help="mixed precision, on a GPU")
     parser.flag("profile", action="store_true", help="what the time goes into, on a CPU, in place of how much it is")
     parser.flag("json", action="store_true", help="print one JSON object instead of a table")
-    parser.flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="any keys of the configuration")
+    parser.flag(
+        "opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration"
+    )
     args = parser.parse_args(argv)
     _check(args.compare, args.train)
     if min(args.rounds, args.batch_size, args.threads) < 1:

@@ -19,7 +19,9 @@ def main(argv: List[str]) -> int:
     parser.flag("input", required=True, metavar="FILE", help=".pdparams, .pth, .pt, .bin or .safetensors")
     parser.flag("output", required=True, metavar="FILE", help="the .pdparams file to write")
     parser.flag("source", default="auto", help="official, timm, hf, paddlevit or ours (default: by names and shapes)")
-    parser.flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="any keys of the configuration")
+    parser.flag(
+        "opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration"
+    )
     args = parser.parse_args(argv)
     if not args.output.endswith(".pdparams"):
         raise UserError(f"-output {args.output} does not end in .pdparams")

@@ -16,7 +16,9 @@ def main(argv: List[str]) -> int:
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
     parser.flag("image_size", type=int, help="side of the image (default: the configuration's)")
     parser.flag("json", action="store_true", help="print one JSON object instead of a table")
-    parser.flag("opts", nargs="*", default=[], metavar="KEY VALUE", help="any keys of the configuration")
+    parser.flag(
+        "opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration"
+    )
     args = parser.parse_args(argv)
     config = get_config(args.cfg, args.opts)
     if args.image_size is not None:

@@ -61,6 +61,8 @@ def open_state_dict(path: PathLike) -> dict[str, LazyArray]:
             content = _read_pickle(path)
         elif start[8:9] == b"{":
             content = _read_safetensors(path)
+        elif not start:
+            raise WeightsError(f"{path} is empty")
         else:
             raise WeightsError(
                 f"{path} begins with {start!r}, so it is no .pdparams, .pth or .safetensors file"
@@ -77,7 +79,8 @@ def find(path: PathLike) -> str:
             return str(candidate)
     if Path(path).is_dir():
         raise WeightsError(f"{path} is a folder, not a weights file")
-    raise MissingFileError(f"there is no weights file {path}, and no {path}.pdparams")
+    other = "" if str(path).endswith(".pdparams") else f", and no {path}.pdparams"
+    raise MissingFileError(f"there is no weights file {path}{other}")
 
 
 def flatten(content: Any) -> dict[str, LazyArray]:

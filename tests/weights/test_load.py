@@ -202,6 +202,8 @@ def test_files_by_every_reader(tmp_path):
         assert_filled(model, state)
     with pytest.raises(MissingFileError, match="no weights file"):
         load_weights(model, tmp_path / "absent")
+    with pytest.raises(MissingFileError, match=r"absent\.pdparams$"):
+        load_weights(model, tmp_path / "absent.pdparams")
 
 
 def test_a_nested_state_dict_in_memory():

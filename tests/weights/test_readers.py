@@ -199,7 +199,7 @@ def test_python_2_pickles(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "begins with b''"),
+        (b"", "is empty"),
         (b"<!DOCTYPE html><html>Google Drive - Virus scan", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (pickle.dumps([1, 2]), "a list, not a dict"),
