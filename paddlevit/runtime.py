@@ -88,8 +88,7 @@ def peak_memory() -> int:
     """The most memory that was in use, in MiB: of the GPU by this process, or by the process on a CPU."""
     if paddle.device.get_device() != "cpu":
         return round(paddle.device.cuda.max_memory_allocated() / 2**20)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
 def setup(device: str, seed: int) -> None:

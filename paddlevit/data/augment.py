@@ -122,9 +122,6 @@ def operations(ops: ModuleType, *, increasing: bool) -> Dict[str, Op]:
     }
 
 
-RAND_AUGMENT_OPS = operations(pillow_ops, increasing=True)
-AUTO_AUGMENT_OPS = operations(pillow_ops, increasing=False)
-
 _Step = Tuple[str, float, int]  # operation, probability, level
 
 # Cubuk et al. 2019, "AutoAugment", table 9 in the appendix.
@@ -245,7 +242,7 @@ class ColorJitter:
 
 class ThreeAugment:
     """Grey, solarized from 128 on, or blurred by a deviation uniform in [0.1, 2] pixels, each with probability 1/3,
-    then colour jitter of the strength `jitter` (Touvron et al. 2022, "DeiT III", section 4; there it is 0.3).
+    then colour jitter of the strength `jitter` (Touvron et al. 2022, "DeiT III", where it is 0.3).
     """
 
     RADIUS = (0.1, 2.0)
@@ -284,18 +281,9 @@ def build_augmentation(config: CfgNode, ops: ModuleType = pillow_ops) -> Optiona
     """What TRAIN asks for, on what `ops` takes: AUTO_AUGMENT before THREE_AUGMENT before RAND_AUGMENT before
     COLOR_JITTER; None where all are off.
 
-    Raises UserError where a key is out of its range.
+    Raises UserError where DATA.IMAGENET_MEAN does not fit DATA.IMAGE_CHANNELS.
     """
     train, data = config.TRAIN, config.DATA
-    for key, low, high in (
-        ("RAND_AUGMENT_LAYERS", 1, float("inf")),
-        ("RAND_AUGMENT_MAGNITUDE", 0, MAX_LEVEL),
-        ("RAND_AUGMENT_STD", 0, float("inf")),
-        ("COLOR_JITTER", 0, float("inf")),
-    ):
-        if not low <= train[key] <= high:
-            limit = f"{low} to {high:g}" if high < float("inf") else f"{low} and above"
-            raise UserError(f"TRAIN.{key} is {train[key]}, allowed: {limit}")
     fill = mean_colour(data.IMAGENET_MEAN, data.IMAGE_CHANNELS)
     common: Dict[str, Any] = {"fill": fill, "resample": FILTERS[data.INTERPOLATION], "ops": ops}
     if train.AUTO_AUGMENT:

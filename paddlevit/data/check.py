@@ -37,7 +37,7 @@ def check_images(source: Source, *, num_workers: int) -> Iterator[Checked]:
         except BrokenProcessPool:
             raise UserError(
                 f"a process that decodes images has died at one of the {num_workers * _IMAGES_PER_TASK} images from "
-                f"{source.name(min(done, len(source) - 1))} on, often for want of memory: use fewer -workers"
+                f"{source.name(min(done, len(source) - 1))} on, often as memory ran out: use fewer -workers"
             ) from None
 
 

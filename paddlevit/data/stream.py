@@ -101,7 +101,7 @@ class BatchStream:
         except SystemError as error:
             self._kill_workers()
             raise RuntimeError(
-                "a process that reads data has died, often for want of memory: lower DATA.NUM_WORKERS or the batch size"
+                "a process that reads data has died, often as memory ran out: lower DATA.NUM_WORKERS or the batch size"
             ) from error
 
     def _kill_workers(self) -> None:

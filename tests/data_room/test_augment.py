@@ -10,11 +10,9 @@ from augment_reference import AUTO_REFERENCE, RAND_REFERENCE, brightness, colour
 from PIL import Image
 
 from paddlevit.config import get_config
-from paddlevit.data import augment
+from paddlevit.data import augment, pillow_ops
 from paddlevit.data.augment import (
-    AUTO_AUGMENT_OPS,
     AUTO_AUGMENT_POLICY,
-    RAND_AUGMENT_OPS,
     AutoAugment,
     ColorJitter,
     Draw,
@@ -22,10 +20,13 @@ from paddlevit.data.augment import (
     ThreeAugment,
     build_augmentation,
     mean_colour,
+    operations,
 )
 
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 FILL = (124, 116, 104)
+RAND_AUGMENT_OPS = operations(pillow_ops, increasing=True)
+AUTO_AUGMENT_OPS = operations(pillow_ops, increasing=False)
 
 
 def generator(seed=0):

@@ -181,7 +181,7 @@ def test_uploads_that_mean_harm_take_no_memory(port):
     [([], signal.SIGTERM, 143), (["-host", "0.0.0.0", "-allowed_hosts", "photos.example.org"], signal.SIGINT, 130)],
 )
 def test_signal_ends_it_in_order(weights, flags, sent, code):
-    with running(weights, "-max_wait", "500", *flags) as (process, port), ThreadPoolExecutor(1) as clients:
+    with running(weights, "-max_wait", "2000", *flags) as (process, port), ThreadPoolExecutor(1) as clients:
         status = call(port, "GET", "/health", host="photos.example.org").status
         waiting = clients.submit(ask, port, picture())
         while "paddlevit_requests_under_way 1.0" not in call(port, "GET", "/metrics").content:
