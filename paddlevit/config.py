@@ -108,6 +108,8 @@ def _read_file(path: Path, seen: Tuple[Path, ...]) -> List[_Source]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a yaml file: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys")
     bases = content.pop("BASE", None) or []
@@ -144,8 +146,12 @@ def _resolve(sources: List[_Source]) -> CfgNode:
     values = copy.deepcopy(defaults)
     inference_said_by = ""
     for key, value, where in sources:
-        if value is None and any(known.startswith(f"{key}.") for known in values):
-            continue  # a section without keys
+        if any(known.startswith(f"{key}.") for known in values):
+            if value is None:
+                continue  # a section without keys
+            raise ConfigKeyError(
+                f"{where}: {key} is {value!r}, allowed: a section of keys, such as {_first(key, values)}"
+            )
         if key not in values:
             raise _unknown(key, where, values, schema["MODEL"]["TYPE"])
         values[key] = _checked(key, value, OPTIONAL.get(key, defaults[key]), where)
@@ -158,6 +164,10 @@ def _resolve(sources: List[_Source]) -> CfgNode:
     if values.get("MODEL.DISTILLED", False) is None:
         values["MODEL.DISTILLED"] = values["TRAIN.DISTILLATION_TYPE"] != "none"
     return _nested(values)
+
+
+def _first(section: str, values: Dict[str, Any]) -> str:
+    return next(key for key in values if key.startswith(f"{section}."))
 
 
 def _nested(values: Dict[str, Any]) -> CfgNode:

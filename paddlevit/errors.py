@@ -1,5 +1,11 @@
 """Mistakes that a user can mend. The command line prints their message and exits with code 2, without a traceback."""
 
+import contextlib
+import errno
+from typing import Iterator
+
+_OF_A_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+
 
 class UserError(ValueError):
     """Names the file, key or line at fault, its value, and what is allowed."""
@@ -10,3 +16,14 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user named does not exist."""
+
+
+@contextlib.contextmanager
+def path_mistakes() -> Iterator[None]:
+    """Makes a UserError of what the file system says of a path that is forbidden or too long."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_A_PATH or error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}") from error

@@ -94,7 +94,11 @@ assert abs(ours - plain).max().item() < 1e-5
         (["model", "-cfg", "pit_digits", "-train", "-compare", "onnx"], "with -train: paddle, base, static"),
         (["model", "-cfg", "pit_digits", "-rounds", "0"], "1 or more"),
         (["model", "-cfg", "pit_digits", "-profile", "-device", "gpu"], "-profile -device gpu: allowed: cpu"),
-        (["model", "-cfg", "pit_digits", "-device", "gpu", "-rounds", "1"], "cannot be measured"),
+        (
+            ["model", "-cfg", "pit_digits", "-device", "gpu", "-rounds", "1"],
+            "-device gpu: this PaddlePaddle is built for CPU",
+        ),
+        (["model", "-cfg", "pit_digits", "-device", "tpu"], "-device tpu, allowed: cpu, gpu"),
     ],
 )
 def test_mistakes_are_named(argv, said, capsys):

@@ -367,6 +367,8 @@ def failing(digits, tmp_path, name):
     if name == "folder that cannot be made":
         (tmp_path / "out").write_text("a file")
         return good, ["out"]
+    if name == "names that are too long":
+        return [*base, "-data_path", tmp_path / ("x" * 300)], ["File name too long"]
     if name == "a network without width":
         return [*good, "-opts", "MODEL.MLP_RATIO", "0.001"], ["MODEL.MLP_RATIO", "32", "1 and above"]
     raise AssertionError(name)
@@ -399,6 +401,7 @@ MISTAKES = [
     "loss without end",
     "processes for the wrong tool",
     "folder that cannot be made",
+    "names that are too long",
     "a network without width",
 ]
 

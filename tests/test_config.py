@@ -62,6 +62,12 @@ def test_options_that_are_no_list(opts):
         get_config("pit_ti_224", opts)
 
 
+@pytest.mark.parametrize("value", [3, [1], "pit"])
+def test_a_section_that_is_none(tmp_path, value):
+    with pytest.raises(ConfigKeyError, match=r"a\.yaml: MODEL is .*, allowed: a section of keys, such as MODEL\."):
+        get_config(write(tmp_path / "a.yaml", {"MODEL": value}))
+
+
 @pytest.mark.parametrize("base", [5, [5], {"a": 1}])
 def test_base_that_is_no_file(tmp_path, base):
     with pytest.raises(ConfigTypeError, match="BASE"):

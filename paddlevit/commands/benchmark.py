@@ -18,6 +18,6 @@ def main(argv: List[str]) -> int:
         print(HELP)
         return 0
     if not argv or argv[0] not in COMMANDS:
-        given = f"'{argv[0]}' is no benchmark" if argv else "the name of a benchmark is missing"
+        given = f"{argv[0]} is no benchmark" if argv else "the name of a benchmark is missing"
         raise UserError(f"{given}, allowed: model, data (-h says more)")
     return COMMANDS[argv[0]](argv[1:])

@@ -14,6 +14,7 @@ from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.flops import count
 from paddlevit.models import build_model
+from paddlevit.runtime import choose_device
 
 KINDS = ("paddle", "base", "static", "program", "onnx", "openvino")
 TRAINABLE = ("paddle", "base", "static")
@@ -44,6 +45,8 @@ def model_command(argv: List[str]) -> int:
     _check(args.compare, args.train)
     if min(args.rounds, args.batch_size, args.threads) < 1:
         raise UserError("-rounds, -batch_size and -threads are 1 or more")
+    if args.device not in ("cpu", "gpu"):
+        raise UserError(f"-device {args.device}, allowed: cpu, gpu")
     config = get_config(args.cfg, args.opts)
     if args.profile:
         if args.device != "cpu":
@@ -51,6 +54,7 @@ def model_command(argv: List[str]) -> int:
         shares = _profile({**_spec(args), "kind": args.compare[0]})
         print(json.dumps(shares) if args.json else "\n".join(f"{key:12} {value:6.1%}" for key, value in shares.items()))
         return 0
+    choose_device(args.device)
     macs = count(build_model(config), config.DATA.IMAGE_SIZE)["macs"] * args.batch_size * (3 if args.train else 1)
     spec = _spec(args)
     times, memory = measure([PEAK, *args.compare], spec, args.rounds)

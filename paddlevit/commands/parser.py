@@ -5,7 +5,7 @@ import functools
 import sys
 from typing import Any, Callable, NoReturn, Optional, Sequence
 
-from paddlevit.errors import UserError
+from paddlevit.errors import UserError, path_mistakes
 
 Main = Callable[..., int]
 
@@ -31,7 +31,8 @@ def exit_code(main: Main) -> Main:
     @functools.wraps(main)
     def guarded(argv: Optional[Sequence[str]] = None, **options: Any) -> int:
         try:
-            return main(list(sys.argv[1:] if argv is None else argv), **options)
+            with path_mistakes():
+                return main(list(sys.argv[1:] if argv is None else argv), **options)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from paddlevit import checkpoint, runtime
 from paddlevit.engine import Trainer
-from paddlevit.errors import UserError
+from paddlevit.errors import UserError, path_mistakes
 from paddlevit.weights import load_weights, read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -25,12 +25,14 @@ def open_folder(config: CfgNode) -> Iterator[Path]:
     """
     folder = Path(config.OUTPUT)
     if not config.EVAL:
-        _refuse_another_run(folder, config.MODEL.RESUME)
+        with path_mistakes():
+            _refuse_another_run(folder, config.MODEL.RESUME)
     new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # no error where that is forbidden
     runtime.barrier()  # every process has looked
     try:
-        _make(folder)
-        yield folder
+        with path_mistakes():
+            _make(folder)
+            yield folder
     except UserError:
         _remove(new)
         raise
