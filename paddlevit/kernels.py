@@ -98,7 +98,8 @@ def conv_norm_gelu(x: Tensor, layer: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
     """
     watched = any(part._forward_pre_hooks or part._forward_post_hooks for part in (layer, norm))
     plain = layer.bias is None or watched or norm._use_global_stats or not on_cpu(x)
-    if plain or (paddle.is_grad_enabled() and not norm.training):
+    # Paddle does not normalise the only value of a channel.
+    if plain or x.size == x.shape[1] or (paddle.is_grad_enabled() and not norm.training):
         return gelu(norm(layer(x)))
     mean, variance, bias = norm._mean.clone(), norm._variance, layer.bias
     # The factor that the error function of gelu wants is part of the normalisation.
@@ -138,10 +139,10 @@ def add_bias(y: Tensor, bias: Tensor) -> Tensor:
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether `x` is computed at once, by the CPU, in full precision."""
+    """Whether `x` is computed at once, by the CPU, in full precision; not where there is nothing to compute."""
     if not paddle.in_dynamic_mode():
         return False
-    return x.place.is_cpu_place() and x.dtype in (paddle.float32, paddle.float64)
+    return x.place.is_cpu_place() and x.dtype in (paddle.float32, paddle.float64) and x.size > 0
 
 
 def _want_gradients(*tensors: Tensor) -> bool:

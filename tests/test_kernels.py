@@ -9,7 +9,8 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from paddlevit import kernels
+from paddlevit import build_model, kernels, list_models
+from paddlevit.config import get_config
 from paddlevit.layers import Conv2D, LayerNorm, Linear
 from paddlevit.processor import mkl_passes_over_avx2
 
@@ -141,6 +142,14 @@ def test_convolution_norm_and_gelu_in_training(bias, momentum):
         np.testing.assert_array_equal(statistics[0][0], before[0])
 
 
+def test_a_single_value_per_channel_is_not_normalised_in_training():
+    """As in Paddle: its running statistics stay, too."""
+    layer, norm = conv_and_norm(None)
+    x, before = variable(1, 4, 1, 1), norm._mean.numpy()
+    np.testing.assert_allclose(kernels.conv_norm_gelu(x, layer, norm).numpy(), F.gelu(layer(x)).numpy(), atol=1e-12)
+    np.testing.assert_array_equal(norm._mean.numpy(), before)
+
+
 @pytest.mark.parametrize("bias", [None, False])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_convolution_norm_and_gelu_in_evaluation(bias, fixed):
@@ -184,6 +193,15 @@ def test_attention_of_what_is_not_finite_is_not_finite():
     with paddle.no_grad():
         out = kernels.attention(q, k, v, paddle.zeros([2, 5, 5]), training=False).numpy()
     assert np.isnan(out[1, 1, 2]).all() and np.isfinite(out[0]).all()
+
+
+@pytest.mark.parametrize("name", list_models("*_digits"))
+def test_no_images_have_no_logits(name):
+    config = get_config(name)
+    model = build_model(config)
+    model.eval()
+    with paddle.no_grad():
+        assert model(paddle.zeros([0, 3, *[config.DATA.IMAGE_SIZE] * 2])).shape == [0, config.MODEL.NUM_CLASSES]
 
 
 def test_a_static_program_has_the_plain_operations():
