@@ -218,7 +218,8 @@ def _checked(key: str, value: Any, like: Any, where: str) -> Any:
     low, high = RANGES.get(key, (-math.inf, math.inf))
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, (int, float)) and not low <= number <= high:
-            raise ConfigError(f"{where}: {key} is {value}, allowed: {_range_text(low, high)}")
+            off = ", or null" if key in OPTIONAL else ""
+            raise ConfigError(f"{where}: {key} is {value}, allowed: {_range_text(low, high)}{off}")
     return value
 
 

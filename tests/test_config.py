@@ -119,7 +119,7 @@ def test_base_may_be_a_variant(tmp_path):
         (["TRAIN.LAST_EPOCH", -3], ConfigError, ["TRAIN.LAST_EPOCH", "-3", "0 and above"]),
         (["MODEL.DROPPATH", 1.0], ConfigError, ["MODEL.DROPPATH", "0 to less than 1"]),
         (["MODEL.DEPTH", [2, 0, 4]], ConfigError, ["MODEL.DEPTH", "[2, 0, 4]", "1 and above"]),
-        (["TRAIN.GRAD_CLIP", 0.0], ConfigError, ["TRAIN.GRAD_CLIP", "0.0", "above 0"]),
+        (["TRAIN.GRAD_CLIP", 0.0], ConfigError, ["TRAIN.GRAD_CLIP", "0.0", "above 0, or null"]),
         (["MODEL.MLP_RATIO", 0.0], ConfigError, ["MODEL.MLP_RATIO", "0.0", "above 0"]),
         (["DATA.IMAGE_CHANNELS", 0], ConfigError, ["DATA.IMAGE_CHANNELS", "0", "1 and above"]),
         (["MODEL.TYPE", "cvt", "MODEL.STRIDE_KV", [0, 2, 2]], ConfigError, ["MODEL.STRIDE_KV", "[0, 2, 2]"]),

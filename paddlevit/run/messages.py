@@ -61,7 +61,7 @@ def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:
         )
     if train.WARMUP_EPOCHS > train.NUM_EPOCHS:
         logger.warning(
-            "the warm-up (TRAIN.WARMUP_EPOCHS %g) is longer than the run (TRAIN.NUM_EPOCHS %d): the rate only rises",
+            "the warm-up (TRAIN.WARMUP_EPOCHS %g) is longer than the run (TRAIN.NUM_EPOCHS %d): the rate never peaks",
             train.WARMUP_EPOCHS,
             train.NUM_EPOCHS,
         )
