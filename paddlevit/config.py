@@ -204,8 +204,6 @@ def _unknown(key: str, where: str, values: Dict[str, Any], family: str) -> Confi
 
 
 def _checked(key: str, value: Any, like: Any, where: str) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
     if key in OPTIONAL and (value is None or value in ("null", "None")):
         return None
     if isinstance(value, str) and not isinstance(like, str):
@@ -241,6 +239,8 @@ def _parsed(text: str) -> Any:
 
 
 def _typed(key: str, value: Any, like: Any, where: str) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(like, list) and isinstance(value, (list, tuple)):
         return [_typed(key, item, like[0], where) if like else item for item in value]
     if isinstance(like, float) and isinstance(value, str):

@@ -54,6 +54,7 @@ def test_options_may_be_numbers_of_numpy():
     config = get_config("pit_ti_224", ["TRAIN.BASE_LR", np.float64(1e-3), "TRAIN.NUM_EPOCHS", np.int64(3)])
     assert (config.TRAIN.BASE_LR, config.TRAIN.NUM_EPOCHS) == (1e-3, 3)
     assert (type(config.TRAIN.BASE_LR), type(config.TRAIN.NUM_EPOCHS)) == (float, int)
+    assert get_config("pit_ti_224", ["MODEL.DEPTH", list(np.array([2, 6, 4]))]).MODEL.DEPTH == [2, 6, 4]
 
 
 @pytest.mark.parametrize("opts", [{"TRAIN.BASE_LR": 1e-3}, "TRAIN.BASE_LR 1e-3"])
