@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import sys
+import warnings
 from pathlib import Path
 from typing import List, Optional
 
@@ -97,6 +98,8 @@ def setup(device: str, seed: int) -> None:
     Python's and NumPy's numbers differ between the ranks; Paddle's are the same, so that all begin with one network.
     Raises UserError where a GPU is asked for and there is none.
     """
+    # What every BatchNorm of Paddle says in training, and nobody has asked.
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
     if choose_device(device) == "gpu":
         paddle.set_device(f"gpu:{dist.ParallelEnv().device_id}")  # its local_rank is the rank among all machines
     else:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -249,6 +250,14 @@ def test_a_process_takes_the_gpu_of_its_machine(monkeypatch):
     monkeypatch.setattr(paddle, "set_device", chosen.append)
     runtime.setup("gpu", 0)
     assert chosen == ["gpu:1"]
+
+
+def test_batch_norm_trains_without_a_warning():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runtime.setup("cpu", 0)
+        nn.BatchNorm2D(2)(paddle.rand([2, 2, 3, 3]))
+    assert not caught
 
 
 def test_evaluation_does_not_resume(pictures, tmp_path, capfd):
