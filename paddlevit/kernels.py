@@ -20,9 +20,9 @@ from paddle.autograd import PyLayer
 
 # Below this many elements the calls cost more than what they save.
 FEW = 2**16
-# Paddle convolves image by image, and depthwise channel by channel. Up to this many places on a map that is too little
-# work at a time: several channels go into one product on small maps, all images on tiny ones.
-SMALL_MAP, TINY_MAP = 2**8, 2**6
+# Paddle convolves depthwise image by image and channel by channel. Up to this many places on a map that is too little
+# work at a time: all images go into one product.
+TINY_MAP = 2**6
 # Attention scores whose exponentials are safe to sum and to divide by.
 LARGE = 30.0
 
@@ -68,26 +68,22 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 def conv2d(x: Tensor, layer: nn.Conv2D) -> Tensor:
     """The convolution of `layer` without its bias; [N, in, H, W] -> [N, out, H', W']."""
-    filters, groups = layer.weight, layer._groups
-    options = (layer._stride, layer._padding, layer._dilation)
+    filters = layer.weight
+    options = (layer._stride, layer._padding, layer._dilation, layer._groups)
     if not on_cpu(x):
-        return F.conv2d(x, filters, None, *options, groups)
+        return F.conv2d(x, filters, None, *options)
     if _narrows(layer):
         # As its transpose: Paddle then folds the narrow products, where it would have unfolded the wide map.
         turned = filters.flip([2, 3]).transpose([1, 0, 2, 3])
         return F.conv2d_transpose(x, turned, None, padding=layer._padding)
-    places = math.prod(x.shape[2:])
-    if _is_pointwise(layer) and places <= TINY_MAP:
-        return _product_of_all(x, filters)
-    if _is_depthwise(layer) and _keeps_size(layer) and places <= TINY_MAP and x.shape[0] >= 4:
+    tiny = math.prod(x.shape[2:]) <= TINY_MAP
+    if tiny and x.shape[0] >= 4 and _is_depthwise(layer) and _keeps_size(layer):
         return _products_per_channel(x, filters)
-    if _is_depthwise(layer) and places <= SMALL_MAP:
-        filters, groups = _side_by_side(filters)
-    if not (layer.training and _is_reversible(layer) and _want_gradients(x, layer.weight)):
-        return F.conv2d(x, filters, None, *options, groups)
+    if not (layer.training and _is_reversible(layer) and _want_gradients(x, filters)):
+        return F.conv2d(x, filters, None, *options)
     # Two roads for the gradient: Paddle's kernel gives that of the filters, _InputGradient that of the input.
-    y = F.conv2d(x.detach(), filters, None, *options, groups)
-    return _InputGradient.apply(y, x, filters.detach(), groups)
+    y = F.conv2d(x.detach(), filters, None, *options)
+    return _InputGradient.apply(y, x, filters.detach(), layer._groups)
 
 
 def conv_norm_gelu(x: Tensor, layer: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
@@ -156,12 +152,6 @@ def _is_depthwise(layer: nn.Conv2D) -> bool:
     return per_group == 1 and out == layer._groups
 
 
-def _is_pointwise(layer: nn.Conv2D) -> bool:
-    """Whether `layer` is one linear layer for all places."""
-    plain = layer._groups == 1 and layer._stride in (1, [1, 1]) and layer._padding in (0, [0, 0])
-    return plain and layer.weight.shape[2:] == [1, 1]
-
-
 def _keeps_size(layer: nn.Conv2D) -> bool:
     """Whether `layer` looks at every place of a map, and gives a map of its size."""
     _, _, height, width = layer.weight.shape
@@ -178,14 +168,6 @@ def _narrows(layer: nn.Conv2D) -> bool:
     """Whether every place has fewer products than input channels, as where a wide map becomes a narrow one."""
     out, channels, height, width = layer.weight.shape
     return _keeps_size(layer) and layer._groups == 1 and out * height * width < channels
-
-
-def _product_of_all(x: Tensor, filters: Tensor) -> Tensor:
-    """A pointwise convolution as one product for all images."""
-    n, channels, height, width = x.shape
-    columns = x.transpose([1, 0, 2, 3]).reshape([channels, -1])
-    y = filters.flatten(1) @ columns
-    return y.reshape([-1, n, height, width]).transpose([1, 0, 2, 3])
 
 
 @functools.cache
@@ -206,14 +188,6 @@ def _products_per_channel(x: Tensor, filters: Tensor) -> Tensor:
     matrices = (filters.reshape([channels, -1]) @ taps).reshape([channels, height * width, -1])
     y = x.transpose([1, 0, 2, 3]).reshape([channels, n, -1]) @ matrices
     return y.reshape([channels, n, height, width]).transpose([1, 0, 2, 3])
-
-
-def _side_by_side(filters: Tensor) -> Tuple[Tensor, int]:
-    """Depthwise filters [C, 1, k, k] as [C, g, k, k], zero but for the own channel of each, and the groups C / g."""
-    channels = filters.shape[0]
-    together = math.gcd(channels, 8)
-    own = paddle.eye(together, dtype=filters.dtype).tile([channels // together, 1])
-    return filters * own.reshape([channels, together, 1, 1]), channels // together
 
 
 def _exponentials(scores: Tensor) -> Tuple[Tensor, Tensor]:
