@@ -59,7 +59,7 @@ def _open_program(path: Path, threads: int, device: str) -> _Opened:
     else:
         config.disable_gpu()
         config.set_cpu_math_library_num_threads(threads or os.cpu_count() or 1)
-        # oneDNN computes CvT in a quarter of the time, but refuses HRFormer's nearest interpolation.
+        # oneDNN computes CvT faster, but refuses HRFormer's nearest interpolation.
         if "nearest_interp" in program:
             config.disable_mkldnn()
         else:
