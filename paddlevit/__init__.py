@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 
-from paddlevit.processor import mkl_passes_over_avx2
+from paddlevit.runtime.settings import mkl_passes_over_avx2
 
 __version__ = "0.1.0"
 

@@ -11,22 +11,23 @@ from pathlib import Path
 
 import paddle
 
-from paddlevit import build_model, runtime
+from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.data import build_eval_loader
-from paddlevit.engine import evaluate
+from paddlevit.runtime import process
+from paddlevit.training.engine import evaluate
 
 
 def main(data, output, *batch_sizes):
-    runtime.setup("cpu", 0)
+    process.setup("cpu", 0)
     paddle.seed(1)
     model = build_model(get_config("pit_digits"))
     results = []
     for size in batch_sizes:
         config = get_config("pit_digits", ["DATA.DATA_PATH", data, "DATA.BATCH_SIZE_EVAL", int(size)])
-        loader = build_eval_loader(config, rank=runtime.rank(), world_size=runtime.world_size())
+        loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size())
         results.append(evaluate(model, loader))
-    if runtime.is_main():
+    if process.is_main():
         Path(output).write_text(json.dumps(results))
 
 

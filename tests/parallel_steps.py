@@ -14,15 +14,16 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from paddlevit import build_model, runtime
+from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
-from paddlevit.ema import ModelEma
-from paddlevit.engine import Trainer
-from paddlevit.objectives import Supervised
-from paddlevit.optim import build_optimizer, optimizer_arrays
-from paddlevit.recompute import recompute_blocks
-from paddlevit.sharding import Shards
+from paddlevit.runtime import process
+from paddlevit.training.ema import ModelEma
+from paddlevit.training.engine import Trainer
+from paddlevit.training.objectives import Supervised
+from paddlevit.training.optim import build_optimizer, optimizer_arrays
+from paddlevit.training.recompute import recompute_blocks
+from paddlevit.training.sharding import Shards
 
 STEPS, IMAGES = 20, 32
 CONFIG = get_config("pit_digits", ["MODEL.DROPPATH", 0.0, "DATA.IMAGE_SIZE", 16, "MODEL.NUM_CLASSES", 10])
@@ -36,7 +37,7 @@ def trainer_of(accum_iter, shared_out, recomputed):
     shards = Shards(dict(model.named_parameters())) if shared_out else None
     return Trainer(
         model=model,
-        network=paddle.DataParallel(model) if runtime.world_size() > 1 else model,
+        network=paddle.DataParallel(model) if process.world_size() > 1 else model,
         objective=Supervised(),
         mixup=SmoothTargets(10, 0.1),
         optimizer=build_optimizer(CONFIG, model, own=shards and shards.own()),
@@ -58,16 +59,16 @@ def run(case):
         labels = rng.integers(0, 10, IMAGES)
         total = 0.0
         for batch in range(accum_iter):
-            first = (batch * runtime.world_size() + runtime.rank()) * size
+            first = (batch * process.world_size() + process.rank()) * size
             chosen = slice(first, first + size)
             total += trainer.train_step(paddle.to_tensor(images[chosen]), paddle.to_tensor(labels[chosen])).item()
         losses.append(total / accum_iter)
     state = optimizer_arrays(trainer.optimizer, trainer.model)
     whole = trainer.state()["optimizer"]
-    if runtime.is_main():
+    if process.is_main():
         assert {key.rsplit("/", 1)[0] for key in whole} == {name for name, _ in trainer.model.named_parameters()}
     return {
-        "losses": runtime.all_reduce_sum(paddle.to_tensor(losses)).numpy() / runtime.world_size(),
+        "losses": process.all_reduce_sum(paddle.to_tensor(losses)).numpy() / process.world_size(),
         "weights": np.concatenate([param.numpy().ravel() for param in trainer.model.parameters()]),
         "bytes": np.asarray(sum(value.nbytes for value in state.values())),
     }
@@ -79,7 +80,7 @@ def statistics():
     model = nn.Sequential(nn.BatchNorm2D(3), nn.Flatten(), nn.Linear(3 * 4, 10))
     trainer = Trainer(
         model=model,
-        network=paddle.DataParallel(model) if runtime.world_size() > 1 else model,
+        network=paddle.DataParallel(model) if process.world_size() > 1 else model,
         objective=Supervised(),
         mixup=SmoothTargets(10, 0.1),
         optimizer=build_optimizer(CONFIG, model),
@@ -88,18 +89,18 @@ def statistics():
         ema=ModelEma(model, decay=0.5),
     )
     before = []
-    rng = np.random.default_rng(runtime.rank())
+    rng = np.random.default_rng(process.rank())
     batches = [(paddle.to_tensor(rng.standard_normal((4, 3, 2, 2))), paddle.to_tensor([0, 1, 2, 3])) for _ in "ab"]
     trainer.train_epoch(batches, lambda loss, waited: before.append(model[0]._mean.numpy().copy()))
     return {"own": before[-1], "model": model[0]._mean.numpy(), "ema": trainer.ema.model[0]._mean.numpy()}
 
 
 def main(output, *cases):
-    runtime.setup("cpu", 0)
+    process.setup("cpu", 0)
     paddle.set_default_dtype("float64")
     arrays = {f"{case}/{name}": value for case in cases for name, value in run(case).items()}
     arrays.update({f"statistics/{name}": value for name, value in statistics().items()})
-    np.savez(f"{output}_{runtime.rank()}.npz", **arrays)
+    np.savez(f"{output}_{process.rank()}.npz", **arrays)
 
 
 if __name__ == "__main__":

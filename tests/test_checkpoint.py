@@ -10,8 +10,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlevit import checkpoint
 from paddlevit.errors import MissingFileError, UserError
+from paddlevit.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -122,7 +122,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
         import resource, signal, sys
         import paddlevit, paddle
         from pathlib import Path
-        from paddlevit import checkpoint
+        from paddlevit.training import checkpoint
         from paddlevit.errors import UserError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         small, big = {{"w": paddle.zeros([3])}}, {{"w": paddle.zeros([300, 300])}}

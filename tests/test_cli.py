@@ -21,11 +21,11 @@ import paddle
 import pytest
 from PIL import Image
 
-from paddlevit import checkpoint, engine
-from paddlevit import run as run_room
-from paddlevit.cli import main, parse_args
+from paddlevit.commands.train import main, parse_args
 from paddlevit.config import get_config
 from paddlevit.pit import build_pit as build_model
+from paddlevit.run import train as run_room
+from paddlevit.training import checkpoint, engine
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["TRAIN.NUM_EPOCHS", "3", "TRAIN.WARMUP_EPOCHS", "1.0", "REPORT_FREQ", "1", "KEEP_LAST", "2"]

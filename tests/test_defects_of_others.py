@@ -18,19 +18,21 @@ from paddle import nn
 from PIL import Image
 from test_nonfinite import READS, batch, network, trainer_of
 
-from paddlevit import build_model, checkpoint, runtime
-from paddlevit import data as data_room
-from paddlevit.cli import main
+from paddlevit import build_model
+from paddlevit.commands.train import main
 from paddlevit.config import get_config, with_values
+from paddlevit.data import build as data_room
 from paddlevit.data.erasing import RandomErasing
 from paddlevit.data.mixup import Mixup, SmoothTargets, build_mixup
 from paddlevit.data.stream import BatchStream
-from paddlevit.gradients import LossScale
-from paddlevit.journal import Journal
-from paddlevit.objectives import Distilled, Supervised, soft_cross_entropy
 from paddlevit.run.build import build_trainer
 from paddlevit.run.folder import restore, resumed_state, save
 from paddlevit.run.messages import log_start
+from paddlevit.runtime import process
+from paddlevit.training import checkpoint
+from paddlevit.training.gradients import LossScale
+from paddlevit.training.journal import Journal
+from paddlevit.training.objectives import Distilled, Supervised, soft_cross_entropy
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_a_resumed_run_knows_its_best(tmp_path):
 
 @pytest.mark.parametrize(("accum_iter", "processes"), [(1, 1), (4, 1), (2, 8)])
 def test_the_rate_follows_all_images_of_an_optimizer_step(accum_iter, processes, monkeypatch, caplog):
-    monkeypatch.setattr(runtime, "world_size", lambda: processes)
+    monkeypatch.setattr(process, "world_size", lambda: processes)
     monkeypatch.setattr(paddle, "DataParallel", lambda model: model)
     opts = ["TRAIN.BASE_LR", 5e-4, "TRAIN.LINEAR_SCALED_LR", 512, "TRAIN.END_LR", 1e-5, "TRAIN.SCALE_ALL_LRS", False]
     opts += ["TRAIN.NUM_EPOCHS", 300, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.LR_SCHEDULE", "iteration"]
@@ -132,7 +134,7 @@ class Synchronised(nn.Layer):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_several_processes_train_one_network(processes, monkeypatch):
-    monkeypatch.setattr(runtime, "world_size", lambda: processes)
+    monkeypatch.setattr(process, "world_size", lambda: processes)
     monkeypatch.setattr(paddle, "DataParallel", Synchronised)
     trainer = small_trainer()
     assert trainer.network is trainer.model or processes > 1
@@ -246,16 +248,16 @@ def test_a_process_takes_the_gpu_of_its_machine(monkeypatch):
     chosen = []
     monkeypatch.setattr(dist, "ParallelEnv", lambda: SimpleNamespace(device_id=1, local_rank=5, rank=5))
     monkeypatch.setattr(dist, "init_parallel_env", lambda: None)
-    monkeypatch.setattr(runtime, "choose_device", lambda name: "gpu")
+    monkeypatch.setattr(process, "choose_device", lambda name: "gpu")
     monkeypatch.setattr(paddle, "set_device", chosen.append)
-    runtime.setup("gpu", 0)
+    process.setup("gpu", 0)
     assert chosen == ["gpu:1"]
 
 
 def test_batch_norm_trains_without_a_warning():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        runtime.setup("cpu", 0)
+        process.setup("cpu", 0)
         nn.BatchNorm2D(2)(paddle.rand([2, 2, 3, 3]))
     assert not caught
 

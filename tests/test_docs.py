@@ -14,8 +14,8 @@ import paddle
 import pytest
 import yaml
 
-from paddlevit.cli import parse_args
 from paddlevit.commands.parser import Parser
+from paddlevit.commands.train import parse_args
 from paddlevit.config import get_config, update_config
 from paddlevit.models import FAMILIES
 from paddlevit.schema import FLAGS

@@ -7,11 +7,11 @@ from paddle import nn
 
 from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
-from paddlevit.ema import ModelEma
-from paddlevit.engine import Stopped, Trainer, evaluate
 from paddlevit.errors import UserError
-from paddlevit.objectives import Supervised
-from paddlevit.optim import build_optimizer
+from paddlevit.training.ema import ModelEma
+from paddlevit.training.engine import Stopped, Trainer, evaluate
+from paddlevit.training.objectives import Supervised
+from paddlevit.training.optim import build_optimizer
 
 
 def tiny_trainer(*, accum_iter=1, steps=8, ema=False, seed=0):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlevit import checkpoint
+from paddlevit.training import checkpoint
 from paddlevit.weights import read_state_dict
 
 ROOT = Path(__file__).resolve().parents[1]

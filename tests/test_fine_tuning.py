@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from paddlevit import build_model
-from paddlevit.cli import main
+from paddlevit.commands.train import main
 from paddlevit.config import get_config
 
 CLASSES = 3

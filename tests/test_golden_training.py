@@ -8,10 +8,10 @@ from golden import golden_images, golden_state, training
 from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
-from paddlevit.engine import Trainer
 from paddlevit.layers import DropPath
-from paddlevit.objectives import Supervised
-from paddlevit.optim import build_optimizer
+from paddlevit.training.engine import Trainer
+from paddlevit.training.objectives import Supervised
+from paddlevit.training.optim import build_optimizer
 from paddlevit.weights import convert_state_dict, load_weights
 
 RUNS = [

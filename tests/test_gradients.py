@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddlevit.gradients import LossScale
+from paddlevit.training.gradients import LossScale
 
 
 def gradients_of(*values):
@@ -51,7 +51,7 @@ def test_dynamic_scaling_cancels_out():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from([True, True, True, False]), max_size=60), st.integers(1, 6))
 def test_scale_and_counts_follow_the_definition(overflows, interval):
-    import paddlevit.gradients as gradients
+    import paddlevit.training.gradients as gradients
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradients, "_GROWTH_INTERVAL", interval)

@@ -9,11 +9,11 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddlevit import checkpoint
 from paddlevit.config import get_config
-from paddlevit.ema import ModelEma
-from paddlevit.optim import build_optimizer, load_optimizer_arrays, master_weights, optimizer_arrays
 from paddlevit.run.build import _to_half_precision
+from paddlevit.training import checkpoint
+from paddlevit.training.ema import ModelEma
+from paddlevit.training.optim import build_optimizer, load_optimizer_arrays, master_weights, optimizer_arrays
 from paddlevit.weights import load_weights
 
 CONFIG = get_config("pit_ti_224", ["AMP", True, "AMP_OPT_LEVEL", "O2"])

@@ -10,8 +10,17 @@ from paddlevit.config import get_config, variant_names
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted(path for path in (ROOT / "paddlevit").rglob("*.py") if "configs" not in path.parts)
 FAMILIES = {"hvt", "cvt", "hrformer", "pit", "regnet"}
-LEVEL_0 = {"processor", "errors", "schema", "config", "runtime", "launcher", "kernels", "layers", "views"}
-LEVEL_2 = {"models", "engine"}
+# Rooms by level; a room may import what is below its own level.
+LEVELS = (
+    {"errors"},
+    {"kernels", "views", "runtime", "schema"},
+    {"layers", "config"},
+    FAMILIES | {"training", "data", "weights", "report", "serve", "export", "attention_maps", "flops"},
+    {"models"},
+    {"run", "classifier"},
+    {"commands"},
+)
+OF_A_FAMILY = {"layers", "kernels", "views", "config", "errors"}
 
 
 def room(path: Path) -> str:
@@ -37,27 +46,21 @@ def imported_rooms(path: Path) -> set:
 
 
 def allowed(of: str) -> set:
-    if of in LEVEL_0:
-        return {"errors"} | {"config": {"schema"}, "layers": {"kernels"}}.get(of, set())
     if of in FAMILIES:
-        return {"errors", "config", "kernels", "layers", "views", of}
-    level_1 = {room(path) for path in PACKAGE} - LEVEL_0 - LEVEL_2 - FAMILIES - {"run", "cli", "commands", "__init__"}
-    if of in level_1:
-        # Counting on the device needs the sum over processes; the journal keeps its losses there.
-        return LEVEL_0 | {of} | ({"metrics"} if of == "journal" else set())
-    return {
-        "models": LEVEL_0 | FAMILIES,
-        "engine": (LEVEL_0 - {"config"}) | (level_1 - {"data"}),
-        "run": LEVEL_0 | level_1 | LEVEL_2 | {"run"},
-        "cli": LEVEL_0 | {"run", "commands"},
-        "commands": LEVEL_0 | level_1 | LEVEL_2 | {"commands"},
-        "__init__": {"models", "processor"},
-    }[of]
+        return OF_A_FAMILY | {of}
+    if of == "__init__":
+        return {"models", "runtime"}
+    level = next(i for i, rooms in enumerate(LEVELS) if of in rooms)
+    return set().union(*LEVELS[:level], {of}) - (set() if of == "models" else FAMILIES)
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
     assert imported_rooms(path) <= allowed(room(path))
+
+
+def test_the_engine_is_handed_what_it_trains():
+    assert not imported_rooms(ROOT / "paddlevit" / "training" / "engine.py") & {"config", "data", *FAMILIES}
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))

@@ -9,10 +9,10 @@ import paddle
 import pytest
 from PIL import Image
 
-from paddlevit.cli import main
+from paddlevit.commands.train import main
 from paddlevit.errors import UserError
-from paddlevit.journal import Journal
-from paddlevit.scalars import open_scalars
+from paddlevit.training.journal import Journal
+from paddlevit.training.scalars import open_scalars
 
 RESULT = {"loss": 0.5, "acc1": 80.0, "acc5": 99.0, "num_images": 30}
 KINDS = ["tensorboard", "visualdl"]

@@ -12,7 +12,7 @@ from paddle import nn
 from paddlevit import build_model, kernels, list_models
 from paddlevit.config import get_config
 from paddlevit.layers import Conv2D, LayerNorm, Linear
-from paddlevit.processor import mkl_passes_over_avx2
+from paddlevit.runtime.settings import mkl_passes_over_avx2
 
 FEW = kernels.FEW
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from paddlevit import launcher, runtime
 from paddlevit.errors import UserError
+from paddlevit.runtime import launcher, process
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +23,7 @@ import os, signal, sys, time, types
 package = types.ModuleType("paddlevit")
 package.__path__ = [{str(ROOT / "paddlevit")!r}]
 sys.modules["paddlevit"] = package
-from paddlevit import launcher
+from paddlevit.runtime import launcher
 from paddlevit.errors import UserError
 rank, folder, restarted = int(os.environ["PADDLE_TRAINER_ID"]), sys.argv[1], sys.argv[2] == "True"
 open(f"{{folder}}/pid{{rank}}", "w").write(str(os.getpid()))
@@ -326,8 +326,8 @@ def test_a_heartbeat_without_a_launcher_does_nothing():
 
 
 def test_how_many_processes(monkeypatch):
-    monkeypatch.setattr(runtime.paddle.device.cuda, "device_count", lambda: 4)
-    assert [runtime.process_count(asked, "cpu") for asked in (None, 1, 3)] == [1, 1, 3]
-    assert [runtime.process_count(asked, "gpu") for asked in (None, 1, 4)] == [4, 1, 4]
+    monkeypatch.setattr(process.paddle.device.cuda, "device_count", lambda: 4)
+    assert [process.process_count(asked, "cpu") for asked in (None, 1, 3)] == [1, 1, 3]
+    assert [process.process_count(asked, "gpu") for asked in (None, 1, 4)] == [4, 1, 4]
     with pytest.raises(UserError, match="-nprocs 5: only 4 GPUs"):
-        runtime.process_count(5, "gpu")
+        process.process_count(5, "gpu")

@@ -7,12 +7,12 @@ from paddle import nn
 
 from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
-from paddlevit.ema import ModelEma
-from paddlevit.engine import Stopped, Trainer
 from paddlevit.errors import UserError
-from paddlevit.gradients import LossScale
-from paddlevit.objectives import Supervised
-from paddlevit.optim import build_optimizer
+from paddlevit.training.ema import ModelEma
+from paddlevit.training.engine import Stopped, Trainer
+from paddlevit.training.gradients import LossScale
+from paddlevit.training.objectives import Supervised
+from paddlevit.training.optim import build_optimizer
 
 
 def network():

@@ -6,7 +6,7 @@ import pytest
 from paddle import nn
 
 from paddlevit.errors import UserError
-from paddlevit.objectives import Distilled, Renormalized, Supervised, soft_cross_entropy
+from paddlevit.training.objectives import Distilled, Renormalized, Supervised, soft_cross_entropy
 
 RNG = np.random.default_rng(0)
 LOGITS, OTHER, TEACHER = (RNG.standard_normal((5, 7)).astype("float32") * 3 for _ in range(3))

@@ -10,18 +10,16 @@ from paddle import nn
 from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
-from paddlevit.optim import (
-    build_lr_schedule,
+from paddlevit.training.optim import (
     build_optimizer,
     decay_split,
     freeze,
     layer_ids,
     layer_rates,
     load_optimizer_arrays,
-    lr_schedule,
     optimizer_arrays,
-    scaled_lr,
 )
+from paddlevit.training.schedule import build_lr_schedule, lr_schedule, scaled_lr
 
 
 def test_decay_reaches_what_it_should_and_nothing_else():

@@ -16,7 +16,7 @@ from PIL import Image
 
 from paddlevit.config import get_config
 from paddlevit.run.build import build_trainer
-from paddlevit.sharding import owners
+from paddlevit.training.sharding import owners
 
 HERE = Path(__file__).parent
 

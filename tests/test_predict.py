@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlevit.cli import main as train
 from paddlevit.commands.predict import main
+from paddlevit.commands.train import main as train
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["blue sea", "green", "red"]

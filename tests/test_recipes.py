@@ -11,7 +11,8 @@ from paddle import nn
 
 from paddlevit import build_model
 from paddlevit.config import get_config, variant_names
-from paddlevit.optim import build_lr_schedule, decay_split
+from paddlevit.training.optim import decay_split
+from paddlevit.training.schedule import build_lr_schedule
 
 # What timm's create_transform does for "rand-m9-mstd0.5-inc1", re_prob 0.25, and what all four projects mix with.
 AUGMENTED = {

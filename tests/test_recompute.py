@@ -7,8 +7,8 @@ import pytest
 from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
-from paddlevit.recompute import recompute_blocks
 from paddlevit.run.build import build_trainer
+from paddlevit.training.recompute import recompute_blocks
 
 DROP_PATH = {
     "pit_digits": ["MODEL.DROPPATH", 0.5, "MODEL.DROPOUT", 0.2],

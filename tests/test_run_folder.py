@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from paddlevit import runtime
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.run import folder as room
+from paddlevit.runtime import process
 
 
 def opened(output, resume=""):
@@ -66,8 +66,8 @@ def test_best_weights_that_are_gone_are_forgotten_by_all_processes(tmp_path, mon
     """One that still knew them would evaluate on, while the others are done: each would wait for the other."""
     trainer = SimpleNamespace(model=None, ema=None, load_state=lambda *_: None, best={"acc1": 99.0, "sha256": "0" * 64})
     asked = []
-    monkeypatch.setattr(runtime, "is_main", lambda: main)
-    monkeypatch.setattr(runtime, "all_reduce_max", lambda value: asked.append(value) or 1)
+    monkeypatch.setattr(process, "is_main", lambda: main)
+    monkeypatch.setattr(process, "all_reduce_max", lambda value: asked.append(value) or 1)
     monkeypatch.setattr(room, "load_weights", lambda *_: None)
     resumed = {"model": {}, "optimizer": {}, "progress": {}, "path": tmp_path / "epoch_001.pdstate"}
     room.restore(trainer, resumed, tmp_path)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlevit import checkpoint, cli
+from paddlevit.commands import train
+from paddlevit.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 5
@@ -142,11 +143,11 @@ def test_a_signal_to_the_whole_group_reaches_the_data_workers_in_vain(data, tmp_
 def restart_words(tmp_path, *more):
     """What is run at first, and what after a failure; `more` are further flags."""
     argv = ["-cfg", "pit_digits", "-output", str(tmp_path / "run"), *more]
-    command = cli._command(argv, cli._configure(argv, distill=False))
+    command = train._command(argv, train._configure(argv, distill=False))
     first = command(False)
 
     def resumed(words):
-        return cli._configure(words[2:], distill=False).MODEL.RESUME
+        return train._configure(words[2:], distill=False).MODEL.RESUME
 
     return first, lambda: resumed(command(True))
 
@@ -169,5 +170,5 @@ def test_a_restart_goes_on_from_what_the_run_itself_has_saved(tmp_path):
 
 def test_another_launchers_processes_cannot_be_started_again(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
-    assert cli.main(["-cfg", "pit_digits", "-output", str(tmp_path), "-max_restarts", "2"]) == 2
+    assert train.main(["-cfg", "pit_digits", "-output", str(tmp_path), "-max_restarts", "2"]) == 2
     assert "-max_restarts 0" in capsys.readouterr().err

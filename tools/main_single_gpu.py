@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from paddlevit.cli import main
+from paddlevit.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main(nprocs=1))

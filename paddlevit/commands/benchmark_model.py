@@ -14,7 +14,7 @@ from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.flops import count
 from paddlevit.models import build_model
-from paddlevit.runtime import choose_device
+from paddlevit.runtime.process import choose_device
 
 KINDS = ("paddle", "base", "static", "program", "onnx", "openvino")
 TRAINABLE = ("paddle", "base", "static")

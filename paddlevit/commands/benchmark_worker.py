@@ -19,7 +19,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     spec = json.loads(sys.argv[1])
     import paddlevit  # noqa: F401  it sets Paddle's flags
-    from paddlevit.runtime import peak_memory
+    from paddlevit.runtime.process import peak_memory
 
     clock = process_clock(spec)
     step = build(spec)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import List
 
-from paddlevit.checkpoint import write_weights
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.models import build_model
+from paddlevit.training.checkpoint import write_weights
 from paddlevit.weights import load_weights
 
 

@@ -10,7 +10,6 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
-from paddlevit.checkpoint import write_text
 from paddlevit.commands.classifier import add_flags, build_classifier, build_logits, configure
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import with_values
@@ -18,7 +17,8 @@ from paddlevit.data import EvalLoader, build_file_loader, build_sample_loader
 from paddlevit.data.files import UNREADABLE, find_images
 from paddlevit.errors import UserError
 from paddlevit.export import DESCRIPTION_FILE, FORMATS, Predict, describe, export, open_exported, with_file
-from paddlevit.journal import progress
+from paddlevit.training.checkpoint import write_text
+from paddlevit.training.journal import progress
 
 RANDOM_BATCHES = (2, 1, 3)
 _BATCH_SIZE = 32

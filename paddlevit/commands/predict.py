@@ -11,7 +11,6 @@ import paddle
 import paddle.nn.functional as F
 from tqdm import tqdm
 
-from paddlevit import runtime
 from paddlevit.commands.classifier import (
     Guess,
     Logits,
@@ -28,7 +27,8 @@ from paddlevit.config import with_values
 from paddlevit.data import EvalLoader, build_file_loader
 from paddlevit.data.files import READ, find_images
 from paddlevit.errors import UserError
-from paddlevit.journal import progress
+from paddlevit.runtime import process
+from paddlevit.training.journal import progress
 
 _BATCH_SIZE = 32  # a training run's own would be a long wait for the first answer, and memory for nothing
 _BROKEN_PIPE = 141
@@ -48,7 +48,7 @@ def main(argv: List[str]) -> int:
         config, names = configure(args)
     if len(paths) <= config.DATA.BATCH_SIZE_EVAL:
         config = with_values(config, {"DATA.NUM_WORKERS": 0})  # with one batch there is nothing to do in advance
-    runtime.setup(config.DEVICE, config.SEED)
+    process.setup(config.DEVICE, config.SEED)
     logits = exported_logits(exported) if exported else build_logits(config, build_classifier(config, names))
     try:
         return _predict(logits, build_file_loader(config, paths), args=args, names=names)

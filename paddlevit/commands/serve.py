@@ -14,7 +14,6 @@ import paddle.nn.functional as F
 from paddle import nn
 from yacs.config import CfgNode
 
-from paddlevit import runtime
 from paddlevit.attention_maps import class_activation, overlay
 from paddlevit.attention_maps.picture import fitted
 from paddlevit.commands.classifier import Logits, add_flags, build_classifier, build_logits, configure
@@ -24,6 +23,7 @@ from paddlevit.data import build_preparation
 from paddlevit.data.decode import decode
 from paddlevit.data.transforms import build_eval_transform
 from paddlevit.errors import UserError
+from paddlevit.runtime import process
 
 _SECONDS_TO_FINISH = 30  # for the answers that are under way when the server is stopped
 _TERMINATED = 143
@@ -102,10 +102,10 @@ def open_network(args: argparse.Namespace) -> Tuple["ServedNetwork", Sequence[st
     """The network that `args` name and what its classes are called."""
     if args.exported:
         config, names, exported = configure_exported(args)
-        runtime.setup(config.DEVICE, config.SEED)
+        process.setup(config.DEVICE, config.SEED)
         return ServedNetwork(config, exported_logits(exported), name=f"{exported.parent.name}/{exported.name}"), names
     config, names = configure(args)
-    runtime.setup(config.DEVICE, config.SEED)
+    process.setup(config.DEVICE, config.SEED)
     model = build_classifier(config, names)
     return ServedNetwork(config, build_logits(config, model), name=config.MODEL.NAME, model=model), names
 

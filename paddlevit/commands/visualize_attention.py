@@ -11,7 +11,6 @@ import paddle.nn.functional as F
 from PIL import Image
 from yacs.config import CfgNode
 
-from paddlevit import runtime
 from paddlevit.attention_maps import class_attention, feature_maps, heat_map, methods, overlay
 from paddlevit.attention_maps.heat import OF_A_CLASS
 from paddlevit.attention_maps.picture import Captioned, fitted, sheet, tiles
@@ -21,6 +20,7 @@ from paddlevit.config import with_values
 from paddlevit.data import build_file_loader
 from paddlevit.data.transforms import build_eval_transform
 from paddlevit.errors import UserError
+from paddlevit.runtime import process
 
 _SHOWS = {  # what the picture of each method is, in words; {} is a class
     "grad-cam": "what speaks for {}",
@@ -59,7 +59,7 @@ def main(argv: List[str]) -> int:
     config, names = configure(args)
     if config.AMP:
         raise UserError("-amp: what a network looks at is found in full precision")
-    runtime.setup(config.DEVICE, config.SEED)
+    process.setup(config.DEVICE, config.SEED)
     view = View(config, args.image, names)
     label = int(view.probabilities.argmax())
     if args.of is not None:

@@ -8,19 +8,20 @@ import paddle
 from paddle import nn
 from yacs.config import CfgNode
 
-from paddlevit import runtime
 from paddlevit.config import get_config, with_values
 from paddlevit.data import open_source
 from paddlevit.data.mixup import build_mixup
-from paddlevit.ema import ModelEma
-from paddlevit.engine import Trainer
 from paddlevit.errors import UserError
-from paddlevit.gradients import LossScale
 from paddlevit.models import build_model
-from paddlevit.objectives import Distilled, Objective, Renormalized, Supervised
-from paddlevit.optim import build_lr_schedule, build_optimizer, freeze
-from paddlevit.recompute import recompute_blocks
-from paddlevit.sharding import Shards
+from paddlevit.runtime import process
+from paddlevit.training.ema import ModelEma
+from paddlevit.training.engine import Trainer
+from paddlevit.training.gradients import LossScale
+from paddlevit.training.objectives import Distilled, Objective, Renormalized, Supervised
+from paddlevit.training.optim import build_optimizer, freeze
+from paddlevit.training.recompute import recompute_blocks
+from paddlevit.training.schedule import build_lr_schedule
+from paddlevit.training.sharding import Shards
 from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,12 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
     if config.MODEL.PRETRAINED and pretrained:
         load_pretrained(config, model)
     freeze(model, config.TRAIN.FREEZE or ())
-    images_per_step = config.DATA.BATCH_SIZE * config.TRAIN.ACCUM_ITER * runtime.world_size()
+    images_per_step = config.DATA.BATCH_SIZE * config.TRAIN.ACCUM_ITER * process.world_size()
     ema = None
     if config.TRAIN.MODEL_EMA:
         ema = ModelEma(model, decay=config.TRAIN.MODEL_EMA_DECAY, warmup=config.TRAIN.MODEL_EMA_WARMUP)
     shards = None
-    if config.TRAIN.SHARD_OPTIMIZER and runtime.world_size() > 1:
+    if config.TRAIN.SHARD_OPTIMIZER and process.world_size() > 1:
         shards = Shards({name: param for name, param in model.named_parameters() if not param.stop_gradient})
     optimizer = build_optimizer(config, model, own=shards.own() if shards else None)
     if config.AMP and config.AMP_OPT_LEVEL == "O2":
@@ -74,8 +75,8 @@ def _network(config: CfgNode, model: nn.Layer) -> Callable:
     if config.TRAIN.RECOMPUTE:
         recompute_blocks(model)
     if not config.TRAIN.TO_STATIC:
-        return paddle.DataParallel(model) if runtime.world_size() > 1 else model
-    for key, given in (("NPROCS above 1", runtime.world_size() > 1), ("TRAIN.RECOMPUTE True", config.TRAIN.RECOMPUTE)):
+        return paddle.DataParallel(model) if process.world_size() > 1 else model
+    for key, given in (("NPROCS above 1", process.world_size() > 1), ("TRAIN.RECOMPUTE True", config.TRAIN.RECOMPUTE)):
         if given:
             raise UserError(f"TRAIN.TO_STATIC True does not work with {key}: leave one of them out")
     # Several threads would draw random numbers in another order in every run.

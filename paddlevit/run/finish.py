@@ -10,14 +10,14 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from yacs.config import CfgNode
 
-from paddlevit import runtime
 from paddlevit.data import EvalLoader
-from paddlevit.engine import evaluate
-from paddlevit.journal import Journal, progress
 from paddlevit.models import build_model
 from paddlevit.report import Predictions, write_report
 from paddlevit.run.build import autocast
 from paddlevit.run.folder import best_path
+from paddlevit.runtime import process
+from paddlevit.training.engine import evaluate
+from paddlevit.training.journal import Journal, progress
 from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 def finish(config: CfgNode, best: Dict[str, Any], loader: EvalLoader, journal: Journal) -> None:
     """Evaluate the saved best weights once more, as a user would, and write the report."""
-    runtime.barrier()
+    process.barrier()
     folder = journal.path.parent
     model = build_model(config)
     load_weights(model, best_path(folder))
@@ -38,7 +38,7 @@ def finish(config: CfgNode, best: Dict[str, Any], loader: EvalLoader, journal: J
     )
     journal.evaluation(best["epoch"], best["weights"], result, best=True)
     predictions = _predictions(loader, outputs, str(Path(config.DATA.DATA_PATH)))
-    if runtime.is_main():
+    if process.is_main():
         report = write_report(folder, predictions)
         logger.info("best weights: %s (%s, epoch %d)", best_path(folder), best["weights"], best["epoch"])
         logger.info("report: %s", report)
@@ -58,8 +58,8 @@ def _predictions(loader: EvalLoader, outputs: List[Tuple[Tensor, Tensor]], root:
     source = loader.source
     return Predictions(
         labels=np.asarray([source.label(i) for i in range(loader.num_images)], dtype="int64"),
-        predicted=runtime.all_reduce_sum(paddle.to_tensor(predicted)).numpy(),
-        confidence=runtime.all_reduce_sum(paddle.to_tensor(confidence)).numpy(),
+        predicted=process.all_reduce_sum(paddle.to_tensor(predicted)).numpy(),
+        confidence=process.all_reduce_sum(paddle.to_tensor(confidence)).numpy(),
         class_names=loader.class_names,
         names=lambda i: source.name(i).removeprefix(f"{root}/"),
         thumbnail=loader.thumbnail,

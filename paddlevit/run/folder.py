@@ -9,9 +9,10 @@ from typing import Any, Dict, Iterator, List, Optional
 
 from yacs.config import CfgNode
 
-from paddlevit import checkpoint, runtime
-from paddlevit.engine import Trainer
 from paddlevit.errors import UserError, path_mistakes
+from paddlevit.runtime import process
+from paddlevit.training import checkpoint
+from paddlevit.training.engine import Trainer
 from paddlevit.weights import load_weights, read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def open_folder(config: CfgNode) -> Iterator[Path]:
         with path_mistakes():
             _refuse_another_run(folder, config.MODEL.RESUME)
     new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # no error where that is forbidden
-    runtime.barrier()  # every process has looked
+    process.barrier()  # every process has looked
     try:
         with path_mistakes():
             _make(folder)
@@ -55,11 +56,11 @@ def _refuse_another_run(folder: Path, resume: str) -> None:
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        runtime.setup_logging(folder)
+        process.setup_logging(folder)
     except OSError as error:
         raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
-    runtime.barrier()  # the log of rank 0 is open
-    if not runtime.agree(str((folder / "log.txt").is_file())):
+    process.barrier()  # the log of rank 0 is open
+    if not process.agree(str((folder / "log.txt").is_file())):
         raise UserError(f"-output {folder}: the processes see different folders; machines must share the run's")
 
 
@@ -79,11 +80,11 @@ def best_path(folder: Path) -> Path:
 
 def save(folder: Path, trainer: Trainer, keep: int) -> None:
     """Write a checkpoint; all processes come back together."""
-    if runtime.is_main() or trainer.shards is not None:
+    if process.is_main() or trainer.shards is not None:
         state = trainer.state()
-    if runtime.is_main():
+    if process.is_main():
         logger.info("saved %s", checkpoint.save(folder, state, keep=keep).with_suffix(""))
-    runtime.barrier()
+    process.barrier()
 
 
 def resumed_state(config: CfgNode, folder: Path) -> Optional[Dict[str, Any]]:
@@ -91,7 +92,7 @@ def resumed_state(config: CfgNode, folder: Path) -> Optional[Dict[str, Any]]:
     if not config.MODEL.RESUME:
         return None
     path = checkpoint.newest(folder) if config.MODEL.RESUME == "auto" else checkpoint.find(Path(config.MODEL.RESUME))
-    if not runtime.agree(str(path)):
+    if not process.agree(str(path)):
         raise UserError(f"-resume {config.MODEL.RESUME}: the processes see different checkpoints (here {path})")
     if path is None:
         logger.info("-resume auto: no checkpoint in %s, starting anew", folder)
@@ -112,13 +113,13 @@ def restore(trainer: Trainer, resumed: Dict[str, Any], folder: Path) -> None:
             f"{path.with_suffix('.pdparams')} is of another network than the configuration's: {error}"
         ) from None
     trainer.load_state(resumed["optimizer"], resumed["progress"])
-    gone = runtime.is_main() and not _restore_best(trainer.best, best_path(path.parent), best_path(folder))
-    if runtime.all_reduce_max(int(gone)):  # all processes forget it, or they part ways at the next comparison
+    gone = process.is_main() and not _restore_best(trainer.best, best_path(path.parent), best_path(folder))
+    if process.all_reduce_max(int(gone)):  # all processes forget it, or they part ways at the next comparison
         trainer.best = {}
-    if runtime.is_main() and path.parent.resolve() == folder.resolve():
+    if process.is_main() and path.parent.resolve() == folder.resolve():
         for stem in checkpoint.drop_later(path):
             logger.warning("%s came after %s and is withdrawn", stem, path.stem)
-    runtime.barrier()
+    process.barrier()
 
 
 def _restore_best(best: Dict[str, Any], theirs: Path, ours: Path) -> bool:

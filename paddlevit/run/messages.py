@@ -8,10 +8,10 @@ import paddle
 from paddle import Tensor
 from yacs.config import CfgNode
 
-from paddlevit import runtime
 from paddlevit.data import EvalLoader, TrainLoader
-from paddlevit.engine import Trainer
-from paddlevit.optim import decay_split, layer_rates, learnable
+from paddlevit.runtime import process
+from paddlevit.training.engine import Trainer
+from paddlevit.training.optim import decay_split, layer_rates, learnable
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval
 
 
 def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:
-    train, world = config.TRAIN, runtime.world_size()
+    train, world = config.TRAIN, process.world_size()
     reference = train.LINEAR_SCALED_LR
     logger.info(
         "effective batch: %d images (%d x accum_iter %d x %d processes); peak learning rate %.3e (TRAIN.BASE_LR %g%s)",

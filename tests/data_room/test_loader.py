@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from PIL import Image
 
-from paddlevit import data as room
 from paddlevit.config import get_config
+from paddlevit.data import build as room
 from paddlevit.data import build_eval_loader, build_train_loader
 from paddlevit.data.dataset import ImageDataset, with_generators
 from paddlevit.data.stream import shared_memory_holds
@@ -84,7 +85,7 @@ def expected(folder):
         epochs[epoch] = []
         for step, samples in enumerate(loader._sampler.batches(epoch)):
             pixels, labels = zip(*(dataset[drawn] for drawn in with_generators(samples)))
-            images = loader.normalize(room.loader.paddle.to_tensor(np.stack(pixels)))
+            images = loader.normalize(paddle.to_tensor(np.stack(pixels)))
             epochs[epoch].append((erase(images, (3, epoch, step, 0)).numpy(), np.asarray(labels)))
     return epochs
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from paddlevit import data as room
 from paddlevit.config import get_config
+from paddlevit.data import build as room
 from paddlevit.data import build_train_loader, jpeg, opencv_ops, pillow_ops
 from paddlevit.data.augment import Draw, operations
 from paddlevit.data.cifar import CifarSource

@@ -8,7 +8,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from paddlevit.runtime import all_reduce_sum, world_size
+from paddlevit.runtime.process import all_reduce_sum, world_size
 
 
 class EvalTotals:

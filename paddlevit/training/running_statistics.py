@@ -5,7 +5,7 @@ from typing import List
 import paddle
 from paddle import Tensor, nn
 
-from paddlevit.runtime import all_reduce_sum, world_size
+from paddlevit.runtime.process import all_reduce_sum, world_size
 
 
 class RunningStatistics:

@@ -9,16 +9,16 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from paddlevit.ema import ModelEma
 from paddlevit.errors import UserError
-from paddlevit.gradients import LossScale, clip
-from paddlevit.launcher import heartbeat
-from paddlevit.metrics import EvalTotals
-from paddlevit.objectives import Objective
-from paddlevit.optim import load_optimizer_arrays, master_weights, optimizer_arrays, set_lr
-from paddlevit.running_statistics import RunningStatistics
-from paddlevit.runtime import all_reduce_max, rank, world_size
-from paddlevit.sharding import Shards
+from paddlevit.runtime.launcher import heartbeat
+from paddlevit.runtime.process import all_reduce_max, rank, world_size
+from paddlevit.training.ema import ModelEma
+from paddlevit.training.gradients import LossScale, clip
+from paddlevit.training.metrics import EvalTotals
+from paddlevit.training.objectives import Objective
+from paddlevit.training.optim import load_optimizer_arrays, master_weights, optimizer_arrays, set_lr
+from paddlevit.training.running_statistics import RunningStatistics
+from paddlevit.training.sharding import Shards
 
 Batches = Iterable[Tuple[Tensor, Tensor]]
 

@@ -8,10 +8,11 @@ from typing import Callable, Dict, List, Optional, Sequence
 
 from yacs.config import CfgNode
 
-from paddlevit import launcher, run, runtime
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import get_config, update_config, with_values
 from paddlevit.errors import UserError
+from paddlevit.run.train import train, validate
+from paddlevit.runtime import launcher, process
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -59,8 +60,8 @@ def main(argv: List[str], *, nprocs: Optional[int] = None, distill: bool = False
         if config.MAX_RESTARTS and not launcher.watched():
             raise UserError("-max_restarts: another launcher has started these processes; give -max_restarts 0")
         return launcher.take_part(lambda: _start(config), hang_timeout=config.HANG_TIMEOUT)
-    kind = runtime.choose_device(config.DEVICE)
-    nprocs = nprocs or runtime.process_count(config.NPROCS, kind)
+    kind = process.choose_device(config.DEVICE)
+    nprocs = nprocs or process.process_count(config.NPROCS, kind)
     if nprocs == 1 and not config.MAX_RESTARTS:
         return _start(config)
     job = launcher.Job(
@@ -96,7 +97,7 @@ def _checkpoints(folder: Path) -> Dict[str, int]:
 
 
 def _open_log(folder: Path) -> None:
-    runtime.setup_logging(folder if folder.is_dir() else None)
+    process.setup_logging(folder if folder.is_dir() else None)
 
 
 def _configure(argv: List[str], distill: bool) -> CfgNode:
@@ -125,6 +126,6 @@ def _default_output(cfg: str, config: CfgNode) -> str:
 
 
 def _start(config: CfgNode) -> int:
-    runtime.setup_logging()
-    runtime.setup(config.DEVICE, config.SEED)
-    return run.validate(config) if config.EVAL else run.train(config)
+    process.setup_logging()
+    process.setup(config.DEVICE, config.SEED)
+    return validate(config) if config.EVAL else train(config)

@@ -13,8 +13,8 @@ from paddle import Tensor
 from tqdm import tqdm
 
 from paddlevit.errors import UserError
-from paddlevit.metrics import StepLosses
-from paddlevit.runtime import is_main, peak_memory
+from paddlevit.runtime.process import is_main, peak_memory
+from paddlevit.training.metrics import StepLosses
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import paddle.distributed as dist
 from paddle import Tensor
 
 from paddlevit.errors import UserError
-from paddlevit.runtime import is_main, rank, world_size
+from paddlevit.runtime.process import is_main, rank, world_size
 
 
 def owners(sizes: Dict[str, int], processes: int) -> Dict[str, int]:

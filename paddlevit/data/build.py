@@ -1,0 +1,201 @@
+"""Loaders and preparations, built from the configuration."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Callable, Dict, Sequence, Tuple
+
+import numpy as np
+from PIL import Image
+from yacs.config import CfgNode
+
+from paddlevit.data.augment import build_augmentation
+from paddlevit.data.cifar import open_cifar
+from paddlevit.data.dataset import MODES, ImageDataset, PartDataset
+from paddlevit.data.erasing import build_erasing
+from paddlevit.data.files import FileDataset, FileSource
+from paddlevit.data.layouts import open_imagenet
+from paddlevit.data.loader import EvalLoader, Normalize, TrainLoader
+from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
+from paddlevit.data.sources import Source
+from paddlevit.data.stream import shared_memory_holds
+from paddlevit.data.transforms import build_crop, build_eval_transform, build_train_transform
+from paddlevit.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_MOST_WORKERS = 8
+
+
+def open_source(config: CfgNode, split: str) -> Source:
+    """The images and labels of a split, 'train' or 'val'. Raises MissingFileError or UserError."""
+    path = Path(config.DATA.DATA_PATH)
+    if config.DATA.DATASET == "imagenet2012":
+        return open_imagenet(path, split)
+    return open_cifar(path, config.DATA.DATASET, split=split)
+
+
+def build_train_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
+    """What process `rank` of `world_size` trains on.
+
+    Raises MissingFileError or UserError where the data cannot be used as the configuration says.
+    """
+    source = _checked_source(config, "train")
+    dataset = _train_dataset(config, source)
+    sampler = TrainBatchSampler(
+        len(source),
+        config.DATA.BATCH_SIZE,
+        rank=rank,
+        world_size=world_size,
+        seed=config.SEED,
+        repeats=config.TRAIN.REPEATED_AUG,
+    )
+    common = _common(config, config.DATA.BATCH_SIZE, world_size)
+    max_bad = config.DATA.MAX_BAD if config.DATA.ON_ERROR == "skip" else None
+    return TrainLoader(dataset, sampler, erase=build_erasing(config), max_bad=max_bad, **common)
+
+
+def build_eval_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
+    """What process `rank` of `world_size` evaluates on.
+
+    Raises MissingFileError or UserError where the data cannot be used as the configuration says.
+    """
+    source = _checked_source(config, "val")
+    dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
+    return _eval_loader(config, dataset, rank=rank, world_size=world_size)
+
+
+def build_sample_loader(config: CfgNode, split: str, most: int) -> EvalLoader:
+    """At most `most` images of a split, evenly spread over it, as evaluation sees them.
+
+    Raises MissingFileError or UserError where the data cannot be used as the configuration says.
+    """
+    source = _checked_source(config, split)
+    dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
+    # One process of n would evaluate every n-th image.
+    return _eval_loader(config, dataset, world_size=-(-len(source) // most))
+
+
+def build_file_loader(config: CfgNode, paths: Sequence[str]) -> EvalLoader:
+    """The images `paths`, in this order and as evaluation sees them, to predict their classes.
+
+    Labels are files.READ, and files.UNREADABLE where `source.image(i)` raises the UserError that says why.
+    """
+    dataset = FileDataset(FileSource(paths), build_eval_transform(config), channels=_channels(config))
+    return _eval_loader(config, dataset)
+
+
+def build_preparation(config: CfgNode) -> Tuple[Callable[[Image.Image], np.ndarray], Normalize]:
+    """For images that come one by one: from a decoded one to the pixels uint8 [H, W, C] that evaluation sees, and from
+    a stack of those to what the network takes.
+    """
+    mode, transform = MODES[_channels(config)], build_eval_transform(config)
+
+    def prepare(image: Image.Image) -> np.ndarray:
+        return transform(image if image.mode == mode else image.convert(mode), None)
+
+    return prepare, Normalize(**_statistics(config))
+
+
+def _eval_loader(config: CfgNode, dataset: ImageDataset, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
+    batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
+    sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
+    return EvalLoader(dataset, sampler, **_common(config, batch_size, world_size))
+
+
+def _checked_source(config: CfgNode, split: str) -> Source:
+    source = open_source(config, split)
+    num_classes = config.MODEL.NUM_CLASSES
+    if num_classes and source.labels.max() >= num_classes:
+        i = int(source.labels.argmax())
+        raise UserError(
+            f"{source.label_place(i)}: label {source.label(i)}, but MODEL.NUM_CLASSES is {num_classes}, so labels go "
+            f"from 0 to {num_classes - 1}; the data set has {source.num_classes} classes (-num_classes)"
+        )
+    return source
+
+
+def _train_dataset(config: CfgNode, source: Source) -> ImageDataset:
+    """The training images, by the fastest of the allowed packages that is there."""
+    channels = _channels(config)
+    if resizer(config.TRAIN.RESIZER) == "pillow":
+        return ImageDataset(source, build_train_transform(config), channels=channels)
+    from paddlevit.data import opencv_ops
+    from paddlevit.data.opencv_transforms import OpenCVTrainTransform
+
+    transform = OpenCVTrainTransform(
+        build_crop(config),
+        hflip=config.TRAIN.HFLIP,
+        augmentation=build_augmentation(config, opencv_ops),
+        channels=channels,
+        fast=config.TRAIN.FAST_JPEG,
+    )
+    return PartDataset(source, transform, channels=channels)
+
+
+def resizer(wanted: str) -> str:
+    """'opencv' or 'pillow', for TRAIN.RESIZER auto, opencv or pillow. Raises UserError where OpenCV is asked for and
+    cannot be imported."""
+    if wanted == "pillow":
+        return wanted
+    try:
+        import cv2
+    except ImportError as error:  # also where a system library that it needs is missing
+        if wanted == "opencv":
+            raise UserError(f"TRAIN.RESIZER is opencv, but: {error} (pip install opencv-python-headless)") from None
+        logger.info(
+            "Pillow makes the training images; OpenCV and simplejpeg are twice as fast"
+            " (pip install opencv-python-headless simplejpeg)"
+        )
+        return "pillow"
+    logger.info("OpenCV %s makes the training images; TRAIN.RESIZER pillow gives the published pixels", cv2.__version__)
+    return "opencv"
+
+
+def _channels(config: CfgNode) -> int:
+    channels = config.DATA.IMAGE_CHANNELS
+    if channels not in (1, 3):
+        raise UserError(f"DATA.IMAGE_CHANNELS is {channels}, allowed: 1 (grey) or 3")
+    return channels
+
+
+def _common(config: CfgNode, batch_size: int, world_size: int) -> Dict[str, Any]:
+    """The arguments that both loaders take."""
+    data = config.DATA
+    processes = int(os.environ.get("PADDLE_LOCAL_SIZE", world_size))
+    workers = num_workers(data.NUM_WORKERS, processes)
+    bytes_per_batch = batch_size * data.IMAGE_CHANNELS * data.IMAGE_SIZE**2
+    # Per worker two batches under way and one on its way out, for training and for evaluation, in every process.
+    shared_memory = workers > 0 and shared_memory_holds(2 * 3 * workers * processes * bytes_per_batch)
+    return {"normalize": Normalize(**_statistics(config)), "num_workers": workers, "shared_memory": shared_memory}
+
+
+def _statistics(config: CfgNode) -> Dict[str, Sequence[float]]:
+    data = config.DATA
+    statistics = {"mean": data.IMAGENET_MEAN, "std": data.IMAGENET_STD}
+    for name, values in statistics.items():
+        if len(values) != 3 or (name == "std" and min(values) <= 0.0):
+            raise UserError(f"DATA.IMAGENET_{name.upper()} is {values}, allowed: three numbers, deviations above 0")
+    if data.IMAGE_CHANNELS == 1:
+        return {name: [float(np.mean(values))] for name, values in statistics.items()}
+    return statistics
+
+
+def num_workers(wanted: int, processes: int) -> int:
+    """Processes that read data for each of `processes` on this machine; -1: one per core that is free for it, at most
+    8, and none where there is one core only.
+    """
+    if wanted < -1:
+        raise UserError(f"DATA.NUM_WORKERS is {wanted}, allowed: -1 (chosen by the cores), 0 and above")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted >= 0:
+        if wanted * processes > cores:
+            logger.warning(
+                "DATA.NUM_WORKERS %d x %d processes are more than the %d cores here: they will wait for each other",
+                wanted,
+                processes,
+                cores,
+            )
+        return wanted
+    free = cores // processes
+    return min(free, _MOST_WORKERS) if free > 1 else 0
