@@ -1,5 +1,7 @@
 """Packaging: the shipped yaml files are installed with the package, PaddlePaddle itself only by an extra."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Train, fine-tune, evaluate and deploy HVT, CvT, HRFormer and PiT with PaddlePaddle."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import importlib.util

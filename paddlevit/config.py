@@ -4,14 +4,17 @@ A key's default gives its type. The keys of MODEL that only one family has stand
 `configs/<family>/_family.yaml`; all others in `schema.py`.
 """
 
+from __future__ import annotations
+
 import copy
 import difflib
 import fnmatch
 import math
 import os
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import numpy as np
 import yaml
@@ -25,7 +28,7 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 # What yaml files of other projects call a family.
 _FAMILY_ALIASES = {"hrt": "hrformer"}
 
-_Source = Tuple[str, Any, str]  # dotted key, value, where it was written
+_Source = tuple[str, Any, str]  # dotted key, value, where it was written
 
 
 class ConfigError(UserError):
@@ -40,7 +43,7 @@ class ConfigTypeError(ConfigError, TypeError):
     """A value of another type than its key's."""
 
 
-def get_config(cfg: Union[str, Path, None] = None, opts: Optional[Sequence[Any]] = None) -> CfgNode:
+def get_config(cfg: str | Path | None = None, opts: Sequence[Any] | None = None) -> CfgNode:
     """The frozen configuration of a yaml file or a shipped variant.
 
     `cfg` is a path or a variant's name ('pit_b_224'), or None for the defaults; `opts` a flat list of keys and values
@@ -65,14 +68,14 @@ def update_config(config: CfgNode, args: Namespace) -> CfgNode:
     return _resolve([*start, *flags, *_pairs(getattr(args, "opts", None) or [])])
 
 
-def with_values(config: CfgNode, values: Dict[str, Any]) -> CfgNode:
+def with_values(config: CfgNode, values: dict[str, Any]) -> CfgNode:
     """A new frozen configuration in which the dotted keys of `values` are set. Raises as `get_config`."""
     return _resolve(
         [*_flat(config, "the configuration"), *((key, value, "the program") for key, value in values.items())]
     )
 
 
-def variant_names(pattern: str = "*") -> List[str]:
+def variant_names(pattern: str = "*") -> list[str]:
     """Stems of the shipped yaml files that match `pattern` (as in file names: * and ?), sorted."""
     stems = (path.stem for path in CONFIG_DIR.glob("*/*.yaml") if not path.stem.startswith("_"))
     return sorted(stem for stem in stems if fnmatch.fnmatchcase(stem, pattern))
@@ -88,7 +91,7 @@ def variant_path(name: str) -> Path:
     raise MissingFileError(f"no configuration file and no variant is called '{name}'{hint}")
 
 
-def _read(cfg: Union[str, Path, None]) -> List[_Source]:
+def _read(cfg: str | Path | None) -> list[_Source]:
     if cfg is None:
         return []
     path = Path(cfg)
@@ -101,7 +104,7 @@ def _named(name: str) -> Path:
     return variant_path(name)
 
 
-def _read_file(path: Path, seen: Tuple[Path, ...]) -> List[_Source]:
+def _read_file(path: Path, seen: tuple[Path, ...]) -> list[_Source]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: BASE leads back to this file")
     try:
@@ -116,7 +119,7 @@ def _read_file(path: Path, seen: Tuple[Path, ...]) -> List[_Source]:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigTypeError(f"{path}: BASE is {bases!r}, allowed: a yaml file, or a list of them")
-    sources: List[_Source] = []
+    sources: list[_Source] = []
     for base in bases:
         if base:
             base_path = path.parent / base
@@ -124,7 +127,7 @@ def _read_file(path: Path, seen: Tuple[Path, ...]) -> List[_Source]:
     return sources + list(_flat(content, str(path)))
 
 
-def _flat(node: Dict[str, Any], where: str, prefix: str = "") -> Iterator[_Source]:
+def _flat(node: dict[str, Any], where: str, prefix: str = "") -> Iterator[_Source]:
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _flat(value, where, f"{prefix}{key}.")
@@ -132,7 +135,7 @@ def _flat(node: Dict[str, Any], where: str, prefix: str = "") -> Iterator[_Sourc
             yield f"{prefix}{key}", value, where
 
 
-def _pairs(opts: Sequence[Any]) -> List[_Source]:
+def _pairs(opts: Sequence[Any]) -> list[_Source]:
     if not isinstance(opts, (list, tuple)):
         raise ConfigTypeError(f"options are {opts!r}, allowed: a list of keys and values, ['TRAIN.BASE_LR', 1e-3]")
     if len(opts) % 2:
@@ -140,7 +143,7 @@ def _pairs(opts: Sequence[Any]) -> List[_Source]:
     return [(str(key), value, "option") for key, value in zip(opts[::2], opts[1::2])]
 
 
-def _resolve(sources: List[_Source]) -> CfgNode:
+def _resolve(sources: list[_Source]) -> CfgNode:
     schema = _schema(sources)
     defaults = {key: value for key, value, _ in _flat(schema, "")}
     values = copy.deepcopy(defaults)
@@ -166,11 +169,11 @@ def _resolve(sources: List[_Source]) -> CfgNode:
     return _nested(values)
 
 
-def _first(section: str, values: Dict[str, Any]) -> str:
+def _first(section: str, values: dict[str, Any]) -> str:
     return next(key for key in values if key.startswith(f"{section}."))
 
 
-def _nested(values: Dict[str, Any]) -> CfgNode:
+def _nested(values: dict[str, Any]) -> CfgNode:
     config = CfgNode()
     for key, value in values.items():
         *parents, leaf = key.split(".")
@@ -182,7 +185,7 @@ def _nested(values: Dict[str, Any]) -> CfgNode:
     return config
 
 
-def _schema(sources: List[_Source]) -> Dict[str, Any]:
+def _schema(sources: list[_Source]) -> dict[str, Any]:
     """The defaults, with the MODEL keys of the family that `sources` name."""
     given = [(value, where) for key, value, where in sources if key == "MODEL.TYPE"]
     name, where = given[-1] if given else (DEFAULTS["MODEL"]["TYPE"], "the defaults")
@@ -195,7 +198,7 @@ def _schema(sources: List[_Source]) -> Dict[str, Any]:
     return {**DEFAULTS, "MODEL": {**DEFAULTS["MODEL"], "TYPE": family, **own["MODEL"]}}
 
 
-def _unknown(key: str, where: str, values: Dict[str, Any], family: str) -> ConfigKeyError:
+def _unknown(key: str, where: str, values: dict[str, Any], family: str) -> ConfigKeyError:
     by_upper = {known.upper(): known for known in values}
     near = difflib.get_close_matches(key.upper(), by_upper, n=1, cutoff=0.0)
     return ConfigKeyError(

@@ -1,8 +1,10 @@
 """Mistakes that a user can mend. The command line prints their message and exits with code 2, without a traceback."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
-from typing import Iterator
+from collections.abc import Iterator
 
 _OF_A_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 

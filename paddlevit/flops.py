@@ -1,16 +1,19 @@
 """Parameters, multiply-accumulates and activations of one image."""
 
+from __future__ import annotations
+
 import contextlib
 import math
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from collections.abc import Iterator
+from typing import Any, Callable
 
 import paddle
 from paddle import Tensor, nn
 
-Counts = Dict[str, int]
+Counts = dict[str, int]
 
 
-def count(model: nn.Layer, image_size: int) -> Dict[str, Any]:
+def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
     """{"params", "macs", "attention_macs", "activations", "parts"} for one square image of `image_size` pixels.
 
     A multiply-accumulate is one product added to a sum, in convolutions, linear layers and matrix products, so those
@@ -59,13 +62,13 @@ def parameters(model: nn.Layer) -> int:
 class _Counter:
     def __init__(self) -> None:
         self.totals: Counts = {"macs": 0, "attention_macs": 0, "activations": 0}
-        self._by_part: Dict[str, Counts] = {}
-        self._inside: List[str] = [""]
+        self._by_part: dict[str, Counts] = {}
+        self._inside: list[str] = [""]
 
     def counts(self, name: str) -> Counts:
         return self._by_part.get(name, {"macs": 0, "activations": 0})
 
-    def follow(self, name: str, part: nn.Layer) -> Tuple[Any, Any]:
+    def follow(self, name: str, part: nn.Layer) -> tuple[Any, Any]:
         """Book what is computed while `part` runs under `name`; the hooks to remove again."""
         enter = part.register_forward_pre_hook(lambda layer, inputs: self._inside.append(name))
         leave = part.register_forward_post_hook(lambda layer, inputs, output: self._inside.pop() and None)
@@ -102,7 +105,7 @@ class _Counter:
             counts["activations"] += output.size
 
 
-def _parts(model: nn.Layer) -> List[Tuple[str, nn.Layer]]:
+def _parts(model: nn.Layer) -> list[tuple[str, nn.Layer]]:
     """The children of `model`, lists and sequences of layers taken apart."""
     parts = []
     for name, child in model.named_children():

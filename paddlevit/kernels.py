@@ -8,9 +8,11 @@ nodes know `Tensor.backward` and `paddle.grad` of everything, but not `paddle.gr
 networks in evaluation, which have Paddle's nodes.
 """
 
+from __future__ import annotations
+
 import functools
 import math
-from typing import Any, Tuple
+from typing import Any
 
 import numpy as np
 import paddle
@@ -190,7 +192,7 @@ def _products_per_channel(x: Tensor, filters: Tensor) -> Tensor:
     return y.reshape([channels, n, height, width]).transpose([1, 0, 2, 3])
 
 
-def _exponentials(scores: Tensor) -> Tuple[Tensor, Tensor]:
+def _exponentials(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers in proportion to softmax(scores), and their sums over the last axis, which stays with size 1.
 
     They are exp(scores) where that is far from the limits of float32: Paddle's softmax takes over three times as long.
@@ -212,7 +214,7 @@ class _Linear(PyLayer):
         return paddle.addmm(bias, x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, weight = ctx.saved_tensor()
         by_input = paddle.matmul(grad, weight, transpose_y=True)
         return by_input, paddle.matmul(x, grad, transpose_x=True), _sum_rows(grad)
@@ -226,7 +228,7 @@ class _LayerNorm(PyLayer):
         return F.layer_norm(x, x.shape[-1], weight, bias, epsilon)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, weight = ctx.saved_tensor()
         width = x.shape[-1]
         average = paddle.full([width, 1], 1.0 / width, dtype=x.dtype)
@@ -278,7 +280,7 @@ class _InputGradient(PyLayer):
         return y.reshape(y.shape)  # the same memory; y itself may not be returned
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         (filters,) = ctx.saved_tensor()
         turned = filters.flip([2, 3])
         if ctx.groups == 1:
@@ -295,7 +297,7 @@ class _Attention(PyLayer):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         q, k, v, weights, total, out = ctx.saved_tensor()
         grad = grad / total
         by_value = paddle.matmul(weights, grad, transpose_x=True)

@@ -1,7 +1,9 @@
 """Layers and initialisers that more than one family is built of."""
 
+from __future__ import annotations
+
 import math
-from typing import Callable, List
+from typing import Callable
 
 import paddle
 import paddle.nn.functional as F
@@ -52,7 +54,7 @@ def init_conv_like_torch_linear_trunc_normal(layer: nn.Layer) -> None:
         init_like_torch(layer)
 
 
-def drop_path_rates(rate: float, depth: int) -> List[float]:
+def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Stochastic-depth rates of `depth` blocks, linear from 0 to `rate` (Huang et al. 2016, section 3)."""
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
@@ -244,7 +246,7 @@ def classifier(in_features: int, num_classes: int) -> nn.Layer:
     return Linear(in_features, num_classes) if num_classes > 0 else nn.Identity()
 
 
-def create_parameter(shape: List[int]) -> Tensor:
+def create_parameter(shape: list[int]) -> Tensor:
     """A trainable tensor of the default dtype, filled by `trunc_normal_`."""
     param = paddle.create_parameter(shape, dtype=paddle.get_default_dtype())
     trunc_normal_(param)

@@ -1,6 +1,8 @@
 """Every family, by the name that MODEL.TYPE gives it."""
 
-from typing import Callable, Dict, List
+from __future__ import annotations
+
+from typing import Callable
 
 from paddle import nn
 from yacs.config import CfgNode
@@ -12,7 +14,7 @@ from paddlevit.hvt import build_hvt
 from paddlevit.pit import build_pit
 from paddlevit.regnet import build_regnet
 
-FAMILIES: Dict[str, Callable[[CfgNode], nn.Layer]] = {
+FAMILIES: dict[str, Callable[[CfgNode], nn.Layer]] = {
     "cvt": build_cvt,
     "hrformer": build_hrformer,
     "hvt": build_hvt,
@@ -26,6 +28,6 @@ def build_model(config: CfgNode) -> nn.Layer:
     return FAMILIES[config.MODEL.TYPE](config)
 
 
-def list_models(pattern: str = "*") -> List[str]:
+def list_models(pattern: str = "*") -> list[str]:
     """Names of the shipped variants that match `pattern` ('pit_*_224'), sorted."""
     return variant_names(pattern)

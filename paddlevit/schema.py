@@ -1,9 +1,11 @@
 """The keys of the configuration: defaults, what their values may be, and the flags that set them."""
 
-import math
-from typing import Any, Dict, Tuple
+from __future__ import annotations
 
-DEFAULTS: Dict[str, Any] = {
+import math
+from typing import Any
+
+DEFAULTS: dict[str, Any] = {
     "DATA": {
         "DATASET": "imagenet2012",  # or cifar10, cifar100
         "DATA_PATH": "./data/imagenet",
@@ -102,7 +104,7 @@ DEFAULTS: Dict[str, Any] = {
 }
 
 # Keys that may be null, and what they hold otherwise.
-OPTIONAL: Dict[str, Any] = {
+OPTIONAL: dict[str, Any] = {
     "DATA.BATCH_SIZE_EVAL": 1,
     "MODEL.DISTILLED": False,
     "NPROCS": 1,
@@ -115,7 +117,7 @@ OPTIONAL: Dict[str, Any] = {
 # Files and folders, in which ~ stands for the user's own folder.
 PATHS = ("DATA.DATA_PATH", "MODEL.PRETRAINED", "MODEL.RESUME", "TRAIN.TEACHER_MODEL_PATH", "OUTPUT")
 
-CHOICES: Dict[str, Tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "AMP_DTYPE": ("float16", "bfloat16"),
     "AMP_OPT_LEVEL": ("O0", "O1", "O2"),
     "DATA.DATASET": ("imagenet2012", "cifar10", "cifar100"),
@@ -141,7 +143,7 @@ ABOVE_ZERO = (math.nextafter(0.0, 1.0), math.inf)
 _ABOVE_ZERO_TO_ONE = (ABOVE_ZERO[0], 1)
 
 # Smallest and largest value; of every entry, where the value is a list.
-RANGES: Dict[str, Tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "DATA.BATCH_SIZE": _ONE,
     "DATA.BATCH_SIZE_EVAL": _ONE,
     "DATA.CROP_PCT": _ABOVE_ZERO_TO_ONE,
@@ -223,7 +225,7 @@ RANGES: Dict[str, Tuple[float, float]] = {
 }
 
 # Command-line flag -> configuration key.
-FLAGS: Dict[str, str] = {
+FLAGS: dict[str, str] = {
     "dataset": "DATA.DATASET",
     "data_path": "DATA.DATA_PATH",
     "batch_size": "DATA.BATCH_SIZE",

@@ -1,6 +1,9 @@
 """What a network says about its inside, so that it can be looked into without knowing its family."""
 
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Union
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 from paddle import Tensor, nn
@@ -34,7 +37,7 @@ class AttentionView(NamedTuple):
     """An attention layer, global over the tokens of its stage."""
 
     probabilities: nn.Layer  # the layer that returns them, [N, heads, T + L, T + L']
-    pooling: Optional[Window] = None  # makes the L' places of its values from the L of the map; None: L' is L
+    pooling: Window | None = None  # makes the L' places of its values from the L of the map; None: L' is L
 
 
 class Grid(NamedTuple):
@@ -43,7 +46,7 @@ class Grid(NamedTuple):
     first: float  # the middle of what the first place sees, from the image's edge
     stride: int  # from each place to the next
 
-    def pooled(self, pooling: Window) -> "Grid":
+    def pooled(self, pooling: Window) -> Grid:
         """The grid that `pooling` makes of this one."""
         return Grid(
             self.first + self.stride * ((pooling.kernel - 1) / 2 - pooling.padding), self.stride * pooling.stride
@@ -62,13 +65,13 @@ class StageView(NamedTuple):
 
     name: str
     layer: nn.Layer
-    maps: Callable[[Any], List[Tensor]]  # the maps in what `layer` returns, from the highest resolution to the lowest
+    maps: Callable[[Any], list[Tensor]]  # the maps in what `layer` returns, from the highest resolution to the lowest
     grids: Sequence[Grid]  # of each map; of the grid that `spread` leads to
     attentions: Sequence[AttentionView] = ()
     num_tokens: int = 0  # T, the class and distillation tokens that stand before those of the map
-    pooling: Union[None, Window, np.ndarray] = None  # of its tokens, before the next view; or the shares [L', L]
-    spread: Optional[np.ndarray] = None
-    read_by_token: Optional[nn.Layer] = None  # returns [N, T + L, C], what class tokens see of the map the last time
+    pooling: None | Window | np.ndarray = None  # of its tokens, before the next view; or the shares [L', L]
+    spread: np.ndarray | None = None
+    read_by_token: nn.Layer | None = None  # returns [N, T + L, C], what class tokens see of the map the last time
 
 
 def spread_back(shares: np.ndarray) -> np.ndarray:

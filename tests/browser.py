@@ -1,5 +1,7 @@
 """Chromium without a window, by the DevTools protocol over a pipe; what it is told and what it shows."""
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import json
@@ -7,7 +9,8 @@ import os
 import shutil
 import subprocess
 import time
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _FLAGS = [

@@ -1,5 +1,7 @@
 """paddlevit comes before paddle, so that its flags are set."""
 
+from __future__ import annotations
+
 import logging
 
 import pytest

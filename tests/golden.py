@@ -8,6 +8,8 @@ Formats are official (the authors' torch code), timm, hf (transformers' CvT) and
 Each format draws from its own names, so the files of one network carry different weights and give different logits.
 """
 
+from __future__ import annotations
+
 import gzip
 import json
 import zlib

@@ -5,6 +5,8 @@
 The main process writes what `evaluate` returns for every batch size.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from pathlib import Path

@@ -8,6 +8,8 @@ for every case, the losses of the steps, the weights after them, and the bytes o
 and a BatchNorm's running means before and after the end of an epoch.
 """
 
+from __future__ import annotations
+
 import sys
 
 import numpy as np

@@ -1,5 +1,7 @@
 """The pages of made-up runs, parsed, for the tests of the report."""
 
+from __future__ import annotations
+
 import io
 import json
 import re

@@ -1,5 +1,7 @@
 """What is shown of a network: shares sum to one, maps turn with the image, lie over their pixels, and find objects."""
 
+from __future__ import annotations
+
 import itertools
 
 import numpy as np

@@ -1,5 +1,7 @@
 """The benchmark of networks: its sums, its processes on a tiny network, its yardstick, mistakes."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys

@@ -1,5 +1,7 @@
 """Checkpoints: complete or absent, verified, pruned, safe to read, untouched by a full disk."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

@@ -1,5 +1,7 @@
 """The command line as users meet it: whole runs on real digits, resuming, and mistakes that end with code 2."""
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import itertools

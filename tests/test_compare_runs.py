@@ -1,5 +1,7 @@
 """tools/compare_runs.py: the table in the terminal and the page, against the lines of made-up runs."""
 
+from __future__ import annotations
+
 import re
 
 import pytest

@@ -1,5 +1,7 @@
 """get_config and update_config: precedence, strict keys and types, BASE, frozen, round trip."""
 
+from __future__ import annotations
+
 from argparse import Namespace
 
 import numpy as np

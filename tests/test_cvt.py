@@ -1,5 +1,7 @@
 """CvT: golden numbers, a training run, names, shapes at any size, initialisation, drop-path schedules, recipes."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F

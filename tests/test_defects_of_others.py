@@ -1,5 +1,7 @@
 """Defects of PaddleViT and traps of Paddle that no test elsewhere would catch; test_known_defects.py lists all."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import json

@@ -1,5 +1,7 @@
 """Every command, configuration and piece of Python that the documents show is parsed or run."""
 
+from __future__ import annotations
+
 import argparse
 import ast
 import importlib

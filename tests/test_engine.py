@@ -1,5 +1,7 @@
 """Accumulation against a large batch, going on bit for bit, the EMA, exact evaluation."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

@@ -2,6 +2,8 @@
 them; nothing is installed, and nothing is left half-written.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess

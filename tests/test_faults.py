@@ -3,6 +3,8 @@
 FAULT_KILLS is the number of kills; 50 take a quarter of an hour.
 """
 
+from __future__ import annotations
+
 import os
 import random
 import signal

@@ -1,5 +1,7 @@
 """Fine-tuning and CIFAR as users run them, with networks of a few thousand parameters: docs/fine-tuning.md."""
 
+from __future__ import annotations
+
 import json
 import pickle
 import tarfile

@@ -1,5 +1,7 @@
 """Counts against the official networks' figures, and against a hand count."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

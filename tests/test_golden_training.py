@@ -1,5 +1,7 @@
 """Five steps of the official networks through our Trainer and optimizer, in float64: losses, gradients, weights."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

@@ -1,5 +1,7 @@
 """The loss scale against its definition in plain Python, and what it does with numbers that are not finite."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

@@ -2,6 +2,8 @@
 computes nothing with them. Paddle's own preparation believes that it stands before a GPU.
 """
 
+from __future__ import annotations
+
 import sys
 
 import numpy as np

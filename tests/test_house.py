@@ -1,5 +1,7 @@
 """The house as CONTRIBUTING.md draws it: imports point down, functions and files stay small, every yaml file loads."""
 
+from __future__ import annotations
+
 import ast
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """HRFormer: golden numbers, names and shapes, padded windows and odd maps against NumPy, initialisation, drop path."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

@@ -1,5 +1,7 @@
 """The pages as a browser shows them: painted, within their frames, without a script's error, answering the pointer."""
 
+from __future__ import annotations
+
 import re
 
 import pytest

@@ -1,5 +1,7 @@
 """metrics.jsonl as the journal writes it, and the same figures where people look at curves."""
 
+from __future__ import annotations
+
 import json
 import math
 import sys

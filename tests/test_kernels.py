@@ -1,5 +1,7 @@
 """The faster operations are the plain ones: values and gradients, frozen parameters, static programs."""
 
+from __future__ import annotations
+
 from functools import partial
 from pathlib import Path
 

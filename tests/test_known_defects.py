@@ -3,6 +3,8 @@
 What PaddleViT's recipes differ in stands in docs/recipes.md, Paddle's traps in CONTRIBUTING.md.
 """
 
+from __future__ import annotations
+
 import ast
 import re
 from pathlib import Path

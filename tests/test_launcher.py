@@ -1,5 +1,7 @@
 """The launcher over small processes of its own: who is blamed, what is ended, when it starts again."""
 
+from __future__ import annotations
+
 import logging
 import os
 import signal

@@ -1,5 +1,7 @@
 """Initialisers equal in distribution to PyTorch's, stochastic depth, attention against NumPy."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

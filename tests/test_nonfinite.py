@@ -1,5 +1,7 @@
 """Training meets numbers that are not finite: the step is left out, counted and named, and nothing is spoilt."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

@@ -1,5 +1,7 @@
 """The notebooks run from any folder, leave nothing behind, and are kept with what they show."""
 
+from __future__ import annotations
+
 import os
 import re
 import sys

@@ -1,5 +1,7 @@
 """Losses against NumPy, in value and in gradient."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

@@ -1,5 +1,7 @@
 """The optimizer's decay filter, the schedules, and state under parameter names."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Several processes, accumulation and a shared out optimizer compute what one process computes with one large batch."""
 
+from __future__ import annotations
+
 import json
 import os
 import socket

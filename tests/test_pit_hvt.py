@@ -1,5 +1,7 @@
 """PiT and HVT: golden numbers, names, shapes at any size, initialisation, drop-path schedules."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

@@ -1,5 +1,7 @@
 """tools/predict.py: what evaluation sees, names for the classes, and images that cannot be read."""
 
+from __future__ import annotations
+
 import io
 import json
 import math

@@ -3,6 +3,8 @@
 Nothing of this page is read from our yaml files: values, learning rates epoch by epoch, and who does not decay.
 """
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Recomputed blocks and static programs: the same losses, gradients and running statistics, and less memory."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

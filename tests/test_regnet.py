@@ -1,5 +1,7 @@
 """RegNetY-160: golden numbers, names, the published file with its extra biases, initialisation, other members."""
 
+from __future__ import annotations
+
 from unittest import mock
 
 import numpy as np

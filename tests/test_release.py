@@ -1,5 +1,7 @@
 """What is handed out: the archive of the sources, the wheel built from it, and the citation."""
 
+from __future__ import annotations
+
 import os
 import re
 import shutil

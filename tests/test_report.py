@@ -1,5 +1,7 @@
 """The page of a run shows the figures it was given, escaped, and fetches nothing."""
 
+from __future__ import annotations
+
 import base64
 import math
 import os

@@ -1,5 +1,7 @@
 """Axes, thinning and escaping of the report's charts."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

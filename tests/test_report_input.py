@@ -1,5 +1,7 @@
 """The page of a run survives whatever stands in the run's folder."""
 
+from __future__ import annotations
+
 import json
 import math
 import os

@@ -1,5 +1,7 @@
 """The run's folder: whose it is, what stays of a run that could not begin, and best weights that are gone."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
 import pytest

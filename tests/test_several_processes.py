@@ -1,5 +1,7 @@
 """Whole runs on several processes, by the tool itself and by Paddle's launcher, on one machine and on two."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re

@@ -1,5 +1,7 @@
 """The photographs of the walk-through: always the same, and their things are where evaluation looks."""
 
+from __future__ import annotations
+
 import hashlib
 
 import numpy as np

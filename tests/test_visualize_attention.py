@@ -1,5 +1,7 @@
 """tools/visualize_attention.py writes the pictures that it is asked for, and says what is allowed."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

@@ -1,5 +1,7 @@
 """Measure a network's speed (model) or that of its data (data); -h lists the flags."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Compare training runs: a table and a page of their curves; -h lists the flags."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

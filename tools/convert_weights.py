@@ -1,5 +1,7 @@
 """Write a weights file of any known source as a .pdparams file; -h lists the flags."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

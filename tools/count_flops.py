@@ -1,5 +1,7 @@
 """Count parameters and multiply-accumulates; -h lists the flags."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Export a network as a Paddle program, ONNX or OpenVINO; -h lists the flags."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Distil from a teacher on all visible GPUs (or -nprocs processes); -h lists the flags."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Train or evaluate on one GPU or CPU; -h lists the flags."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

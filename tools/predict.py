@@ -1,5 +1,7 @@
 """Say what is on images; -h lists the flags."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

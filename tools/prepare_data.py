@@ -1,5 +1,7 @@
 """Write demo images, list files or zip files from folders, or check all images; -h lists the commands."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Serve a network: a web page and POST /predict; -h lists the flags."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Show what a network looks at; -h lists the flags."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -4,6 +4,8 @@ Networks are watched by hooks while they run, so a network that nobody looks int
 not look into the same one at once. A family says in its `views()` what there is to see (`paddlevit/views.py`).
 """
 
+from __future__ import annotations
+
 from paddlevit.attention_maps.activation import feature_maps, grad_cam
 from paddlevit.attention_maps.attention import attention_rollout, class_attention, class_rollout
 from paddlevit.attention_maps.heat import class_activation, heat_map, methods

@@ -1,6 +1,9 @@
 """Feature maps, and where in them a class comes from."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -19,7 +22,7 @@ from paddlevit.attention_maps.watch import (
 from paddlevit.views import StageView
 
 
-def feature_maps(model: nn.Layer, images: Tensor) -> Dict[str, List[np.ndarray]]:
+def feature_maps(model: nn.Layer, images: Tensor) -> dict[str, list[np.ndarray]]:
     """The maps at the end of every stage by its name, from the highest resolution to the lowest.
 
     `images` float32 [N, C, H, W] -> arrays [N, channels, h, w]. HVT has a map for each block.
@@ -31,7 +34,7 @@ def feature_maps(model: nn.Layer, images: Tensor) -> Dict[str, List[np.ndarray]]
 
 
 def grad_cam(
-    model: nn.Layer, images: Tensor, class_index: ClassIndex = None, *, stage: Optional[int] = None
+    model: nn.Layer, images: Tensor, class_index: ClassIndex = None, *, stage: int | None = None
 ) -> np.ndarray:
     """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2): where each image speaks for a class, [N, H, W], 0 to 1.
 
@@ -93,7 +96,7 @@ def _without_tokens(x: Tensor, view: StageView, places: Sequence[int]) -> Tensor
     return x[:, view.num_tokens :].transpose([0, 2, 1]).reshape([x.shape[0], x.shape[2], *places])
 
 
-def _weighted_sum(pairs: Sequence[Tuple[Tensor, Tensor]], view: StageView, size: Sequence[int]) -> np.ndarray:
+def _weighted_sum(pairs: Sequence[tuple[Tensor, Tensor]], view: StageView, size: Sequence[int]) -> np.ndarray:
     """Equation 2 for the maps of a stage and their gradients, [N, H, W].
 
     A channel's weight is the sum of its gradient where the paper has the mean: for one map that is a factor which

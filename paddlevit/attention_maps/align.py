@@ -1,6 +1,8 @@
 """From the places of a network's maps to the pixels of its image."""
 
-from typing import Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 

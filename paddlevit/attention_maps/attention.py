@@ -1,6 +1,9 @@
 """Attention of the tokens that the head sees, in one layer and through all of them."""
 
-from typing import Any, Callable, List, Optional, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -22,7 +25,7 @@ from paddlevit.views import AttentionView, StageView, Window
 RESIDUAL = 0.5  # share of a token that passes an attention layer beside it (Abnar & Zuidema 2020, section 3)
 
 
-def class_attention(model: nn.Layer, images: Tensor, *, stage: Optional[int] = None) -> np.ndarray:
+def class_attention(model: nn.Layer, images: Tensor, *, stage: int | None = None) -> np.ndarray:
     """How each head of a stage's last attention divides the view of the class token, [N, heads, H, W].
 
     `images` float32 [N, C, H, W]; `stage` 1, 2, ..., by default the last. The values of a head are shares: with that of
@@ -96,7 +99,7 @@ def class_rollout(model: nn.Layer, images: Tensor, class_index: ClassIndex = Non
     return _rolled(views, sizes, matrices, beside=1, through=1)
 
 
-def _rollout_watched(views: Sequence[StageView], keep: Callable[[Tensor], Any]) -> List[Watched]:
+def _rollout_watched(views: Sequence[StageView], keep: Callable[[Tensor], Any]) -> list[Watched]:
     """The size of every view, then what `keep` makes of the probabilities of every attention layer."""
     layers = [layer.probabilities for view in views for layer in view.attentions]
     return [Watched(view.layer, places_of(view)) for view in views] + [Watched(layer, keep) for layer in layers]

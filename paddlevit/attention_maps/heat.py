@@ -1,6 +1,6 @@
 """Every method by its name, each as one map of heat for an image."""
 
-from typing import Optional, Tuple
+from __future__ import annotations
 
 import numpy as np
 from paddle import Tensor, nn
@@ -14,7 +14,7 @@ from paddlevit.errors import UserError
 OF_A_CLASS = ("grad-cam", "grad-rollout")
 
 
-def methods(model: nn.Layer) -> Tuple[str, ...]:
+def methods(model: nn.Layer) -> tuple[str, ...]:
     """The methods of `heat_map` that `model` has, the one that suits it best to show a class first.
 
     Where class tokens follow attention from the first map on (PiT), they have long gathered from everywhere what they
@@ -46,8 +46,8 @@ def heat_map(
     images: Tensor,
     method: str,
     *,
-    class_index: Optional[int] = None,
-    stage: Optional[int] = None,
+    class_index: int | None = None,
+    stage: int | None = None,
 ) -> np.ndarray:
     """What one of `methods(model)` shows of `images` [N, C, H, W], as large as they are, [N, H, W], 0 to 1.
 

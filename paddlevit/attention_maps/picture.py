@@ -1,13 +1,16 @@
 """Heat over an image, and sheets of pictures with captions."""
 
+from __future__ import annotations
+
 import math
-from typing import Any, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Box = Tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image
-Captioned = Tuple[str, Optional[Image.Image]]
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image
+Captioned = tuple[str, Optional[Image.Image]]
 
 # From cold to hot: the brightness rises evenly, so that the order is seen without colours too.
 _PALETTE = ((10, 8, 50), (70, 15, 110), (140, 30, 115), (205, 60, 80), (243, 115, 40), (252, 185, 50), (250, 250, 180))
@@ -24,7 +27,7 @@ def coloured(heat: np.ndarray) -> np.ndarray:
     return np.stack(channels, axis=-1).round().astype("uint8")
 
 
-def overlay(image: Image.Image, heat: np.ndarray, box: Optional[Box] = None) -> Image.Image:
+def overlay(image: Image.Image, heat: np.ndarray, box: Box | None = None) -> Image.Image:
     """`image` with `heat` [h, w], 0 to 1, over it; RGB, the image's own size.
 
     `box` is the part of the image that the network has seen, by default all of it; the rest becomes dark.
@@ -42,7 +45,7 @@ def overlay(image: Image.Image, heat: np.ndarray, box: Optional[Box] = None) -> 
     return picture
 
 
-def tiles(feature_map: np.ndarray, count: int, side: int) -> List[Image.Image]:
+def tiles(feature_map: np.ndarray, count: int, side: int) -> list[Image.Image]:
     """The `count` channels of a map [C, h, w] that vary most over it, each from its own smallest to largest value.
 
     The longer side has `side` pixels; places stay squares, so that the resolution shows.
@@ -55,7 +58,7 @@ def tiles(feature_map: np.ndarray, count: int, side: int) -> List[Image.Image]:
     return [Image.fromarray(picture).resize(size, Image.Resampling.NEAREST) for picture in pictures]
 
 
-def fitted(image: Image.Image, box: Box, side: int) -> Tuple[Image.Image, Box]:
+def fitted(image: Image.Image, box: Box, side: int) -> tuple[Image.Image, Box]:
     """`image` with its longer side at `side`, and `box` as it lies there."""
     factor = side / max(image.size)
     width, height = (max(1, round(edge * factor)) for edge in image.size)

@@ -1,7 +1,10 @@
 """Run a network once and keep what some of its layers return."""
 
+from __future__ import annotations
+
 import contextlib
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, NamedTuple, Union
 
 import numpy as np
 import paddle
@@ -21,9 +24,9 @@ class Watched(NamedTuple):
     goes_on: bool = False  # whether the network goes on with what is kept, and not with the output
 
 
-def run_watched(model: nn.Layer, images: Tensor, watched: Sequence[Watched]) -> Tuple[Tensor, List[Any]]:
+def run_watched(model: nn.Layer, images: Tensor, watched: Sequence[Watched]) -> tuple[Tensor, list[Any]]:
     """The logits [N, K] of `images` [N, C, H, W] in evaluation, and what is kept of each layer's output."""
-    kept: List[Any] = [None] * len(watched)
+    kept: list[Any] = [None] * len(watched)
 
     def keeper(i: int) -> Callable:
         def keep(layer: nn.Layer, inputs: Any, output: Any) -> Any:
@@ -54,14 +57,14 @@ def class_score(logits: Tensor, class_index: ClassIndex) -> Tensor:
     return paddle.take_along_axis(logits, index.unsqueeze(1), axis=1).sum()
 
 
-def stage_views(model: nn.Layer) -> List[StageView]:
+def stage_views(model: nn.Layer) -> list[StageView]:
     """The views of `model`. Raises UserError where it has none."""
     if not hasattr(model, "views"):
         raise UserError(f"{type(model).__name__} has no method views() that says what can be seen in it")
     return model.views()
 
 
-def position(views: Sequence[StageView], stage: Optional[int]) -> int:
+def position(views: Sequence[StageView], stage: int | None) -> int:
     """Where stage 1, 2, ... (None: the last) is in `views`. Raises UserError where there is none."""
     if stage is None:
         return len(views) - 1
@@ -70,7 +73,7 @@ def position(views: Sequence[StageView], stage: Optional[int]) -> int:
     return stage - 1
 
 
-def places_of(view: StageView) -> Callable[[Any], Tuple[int, ...]]:
+def places_of(view: StageView) -> Callable[[Any], tuple[int, ...]]:
     """From what the view's layer returns to the size of its largest map: (H, W), or (L,) of a sequence."""
     return lambda output: tuple(view.maps(output)[0].shape[2:])
 

@@ -1,5 +1,7 @@
 """The yardstick of the benchmark: the same networks written straightforwardly, on Paddle as it is."""
 
+from __future__ import annotations
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn

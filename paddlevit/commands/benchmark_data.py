@@ -1,15 +1,18 @@
 """tools/benchmark.py data: images/s of the data path, stage by stage, beside a chain as PaddleViT has it."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import json
 import logging
 import statistics
 import tempfile
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import paddle
@@ -33,7 +36,7 @@ _BATCH = 32
 _YARDSTICK = "yardstick: "
 _WHOLE = "decode for training"
 
-Measures = Dict[str, Callable[[], Any]]
+Measures = dict[str, Callable[[], Any]]
 
 
 class Row(NamedTuple):
@@ -42,12 +45,12 @@ class Row(NamedTuple):
 
     name: str
     milliseconds: float
-    against: Optional[str] = None
-    ratio: Optional[float] = None
+    against: str | None = None
+    ratio: float | None = None
 
 
 @exit_code
-def data_command(argv: List[str]) -> int:
+def data_command(argv: list[str]) -> int:
     """Measure what `argv` asks for and print it; the exit code."""
     parser = Parser(prog="benchmark.py data", description="Images per second of the data path, per core and stage.")
     parser.flag("cfg", default="pit_s_224", metavar="FILE", help="yaml file or variant (default: pit_s_224)")
@@ -84,18 +87,18 @@ def _without_log() -> Iterator[None]:
         package.setLevel(level)
 
 
-def _config(name: str, data_path: str, opts: List[str]) -> CfgNode:
+def _config(name: str, data_path: str, opts: list[str]) -> CfgNode:
     own = ["DATA.DATA_PATH", str(data_path), "MODEL.NUM_CLASSES", 0, "DATA.NUM_WORKERS", 0, "DATA.BATCH_SIZE", 1]
     return get_config(name, [*own, *opts])
 
 
-def _measured(config: CfgNode, images: int, rounds: int, workers: List[int]) -> Dict[str, Any]:
+def _measured(config: CfgNode, images: int, rounds: int, workers: list[int]) -> dict[str, Any]:
     """Rows of the table, what rates.loader_rate says per number of workers and loader, and the heading."""
     source = open_source(config, "train")
     with contextlib.closing(Yardstick(config)) as yardstick:
         taken = _by_turns(_measures(config, source, yardstick, images), rounds)
         rates = _by_turns(_loaders(config, source, yardstick, images, workers), rounds) if workers else {}
-    loaders: Dict[int, Dict[str, Any]] = {count: {} for count in workers}
+    loaders: dict[int, dict[str, Any]] = {count: {} for count in workers}
     for name, results in rates.items():
         count, loader = name.split(" workers, ")
         loaders[int(count)][loader] = {key: statistics.median(rate[key] for rate in results) for key in results[0]}
@@ -115,9 +118,9 @@ def _measures(config: CfgNode, source: Source, yardstick: Yardstick, images: int
     return measures
 
 
-def _by_turns(measures: Measures, rounds: int) -> Dict[str, List[Any]]:
+def _by_turns(measures: Measures, rounds: int) -> dict[str, list[Any]]:
     """What each measure says, by turns, so that what else the machine does hits all."""
-    taken: Dict[str, List[Any]] = {name: [] for name in measures}
+    taken: dict[str, list[Any]] = {name: [] for name in measures}
     with tqdm(total=rounds * len(measures), unit="measurement", disable=None) as bar:
         for _ in range(rounds):
             for name, measure in measures.items():
@@ -127,7 +130,7 @@ def _by_turns(measures: Measures, rounds: int) -> Dict[str, List[Any]]:
     return taken
 
 
-def _chains(config: CfgNode, source: Source) -> Dict[str, Chain]:
+def _chains(config: CfgNode, source: Source) -> dict[str, Chain]:
     size = config.DATA.IMAGE_SIZE
     plain = ["TRAIN.RAND_AUGMENT", False, "TRAIN.AUTO_AUGMENT", False, "TRAIN.COLOR_JITTER", 0.0]
     plain += ["TRAIN.THREE_AUGMENT", False, "TRAIN.RANDOM_ERASE_PROB", 0.0]
@@ -148,7 +151,7 @@ def _chains(config: CfgNode, source: Source) -> Dict[str, Chain]:
     }
 
 
-def _with(config: CfgNode, opts: List[Any]) -> CfgNode:
+def _with(config: CfgNode, opts: list[Any]) -> CfgNode:
     config = config.clone()
     config.defrost()
     config.merge_from_list(opts)
@@ -156,7 +159,7 @@ def _with(config: CfgNode, opts: List[Any]) -> CfgNode:
     return config
 
 
-def _decoding(config: CfgNode, source: Source) -> Dict[str, Chain]:
+def _decoding(config: CfgNode, source: Source) -> dict[str, Chain]:
     """Whole images as training decodes them: what no chain can be faster than that needs all of an image."""
     if resizer(config.TRAIN.RESIZER) == "pillow":
         return {}
@@ -166,7 +169,7 @@ def _decoding(config: CfgNode, source: Source) -> Dict[str, Chain]:
 
     cv2.setNumThreads(0)  # as in the processes that read data: figures are per core
 
-    def whole(width: int, height: int) -> Tuple[int, int, int, int]:
+    def whole(width: int, height: int) -> tuple[int, int, int, int]:
         return 0, 0, width, height
 
     side, fast = 1 << 16, config.TRAIN.FAST_JPEG  # no image is decoded at less than its size
@@ -176,7 +179,7 @@ def _decoding(config: CfgNode, source: Source) -> Dict[str, Chain]:
 def _each(function: Callable[[int], Any]) -> Chain:
     """The images one by one, nothing kept."""
 
-    def chain(batch: List[int]) -> None:
+    def chain(batch: list[int]) -> None:
         for i in batch:
             function(i)
 
@@ -189,7 +192,7 @@ def _batch_of(loader: Any) -> Chain:
     return lambda batch: _collated([dataset[drawn] for drawn in with_generators([(i, (0, 0, i)) for i in batch])])
 
 
-def _collated(samples: List[Tuple[np.ndarray, np.int64]]) -> Tuple[np.ndarray, np.ndarray]:
+def _collated(samples: list[tuple[np.ndarray, np.int64]]) -> tuple[np.ndarray, np.ndarray]:
     images, labels = zip(*samples)
     return np.stack(images), np.asarray(labels)
 
@@ -201,7 +204,7 @@ def _on_device(loader: Any, pixels: np.ndarray, *, erase: bool = False) -> None:
     images[0, 0, 0, 0].item()  # waits for the device
 
 
-def _row(name: str, taken: Dict[str, List[float]]) -> Row:
+def _row(name: str, taken: dict[str, list[float]]) -> Row:
     middle = statistics.median(taken[name])
     if name not in NAMES:
         return Row(name, middle)
@@ -209,7 +212,7 @@ def _row(name: str, taken: Dict[str, List[float]]) -> Row:
     return Row(name, middle, against, statistics.median(a / b for a, b in zip(taken[against], taken[name])))
 
 
-def _loaders(config: CfgNode, source: Source, yardstick: Yardstick, images: int, workers: List[int]) -> Measures:
+def _loaders(config: CfgNode, source: Source, yardstick: Yardstick, images: int, workers: list[int]) -> Measures:
     """What rates.loader_rate says of each loader, the yardstick's and ours, by number of workers and name."""
     batch_size = min(_BATCH, len(source))
     measures: Measures = {}
@@ -217,7 +220,7 @@ def _loaders(config: CfgNode, source: Source, yardstick: Yardstick, images: int,
         options = ["DATA.NUM_WORKERS", count, "DATA.BATCH_SIZE", batch_size]
         loader = build_train_loader(_with(config, options))
         evaluation = build_eval_loader(_with(config, options))
-        loaders: Dict[str, Callable[[], Iterable]] = {
+        loaders: dict[str, Callable[[], Iterable]] = {
             "training": functools.partial(loader.epoch, 0),
             "evaluation": functools.partial(iter, evaluation),
         }
@@ -243,7 +246,7 @@ def _described(config: CfgNode, source: Source) -> str:
     return f"{images}, in training by {decoder}{opencv}, otherwise by {pillow}"
 
 
-def _table(result: Dict[str, Any]) -> str:
+def _table(result: dict[str, Any]) -> str:
     taken = {row["name"]: row["milliseconds"] for row in result["rows"]}
     lines = [result["description"], f"{'':28}  {'ms':>7}  {'images/s a core':>15}  {'x yardstick':>11}"]
     for row in result["rows"]:

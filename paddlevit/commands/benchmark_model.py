@@ -1,13 +1,16 @@
 """tools/benchmark.py model: seconds, images/s and MACs/s of a network, alone or against other ways to run it."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 from paddlevit.commands.parser import Parser
 from paddlevit.config import get_config
@@ -22,10 +25,10 @@ TRAINABLE = ("paddle", "base", "static")
 # to the system at once.
 PLAIN = {"FLAGS_use_stride_kernel": "1", "MKL_DEBUG_CPU_TYPE": "0", "PADDLEVIT_KEEP_MEMORY": "0"}
 PEAK = "peak"
-Times = Dict[str, List[float]]
+Times = dict[str, list[float]]
 
 
-def model_command(argv: List[str]) -> int:
+def model_command(argv: list[str]) -> int:
     """Measure the network that `argv` names and print a table, or JSON; the exit code."""
     parser = Parser(prog="benchmark.py model", description="Measure the speed of a network.")
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
@@ -66,12 +69,12 @@ def model_command(argv: List[str]) -> int:
     return 0
 
 
-def _spec(args: argparse.Namespace) -> Dict[str, Any]:
+def _spec(args: argparse.Namespace) -> dict[str, Any]:
     """What the processes of the benchmark have to know."""
     return {key: getattr(args, key) for key in ("cfg", "opts", "train", "batch_size", "threads", "device", "amp")}
 
 
-def _profile(spec: Dict[str, Any]) -> Dict[str, float]:
+def _profile(spec: dict[str, Any]) -> dict[str, float]:
     """Shares of a step's time by what is done in it."""
     process = _start(spec, "benchmark_profile")
     try:
@@ -87,7 +90,7 @@ def _check(kinds: Sequence[str], train: bool) -> None:
             raise UserError(f"-compare {kind}: allowed{' with -train' if train else ''}: {', '.join(allowed)}")
 
 
-def measure(kinds: Sequence[str], spec: Dict[str, Any], rounds: int) -> Any:
+def measure(kinds: Sequence[str], spec: dict[str, Any], rounds: int) -> Any:
     """Seconds per step of each kind, one entry per round, and peak memory in MiB.
 
     Each kind has a process of its own, as Paddle's flags are read once; only one of them works at a time.
@@ -108,7 +111,7 @@ def measure(kinds: Sequence[str], spec: Dict[str, Any], rounds: int) -> Any:
             worker.communicate()  # ends its input, and with that the process
 
 
-def _start(spec: Dict[str, Any], module: str = "benchmark_worker") -> subprocess.Popen:
+def _start(spec: dict[str, Any], module: str = "benchmark_worker") -> subprocess.Popen:
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(spec["threads"])}
@@ -120,14 +123,14 @@ def _start(spec: Dict[str, Any], module: str = "benchmark_worker") -> subprocess
     )
 
 
-def _ask(worker: subprocess.Popen, kind: str) -> Dict[str, Any]:
+def _ask(worker: subprocess.Popen, kind: str) -> dict[str, Any]:
     assert worker.stdin is not None
     worker.stdin.write("go\n")
     worker.stdin.flush()
     return _answer(worker, kind)
 
 
-def _answer(worker: subprocess.Popen, kind: str) -> Dict[str, Any]:
+def _answer(worker: subprocess.Popen, kind: str) -> dict[str, Any]:
     assert worker.stdout is not None and worker.stderr is not None
     line = worker.stdout.readline()
     if not line:
@@ -136,7 +139,7 @@ def _answer(worker: subprocess.Popen, kind: str) -> Dict[str, Any]:
     return json.loads(line)
 
 
-def summary(times: Times, batch_size: int, macs: int) -> Dict[str, Any]:
+def summary(times: Times, batch_size: int, macs: int) -> dict[str, Any]:
     """For each kind medians, spread, and the median over the rounds of its speed against the first kind.
 
     `macs` are those of a step. The peak is that of matrix products of 1024 x 1024, measured in the same rounds.
@@ -160,7 +163,7 @@ def summary(times: Times, batch_size: int, macs: int) -> Dict[str, Any]:
     return {"macs": macs, "peak_macs_per_sec": statistics.median(peaks), "kinds": rows}
 
 
-def table(result: Dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
     """The result as a person reads it."""
     what = "training step" if result["train"] else "inference"
     title = (

@@ -1,9 +1,12 @@
 """What a network's time goes into: a process of the benchmark that prints seconds per kind of operator."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
-from typing import Any, Dict, Iterator, Tuple
+from collections.abc import Iterator
+from typing import Any
 
 STEPS = 3
 
@@ -27,7 +30,7 @@ def group_of(operator: str) -> str:
     return next((group for group, members in GROUPS.items() if name in members), "elementwise")
 
 
-def shares(spec: Dict[str, Any]) -> Dict[str, float]:
+def shares(spec: dict[str, Any]) -> dict[str, float]:
     """Per group its share of a step of `spec`; "rest" is what no operator is at work in: Python and dispatch."""
     import paddle.profiler as profiler
 
@@ -52,7 +55,7 @@ def shares(spec: Dict[str, Any]) -> Dict[str, float]:
     return {**result, "rest": 1.0 - sum(result.values())}
 
 
-def _events(threads: Dict[int, Any]) -> Iterator[Tuple[str, int]]:
+def _events(threads: dict[int, Any]) -> Iterator[tuple[str, int]]:
     """Names and nanoseconds of all that was recorded, in every thread."""
     waiting = list(threads.values())
     while waiting:

@@ -1,12 +1,14 @@
 """A process of the benchmark: builds one kind of network, then runs a step for every line on standard input."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable
 
 Step = Callable[[], Any]
 # A measurement lasts at least this long, so that a small network's steps are many.
@@ -36,7 +38,7 @@ def main() -> None:
         print(json.dumps({"seconds": seconds, "memory_mib": peak_memory()}), file=answers, flush=True)
 
 
-def process_clock(spec: Dict[str, Any]) -> Callable[[], float]:
+def process_clock(spec: dict[str, Any]) -> Callable[[], float]:
     """Seconds: on one thread those of this process alone, so that others on the machine do not count."""
     import paddle
 
@@ -50,7 +52,7 @@ def process_clock(spec: Dict[str, Any]) -> Callable[[], float]:
     return time.process_time if spec["threads"] == 1 else time.perf_counter
 
 
-def build(spec: Dict[str, Any]) -> Step:
+def build(spec: dict[str, Any]) -> Step:
     """The step of spec["kind"], ready to be called."""
     import paddle
 
@@ -96,7 +98,7 @@ def _inference(model: Any, images: Any, amp: bool) -> Step:
     return step
 
 
-def _exported(model: Any, images: Any, spec: Dict[str, Any]) -> Step:
+def _exported(model: Any, images: Any, spec: dict[str, Any]) -> Step:
     from paddlevit.export import export, open_exported
 
     fmt = "paddle" if spec["kind"] == "program" else spec["kind"]

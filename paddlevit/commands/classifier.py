@@ -1,10 +1,13 @@
 """What the tools that classify images share: flags, the network with its weights, and the names of its classes."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, NamedTuple
 
 import paddle
 from paddle import Tensor, nn
@@ -41,7 +44,7 @@ def add_flags(parser: Parser) -> None:
     flag("amp", action="store_true", help="mixed precision")
 
 
-def configure(args: argparse.Namespace) -> Tuple[CfgNode, Sequence[str]]:
+def configure(args: argparse.Namespace) -> tuple[CfgNode, Sequence[str]]:
     """The configuration that `args` mean and the names of its classes. Raises UserError."""
     if args.pretrained is None:
         raise UserError("-pretrained FILE is required: the weights (-h lists the flags)")
@@ -106,7 +109,7 @@ def name_of(label: int, names: Sequence[str]) -> str:
     return names[label] if label < len(names) else str(label)
 
 
-def as_json(found: Sequence[Guess], names: Sequence[str]) -> List[Dict[str, Any]]:
+def as_json(found: Sequence[Guess], names: Sequence[str]) -> list[dict[str, Any]]:
     """The guesses as objects for JSON."""
     return [
         {"class": label, "name": name_of(label, names), "probability": round(probability, 6)}
@@ -114,7 +117,7 @@ def as_json(found: Sequence[Guess], names: Sequence[str]) -> List[Dict[str, Any]
     ]
 
 
-def _given(file: Path, config: CfgNode) -> List[str]:
+def _given(file: Path, config: CfgNode) -> list[str]:
     names = read_class_names(file)
     if names is None:
         raise MissingFileError(f"-labels {file}: there is no such file")

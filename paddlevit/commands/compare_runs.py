@@ -1,8 +1,9 @@
 """tools/compare_runs.py: training runs beside each other, in the terminal and on one page."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
-from typing import List
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
@@ -12,7 +13,7 @@ _WIDEST = 44  # characters of a cell; the page has all of them
 
 
 @exit_code
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Print what the runs that `argv` names have reached and where they differ, and write the page if that is asked
     for; 0, or 2 where a folder holds no run, which is left out.
     """
@@ -20,8 +21,8 @@ def main(argv: List[str]) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.flag("output", type=Path, metavar="FILE", help="write a page with their curves, such as compare.html")
     args = parser.parse_intermixed_args(argv)
-    runs: List[Run] = []
-    mistakes: List[UserError] = []
+    runs: list[Run] = []
+    mistakes: list[UserError] = []
     for folder in dict.fromkeys(args.folders):
         try:
             runs.append(read_run(folder))
@@ -40,7 +41,7 @@ def main(argv: List[str]) -> int:
     return 2 if mistakes else 0
 
 
-def _aligned(table: List[List[str]]) -> str:
+def _aligned(table: list[list[str]]) -> str:
     cut = [[cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 1]}…" for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*cut)]
     return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in cut)

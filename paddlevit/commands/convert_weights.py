@@ -1,7 +1,8 @@
 """tools/convert_weights.py: a weights file of any known source, written as our `.pdparams`."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import List
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import get_config
@@ -12,7 +13,7 @@ from paddlevit.weights import load_weights
 
 
 @exit_code
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Convert the file that `argv` names and print what was loaded; the exit code."""
     parser = Parser(description="Write a weights file of any known source as a .pdparams file.")
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")

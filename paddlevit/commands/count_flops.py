@@ -1,7 +1,9 @@
 """tools/count_flops.py: parameters, multiply-accumulates and activations of a network, stage by stage."""
 
+from __future__ import annotations
+
 import json
-from typing import Any, Dict, List
+from typing import Any
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import get_config, with_values
@@ -10,7 +12,7 @@ from paddlevit.models import build_model
 
 
 @exit_code
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Print the counts of the network that `argv` names; the exit code."""
     parser = Parser(description="Count parameters and multiply-accumulates of one image.")
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
@@ -29,7 +31,7 @@ def main(argv: List[str]) -> int:
     return 0
 
 
-def _table(counts: Dict[str, Any]) -> str:
+def _table(counts: dict[str, Any]) -> str:
     rows = [(name, part["params"], part["macs"], part["activations"]) for name, part in counts["parts"].items()]
     rows.append(("total", counts["params"], counts["macs"], counts["activations"]))
     width = max(len(row[0]) for row in rows)

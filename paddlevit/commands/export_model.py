@@ -1,9 +1,12 @@
 """tools/export_model.py: a network with its weights for deployment, compared with what it was exported from."""
 
+from __future__ import annotations
+
 import argparse
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import paddle
@@ -23,7 +26,7 @@ from paddlevit.training.journal import progress
 RANDOM_BATCHES = (2, 1, 3)
 _BATCH_SIZE = 32
 _NUM_IMAGES = 512
-Batch = Tuple[np.ndarray, Optional[np.ndarray]]  # images, and labels where there are some
+Batch = tuple[np.ndarray, Optional[np.ndarray]]  # images, and labels where there are some
 
 
 class Comparison(NamedTuple):
@@ -33,7 +36,7 @@ class Comparison(NamedTuple):
     difference: float
     largest: float  # logit
     agreeing: int  # images whose likeliest class is the same
-    accuracy: Optional[Tuple[float, float]]  # in percent, of the network and of its exported form
+    accuracy: tuple[float, float] | None  # in percent, of the network and of its exported form
 
     def __str__(self) -> str:
         lines = [
@@ -46,7 +49,7 @@ class Comparison(NamedTuple):
 
 
 @exit_code
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Export the network that `argv` names, run both on images and print the difference; the exit code."""
     args = parse_args(argv)
     config, names = configure(args)
@@ -111,7 +114,7 @@ def _numpy(config: CfgNode, model: nn.Layer) -> Predict:
     return lambda images: logits(paddle.to_tensor(images)).numpy()
 
 
-def _calibration(config: CfgNode, args: argparse.Namespace) -> List[np.ndarray]:
+def _calibration(config: CfgNode, args: argparse.Namespace) -> list[np.ndarray]:
     """Images one by one, since ranges are those of batches."""
     if args.images:
         batches = _of_files(config, args)
@@ -120,7 +123,7 @@ def _calibration(config: CfgNode, args: argparse.Namespace) -> List[np.ndarray]:
     return [image[None] for images, _ in batches for image in images]
 
 
-def _images(config: CfgNode, args: argparse.Namespace, shape: Sequence[int]) -> Tuple[Iterable[Batch], str]:
+def _images(config: CfgNode, args: argparse.Namespace, shape: Sequence[int]) -> tuple[Iterable[Batch], str]:
     """What to compare on, and what that is in words."""
     if args.images:
         return _of_files(config, args), "the named images"

@@ -1,8 +1,10 @@
 """Exported networks in place of a configuration and weights."""
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence, Tuple
 
 import paddle
 from yacs.config import CfgNode
@@ -21,7 +23,7 @@ def add_exported_flag(parser: Parser) -> None:
     parser.flag("exported", metavar="DIR", help="what export_model.py wrote, a folder or its file, for -pretrained")
 
 
-def configure_exported(args: argparse.Namespace) -> Tuple[CfgNode, Sequence[str], Path]:
+def configure_exported(args: argparse.Namespace) -> tuple[CfgNode, Sequence[str], Path]:
     """The configuration that makes the images of the network `args.exported`, the names of its classes, its file.
 
     Raises UserError.

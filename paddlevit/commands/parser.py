@@ -1,9 +1,12 @@
 """What every command line of the project shares: single-dash flags, and mistakes that end with a message and code 2."""
 
+from __future__ import annotations
+
 import argparse
 import functools
 import sys
-from typing import Any, Callable, NoReturn, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Callable, NoReturn
 
 from paddlevit.errors import UserError, path_mistakes
 
@@ -29,7 +32,7 @@ def exit_code(main: Main) -> Main:
     """`main(argv=None, ...) -> int` that turns a UserError into a message and 2, and Ctrl-C into 130."""
 
     @functools.wraps(main)
-    def guarded(argv: Optional[Sequence[str]] = None, **options: Any) -> int:
+    def guarded(argv: Sequence[str] | None = None, **options: Any) -> int:
         try:
             with path_mistakes():
                 return main(list(sys.argv[1:] if argv is None else argv), **options)

@@ -1,11 +1,13 @@
 """tools/predict.py: the most likely classes of images, seen as evaluation sees them."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence
 
 import paddle
 import paddle.nn.functional as F
@@ -35,13 +37,13 @@ _BROKEN_PIPE = 141
 
 
 @exit_code
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Print the likely classes of every image that `argv` names; 0, or 2 where there was one that cannot be read."""
     args = parse_args(argv)
     paths = list(find_images(_named(args.images)))
     if not paths:
         raise UserError("no image is named on standard input")
-    exported: Optional[Path] = None
+    exported: Path | None = None
     if args.exported:
         config, names, exported = configure_exported(args)
     else:
@@ -57,7 +59,7 @@ def main(argv: List[str]) -> int:
         return _BROKEN_PIPE
 
 
-def guesses(logits: Logits, loader: EvalLoader, topk: int) -> Iterator[Optional[List[Guess]]]:
+def guesses(logits: Logits, loader: EvalLoader, topk: int) -> Iterator[list[Guess] | None]:
     """For each image of `loader`, in order, its `topk` likely classes (all, where there are fewer), the likeliest
     first; None for one that cannot be read.
     """

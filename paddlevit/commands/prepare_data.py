@@ -1,8 +1,9 @@
 """tools/prepare_data.py: data sets in the layouts that the trainer reads, and what is wrong with them."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
-from typing import List, Optional
 
 import numpy as np
 from tqdm import tqdm
@@ -21,7 +22,7 @@ _MOST_NAMED = 5
 
 
 @exit_code
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Do what `argv` says, print what was done, and return the exit code."""
     args = _parser().parse_args(argv)
     try:
@@ -84,7 +85,7 @@ def _check(args: argparse.Namespace) -> str:
     raise UserError(f"{len(bad)} images cannot be read; {args.output} lists them, beginning with\n{shown}")
 
 
-def _source(folder: Path, dataset: str, split: str) -> Optional[Source]:
+def _source(folder: Path, dataset: str, split: str) -> Source | None:
     """A split of the data set; None where it has the other one only."""
     try:
         return open_imagenet(folder, split) if dataset == "imagenet2012" else open_cifar(folder, dataset, split=split)
@@ -94,8 +95,8 @@ def _source(folder: Path, dataset: str, split: str) -> Optional[Source]:
         raise
 
 
-def _bad_images(source: Source, split: str, workers: int) -> List[str]:
-    bad: List[str] = []
+def _bad_images(source: Source, split: str, workers: int) -> list[str]:
+    bad: list[str] = []
     with tqdm(total=len(source), desc=split, unit="image", disable=None) as bar:
         for checked in check_images(source, num_workers=workers):
             bad += checked.bad

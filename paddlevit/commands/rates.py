@@ -1,14 +1,17 @@
 """How fast chains and loaders are: CPU time, so that what else the machine does hits nobody."""
 
+from __future__ import annotations
+
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List
+from typing import Any, Callable
 
-Chain = Callable[[List[int]], Any]  # does something with the images of these numbers, a batch
+Chain = Callable[[list[int]], Any]  # does something with the images of these numbers, a batch
 
 
-def milliseconds(chain: Chain, batches: List[List[int]]) -> float:
+def milliseconds(chain: Chain, batches: list[list[int]]) -> float:
     """What an image takes of this process's CPU."""
     start = time.process_time()
     for batch in batches:
@@ -16,7 +19,7 @@ def milliseconds(chain: Chain, batches: List[List[int]]) -> float:
     return (time.process_time() - start) / sum(map(len, batches)) * 1e3
 
 
-def loader_rate(batches: Callable[[], Iterable], images: int) -> Dict[str, float]:
+def loader_rate(batches: Callable[[], Iterable], images: int) -> dict[str, float]:
     """Images per second that arrive of at least `images`, and the CPU milliseconds that one takes in all processes."""
     for _ in batches():
         pass  # workers start, files come into memory

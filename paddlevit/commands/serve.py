@@ -1,12 +1,14 @@
 """tools/serve.py: a web page and an address for one network. paddlevit/serve/ is the server; this is its network."""
 
+from __future__ import annotations
+
 import argparse
 import io
 import os
 import signal
 import socket
 import sys
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
@@ -31,7 +33,7 @@ _OVERLAY_SIDE = 480  # longer side of the picture, in pixels
 
 
 @exit_code
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Serve the network that `argv` names until SIGINT or SIGTERM; answers that are under way are given first."""
     args = parse_args(argv)
     try:
@@ -98,7 +100,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def open_network(args: argparse.Namespace) -> Tuple["ServedNetwork", Sequence[str]]:
+def open_network(args: argparse.Namespace) -> tuple[ServedNetwork, Sequence[str]]:
     """The network that `args` name and what its classes are called."""
     if args.exported:
         config, names, exported = configure_exported(args)
@@ -113,7 +115,7 @@ def open_network(args: argparse.Namespace) -> Tuple["ServedNetwork", Sequence[st
 class ServedNetwork:
     """A network as paddlevit.serve.Network wants it."""
 
-    def __init__(self, config: CfgNode, logits: Logits, *, name: str, model: Optional[nn.Layer] = None) -> None:
+    def __init__(self, config: CfgNode, logits: Logits, *, name: str, model: nn.Layer | None = None) -> None:
         """Runs the network once, so that the first visitor does not wait for what is made on first use.
 
         Without `model`, whose gradients say where it has looked, nothing is explained.
@@ -133,7 +135,7 @@ class ServedNetwork:
         """Pixels of an image file as evaluation sees them, uint8 [H, W, C]. Raises UserError for a damaged file."""
         return self._prepare(decode(data, "the image"))
 
-    def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> Tuple[np.ndarray, Dict[int, np.ndarray]]:
+    def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Probabilities [N, classes] of images [N, H, W, C]; of those in `explain`, where the likeliest was seen."""
         images = self._normalize(paddle.to_tensor(pixels))
         probabilities = F.softmax(self._logits(images).astype("float32")).numpy()

@@ -1,7 +1,9 @@
 """Made-up photographs of balls, bricks and leaves: a data set as a person brings it, to try every tool on."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Callable, Dict, NamedTuple, Tuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,7 +24,7 @@ class _Thing(NamedTuple):
 
     inside: Callable[[np.ndarray, np.ndarray], np.ndarray]
     light: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    hues: Tuple[float, float]
+    hues: tuple[float, float]
 
 
 def write_still_lifes(folder: Path, *, force: bool = False, seed: int = 0) -> str:
@@ -95,7 +97,7 @@ def _leaf_light(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return 0.7 + 0.5 * rib + 0.25 * veins - 0.2 * np.abs(v)
 
 
-_THINGS: Dict[str, _Thing] = {
+_THINGS: dict[str, _Thing] = {
     "ball": _Thing(lambda u, v: 1 - np.hypot(u, v), _ball_light, (0.0, 1.0)),
     "brick": _Thing(lambda u, v: np.minimum(1 - np.abs(u), 0.48 - np.abs(v)), _brick_light, (0.0, 0.1)),
     "leaf": _Thing(lambda u, v: 0.5 * (1 - u**2) - np.abs(v), _leaf_light, (0.05, 0.4)),

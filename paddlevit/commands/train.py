@@ -1,10 +1,13 @@
 """The command line of training and evaluation: argv -> frozen configuration -> processes."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable
 
 from yacs.config import CfgNode
 
@@ -48,7 +51,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 @exit_code
-def main(argv: List[str], *, nprocs: Optional[int] = None, distill: bool = False) -> int:
+def main(argv: list[str], *, nprocs: int | None = None, distill: bool = False) -> int:
     """Train or evaluate as `argv` says and return the exit code; 2, with a message, after a user's mistake.
 
     `nprocs` 1 never starts other processes; `distill` trains with a teacher even where the configuration has none.
@@ -75,12 +78,12 @@ def main(argv: List[str], *, nprocs: Optional[int] = None, distill: bool = False
     return launcher.run(job)
 
 
-def _command(argv: List[str], config: CfgNode) -> Callable[[bool], List[str]]:
+def _command(argv: list[str], config: CfgNode) -> Callable[[bool], list[str]]:
     """What each process runs; restarted, it goes on from what the processes before it have saved."""
     folder = Path(config.OUTPUT)
     before = _checkpoints(folder)
 
-    def command(restarted: bool) -> List[str]:
+    def command(restarted: bool) -> list[str]:
         words = [sys.executable, sys.argv[0], *argv, "-output", config.OUTPUT]
         if restarted and not config.EVAL:
             # Whatever -resume named still counts while the run has saved nothing of its own.
@@ -92,7 +95,7 @@ def _command(argv: List[str], config: CfgNode) -> Callable[[bool], List[str]]:
     return command
 
 
-def _checkpoints(folder: Path) -> Dict[str, int]:
+def _checkpoints(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("epoch_*.pdstate")}
 
 
@@ -100,7 +103,7 @@ def _open_log(folder: Path) -> None:
     process.setup_logging(folder if folder.is_dir() else None)
 
 
-def _configure(argv: List[str], distill: bool) -> CfgNode:
+def _configure(argv: list[str], distill: bool) -> CfgNode:
     args = parse_args(argv)
     if args.cfg is None:
         raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")

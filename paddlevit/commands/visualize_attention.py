@@ -1,9 +1,11 @@
 """tools/visualize_attention.py: what a network looks at, over the image that it looks at."""
 
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence
 
 import numpy as np
 import paddle
@@ -46,14 +48,14 @@ class View:
         with paddle.no_grad():
             self.probabilities = F.softmax(self.model(self.images).astype("float32"))[0].numpy()
 
-    def over(self, heat: np.ndarray, side: Optional[int] = None) -> Image.Image:
+    def over(self, heat: np.ndarray, side: int | None = None) -> Image.Image:
         """The image with `heat` [h, w] over it, at its own size or with its longer side at `side`."""
         image, box = (self.image, self.box) if side is None else fitted(self.image, self.box, side)
         return overlay(image, heat, box)
 
 
 @exit_code
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Write the picture that `argv` asks for and say of what it is; 0."""
     args = parse_args(argv)
     config, names = configure(args)
@@ -67,7 +69,7 @@ def main(argv: List[str]) -> int:
     method = args.method or methods(view.model)[0]
     found = f"{name_of(label, names)} ({100 * view.probabilities[label]:.1f} %)"
     if method in ("all", "features"):
-        rows: List[List[Captioned]] = [[(f"{config.MODEL.NAME}: {found}", None)]]
+        rows: list[list[Captioned]] = [[(f"{config.MODEL.NAME}: {found}", None)]]
         if method == "all":
             rows += _heats(view, label)
         picture = sheet(rows + _features(view))
@@ -115,10 +117,10 @@ def _label(of: str, names: Sequence[str], num_classes: int) -> int:
     raise UserError(f"-class {of}, allowed: a number from 0 to {num_classes - 1}, or a class's name")
 
 
-def _heats(view: View, label: int) -> List[List[Captioned]]:
+def _heats(view: View, label: int) -> list[list[Captioned]]:
     """The image and every heat map that the network has; below them the heads of the last attention."""
     image = view.over(np.zeros([1, 1]), _SIDE)
-    row: List[Captioned] = [("what the network sees", image)]
+    row: list[Captioned] = [("what the network sees", image)]
     for method in methods(view.model):
         of = label if method in OF_A_CLASS else None
         heat = heat_map(view.model, view.images, method, class_index=of)[0]
@@ -130,7 +132,7 @@ def _heats(view: View, label: int) -> List[List[Captioned]]:
     return [row, _captioned(f"attention of the {len(heads)} heads of the last layer", pictures)]
 
 
-def _features(view: View) -> List[List[Captioned]]:
+def _features(view: View) -> list[list[Captioned]]:
     """For every stage and resolution, the channels that vary most."""
     rows = []
     for name, maps in feature_maps(view.model, view.images).items():
@@ -141,7 +143,7 @@ def _features(view: View) -> List[List[Captioned]]:
     return rows
 
 
-def _captioned(caption: str, pictures: Sequence[Image.Image]) -> List[Captioned]:
+def _captioned(caption: str, pictures: Sequence[Image.Image]) -> list[Captioned]:
     return [(caption, pictures[0]), *(("", picture) for picture in pictures[1:])]
 
 

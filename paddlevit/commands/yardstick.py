@@ -4,12 +4,15 @@ transforms on Pillow's images, with a float tensor per image and erasing by Padd
 It runs in a process of its own, on Paddle as it is by default: paddlevit sets Paddle's flags when it is imported.
 """
 
+from __future__ import annotations
+
 import io
 import math
 import multiprocessing
 import os
 import random
-from typing import Any, Callable, Dict, List, Sequence
+from collections.abc import Sequence
+from typing import Any, Callable
 from unittest import mock
 
 import numpy as np
@@ -42,11 +45,11 @@ class Yardstick:
             self._process.start()
         theirs.close()
 
-    def milliseconds(self, name: str, batches: List[List[int]]) -> float:
+    def milliseconds(self, name: str, batches: list[list[int]]) -> float:
         """CPU milliseconds that an image takes, from its file to a batch."""
         return self._ask(("chain", name, batches))
 
-    def loader_rate(self, name: str, workers: int, batch_size: int, images: int) -> Dict[str, float]:
+    def loader_rate(self, name: str, workers: int, batch_size: int, images: int) -> dict[str, float]:
         """The same chain in Paddle's DataLoader: see rates.loader_rate."""
         return self._ask(("loader", name, workers, batch_size, images))
 
@@ -112,7 +115,7 @@ def training_chain(size: int, *, full: bool) -> T.Compose:
     nearest = Image.Resampling.NEAREST
     rand_augment = RandAugment(layers=2, magnitude=9, std=0.5, fill=_GREY, resample=nearest)
     rng = np.random.default_rng(0)
-    steps: List[Any] = [T.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation="bicubic"), T.RandomHorizontalFlip()]
+    steps: list[Any] = [T.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation="bicubic"), T.RandomHorizontalFlip()]
     steps += [lambda image: rand_augment(image, rng)] if full else []
     steps += [T.ToTensor(), T.Normalize(_MEAN, _STD)]
     return T.Compose([*steps, _erase] if full else steps)

@@ -4,6 +4,8 @@ The function behind the names is the official one: QuickGELU, also for the files
 computes the erf GELU although these weights were trained with QuickGELU.
 """
 
+from __future__ import annotations
+
 _HF_ATTENTION = r"\.attention\.attention\."
 
 SOURCES = {

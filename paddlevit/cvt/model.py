@@ -1,6 +1,9 @@
 """Convolutional vision Transformer (Wu et al., "CvT: Introducing Convolutions to Vision Transformers", ICCV 2021)."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import paddle
 from paddle import Tensor, nn
@@ -36,7 +39,7 @@ class ConvTokenEmbedding(nn.Layer):
         self.proj = Conv2D(in_channels, dim, kernel, stride, padding)
         self.norm = LayerNorm(dim, epsilon=NORM_EPS)
 
-    def forward(self, feature_map: Tensor) -> Tuple[Tensor, int, int]:
+    def forward(self, feature_map: Tensor) -> tuple[Tensor, int, int]:
         feature_map = self.proj(feature_map)
         height, width = feature_map.shape[2:]
         return self.norm(feature_map.flatten(2).transpose([0, 2, 1])), height, width
@@ -113,14 +116,14 @@ class ConvAttention(nn.Layer):
             out = attention(q, k, v, self.attn_dropout).transpose([0, 2, 1, 3])
         return self.proj_dropout(self.proj(out.reshape([n, length, dim])))
 
-    def _heads(self, linear: Linear, tokens: Tensor, class_token: Optional[Tensor]) -> Tensor:
+    def _heads(self, linear: Linear, tokens: Tensor, class_token: Tensor | None) -> Tensor:
         """Tokens [N, L, dim] and class token [N, 1, dim] -> [N, T + L, heads, dim / heads]."""
         if class_token is not None:
             tokens = paddle.concat([class_token, tokens], axis=1)
         length, dim = tokens.shape[1:]
         return linear(tokens).reshape([-1, length, self.num_heads, dim // self.num_heads])
 
-    def _project(self, tokens: Tensor, height: int, width: int) -> List[Tensor]:
+    def _project(self, tokens: Tensor, height: int, width: int) -> list[Tensor]:
         """Tokens [N, H W, dim] through the convolutions of q, k and v; each [N, H' W', dim]."""
         feature_map = tokens.transpose([0, 2, 1]).reshape([-1, tokens.shape[2], height, width])
         return [
@@ -128,7 +131,7 @@ class ConvAttention(nn.Layer):
             for conv in (self.conv_proj_q, self.conv_proj_k, self.conv_proj_v)
         ]
 
-    def _project_side_by_side(self, tokens: Tensor, height: int, width: int) -> List[Tensor]:
+    def _project_side_by_side(self, tokens: Tensor, height: int, width: int) -> list[Tensor]:
         """The same with all images in one map [1, dim, H, N (W + gap)], zeros in the gaps.
 
         A CPU's kernel works on one channel of one image at a time, which is little for it at 14 x 14 places.
@@ -201,7 +204,7 @@ class Stage(nn.Layer):
             for rate in drop_path_rates(drop_path_rate, depth)
         )
 
-    def forward(self, feature_map: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor | None]:
         x, height, width = self.patch_embed(feature_map)
         n, length, dim = x.shape
         if self.cls_token is not None:
@@ -223,8 +226,8 @@ class CvT(nn.Layer):
     Raises UserError where the entries do not fit together.
     """
 
-    weight_sources: Dict = SOURCES
-    head_prefixes: Tuple[str, ...] = ("head.",)
+    weight_sources: dict = SOURCES
+    head_prefixes: tuple[str, ...] = ("head.",)
 
     def __init__(
         self,
@@ -288,7 +291,7 @@ class CvT(nn.Layer):
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.forward_features(images))
 
-    def views(self) -> List[StageView]:
+    def views(self) -> list[StageView]:
         """Its stages. The maps of the first ones are large, and there is no class token yet: attention of the last."""
         last = self.stages[-1]
         views, grid = [], PIXELS
@@ -312,7 +315,7 @@ def _pooling(conv: Conv2D) -> Window:
     return Window(conv.weight.shape[2], conv._stride[0], conv._padding)
 
 
-def _per_stage(num_stages: int, **sequences: Sequence) -> List[Dict[str, Any]]:
+def _per_stage(num_stages: int, **sequences: Sequence) -> list[dict[str, Any]]:
     """The keyword arguments of every Stage; UserError where a sequence has not one entry for each."""
     for name, values in sequences.items():
         if len(values) != num_stages:

@@ -1,5 +1,7 @@
 """Images from disk to normalised batches on the device."""
 
+from __future__ import annotations
+
 from paddlevit.data.build import (
     build_eval_loader,
     build_file_loader,

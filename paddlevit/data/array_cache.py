@@ -3,6 +3,8 @@
 All processes that map a file share its pages, so that a worker's own memory does not grow with the data set.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -10,14 +12,15 @@ import logging
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
 
-Arrays = Dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 _VERSION = 1
 _ALIGNMENT = 64
@@ -33,7 +36,7 @@ def cached_arrays(kind: str, files: Sequence[Path], make: Callable[[], Arrays]) 
     A cache that cannot be read or written costs time only.
     """
     try:
-        stamp: List[Any] = [kind, _VERSION, *(_stamp(file) for file in files)]
+        stamp: list[Any] = [kind, _VERSION, *(_stamp(file) for file in files)]
     except OSError:
         return make()  # which says what is wrong
     paths = "\n".join(entry[0] for entry in stamp[2:])
@@ -59,12 +62,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "paddlevit"
 
 
-def _stamp(file: Path) -> List[Any]:
+def _stamp(file: Path) -> list[Any]:
     state = os.stat(file)
     return [os.path.abspath(file), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
 
 
-def _read(place: Path, stamp: List[Any]) -> Optional[Arrays]:
+def _read(place: Path, stamp: list[Any]) -> Arrays | None:
     """The arrays in a file; None where they were made of something else."""
     with open(place, "rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -77,9 +80,9 @@ def _read(place: Path, stamp: List[Any]) -> Optional[Arrays]:
     }
 
 
-def _write(place: Path, stamp: List[Any], arrays: Arrays) -> None:
+def _write(place: Path, stamp: list[Any], arrays: Arrays) -> None:
     """Write a file at once or not at all: other processes may do the same, or map the one before."""
-    entries: List[List[Any]] = []
+    entries: list[list[Any]] = []
     offset = _HEADER_SIZE
     for name, array in arrays.items():
         entries.append([name, array.dtype.str, array.size, offset])

@@ -3,9 +3,12 @@
 They are written once, over the operations of pillow_ops.py or those of opencv_ops.py: an image here is what these take.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -82,7 +85,7 @@ def _enhance(image: Any, level: float, draw: Draw, *, blend: Callable, increasin
     return blend(image, factor) if factor != 1.0 else image
 
 
-def _affine(image: Any, matrix: Tuple[float, ...], draw: Draw, ops: ModuleType) -> Any:
+def _affine(image: Any, matrix: tuple[float, ...], draw: Draw, ops: ModuleType) -> Any:
     return image if matrix == (1, 0, 0, 0, 1, 0) else ops.affine(image, matrix, draw.resample, draw.fill)
 
 
@@ -102,7 +105,7 @@ def _translate_y(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> An
     return _affine(image, (1, 0, 0, 0, 1, draw.sign * level / MAX_LEVEL * 0.45 * ops.size(image)[1]), draw, ops)
 
 
-def operations(ops: ModuleType, *, increasing: bool) -> Dict[str, Op]:
+def operations(ops: ModuleType, *, increasing: bool) -> dict[str, Op]:
     """Operation by name, on what `ops` takes; `increasing`: a higher level always changes the image more."""
     blends = {"Color": ops.colour, "Contrast": ops.contrast, "Brightness": ops.brightness, "Sharpness": ops.sharpness}
     on = functools.partial
@@ -122,10 +125,10 @@ def operations(ops: ModuleType, *, increasing: bool) -> Dict[str, Op]:
     }
 
 
-_Step = Tuple[str, float, int]  # operation, probability, level
+_Step = tuple[str, float, int]  # operation, probability, level
 
 # Cubuk et al. 2019, "AutoAugment", table 9 in the appendix.
-AUTO_AUGMENT_POLICY: Tuple[Tuple[_Step, _Step], ...] = (
+AUTO_AUGMENT_POLICY: tuple[tuple[_Step, _Step], ...] = (
     (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
     (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
     (("Equalize", 0.8, 8), ("Equalize", 0.6, 3)),
@@ -277,7 +280,7 @@ def mean_colour(mean: Sequence[float], channels: int) -> Fill:
     return tuple(round(255 * value) for value in mean)
 
 
-def build_augmentation(config: CfgNode, ops: ModuleType = pillow_ops) -> Optional[Augmentation]:
+def build_augmentation(config: CfgNode, ops: ModuleType = pillow_ops) -> Augmentation | None:
     """What TRAIN asks for, on what `ops` takes: AUTO_AUGMENT before THREE_AUGMENT before RAND_AUGMENT before
     COLOR_JITTER; None where all are off.
 
@@ -285,7 +288,7 @@ def build_augmentation(config: CfgNode, ops: ModuleType = pillow_ops) -> Optiona
     """
     train, data = config.TRAIN, config.DATA
     fill = mean_colour(data.IMAGENET_MEAN, data.IMAGE_CHANNELS)
-    common: Dict[str, Any] = {"fill": fill, "resample": FILTERS[data.INTERPOLATION], "ops": ops}
+    common: dict[str, Any] = {"fill": fill, "resample": FILTERS[data.INTERPOLATION], "ops": ops}
     if train.AUTO_AUGMENT:
         return AutoAugment(**common)
     if train.THREE_AUGMENT:

@@ -1,7 +1,9 @@
 """Images that cannot be read, where training goes on without them (DATA.ON_ERROR skip)."""
 
+from __future__ import annotations
+
 import logging
-from typing import Iterable, Optional, Set
+from collections.abc import Iterable
 
 from paddlevit.errors import UserError
 
@@ -11,9 +13,9 @@ logger = logging.getLogger(__name__)
 class BadImages:
     """Counts the images that were replaced, and names each of them once in the log."""
 
-    def __init__(self, most: Optional[int]) -> None:
+    def __init__(self, most: int | None) -> None:
         self.most = most
-        self._messages: Set[str] = set()
+        self._messages: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._messages)

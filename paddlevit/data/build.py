@@ -1,9 +1,12 @@
 """Loaders and preparations, built from the configuration."""
 
+from __future__ import annotations
+
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, Sequence, Tuple
+from typing import Any, Callable
 
 import numpy as np
 from PIL import Image
@@ -85,7 +88,7 @@ def build_file_loader(config: CfgNode, paths: Sequence[str]) -> EvalLoader:
     return _eval_loader(config, dataset)
 
 
-def build_preparation(config: CfgNode) -> Tuple[Callable[[Image.Image], np.ndarray], Normalize]:
+def build_preparation(config: CfgNode) -> tuple[Callable[[Image.Image], np.ndarray], Normalize]:
     """For images that come one by one: from a decoded one to the pixels uint8 [H, W, C] that evaluation sees, and from
     a stack of those to what the network takes.
     """
@@ -159,7 +162,7 @@ def _channels(config: CfgNode) -> int:
     return channels
 
 
-def _common(config: CfgNode, batch_size: int, world_size: int) -> Dict[str, Any]:
+def _common(config: CfgNode, batch_size: int, world_size: int) -> dict[str, Any]:
     """The arguments that both loaders take."""
     data = config.DATA
     processes = int(os.environ.get("PADDLE_LOCAL_SIZE", world_size))
@@ -170,7 +173,7 @@ def _common(config: CfgNode, batch_size: int, world_size: int) -> Dict[str, Any]
     return {"normalize": Normalize(**_statistics(config)), "num_workers": workers, "shared_memory": shared_memory}
 
 
-def _statistics(config: CfgNode) -> Dict[str, Sequence[float]]:
+def _statistics(config: CfgNode) -> dict[str, Sequence[float]]:
     data = config.DATA
     statistics = {"mean": data.IMAGENET_MEAN, "std": data.IMAGENET_STD}
     for name, values in statistics.items():

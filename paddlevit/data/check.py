@@ -1,10 +1,13 @@
 """Reads all images of a source, in several processes, and names those that cannot be read."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import multiprocessing
 import warnings
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from typing import Iterator, List, NamedTuple, Optional
+from typing import NamedTuple
 
 from paddlevit.data.sources import Source
 from paddlevit.errors import UserError
@@ -16,7 +19,7 @@ class Checked(NamedTuple):
     """Some images that were looked at: how many, and per bad one its number and what is wrong with it."""
 
     num_images: int
-    bad: List[str]
+    bad: list[str]
 
 
 def check_images(source: Source, *, num_workers: int) -> Iterator[Checked]:
@@ -41,7 +44,7 @@ def check_images(source: Source, *, num_workers: int) -> Iterator[Checked]:
             ) from None
 
 
-_source: Optional[Source] = None
+_source: Source | None = None
 
 
 def _keep(source: Source) -> None:

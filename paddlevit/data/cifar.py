@@ -1,11 +1,14 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their official archives for Python, without executing pickles."""
 
+from __future__ import annotations
+
 import io
 import pickle
 import tarfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,7 +20,7 @@ from paddlevit.errors import MissingFileError, UserError
 class _Layout(NamedTuple):
     archive: str
     folder: str
-    files: Dict[str, List[str]]  # split -> files with images
+    files: dict[str, list[str]]  # split -> files with images
     labels: bytes
     names_file: str
     names: bytes
@@ -49,7 +52,7 @@ class CifarSource(Source):
     encoded = False
 
     def __init__(
-        self, pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str], *, files: Sequence[Tuple[str, int]]
+        self, pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str], *, files: Sequence[tuple[str, int]]
     ) -> None:
         """`pixels` uint8 [N, 32, 32, 3]; `files`: path and number of images of each file that they came from."""
         self.class_names = class_names
@@ -114,7 +117,7 @@ def _find(path: Path, layout: _Layout) -> Path:
     )
 
 
-def _read_folder(folder: Path, names: Sequence[str]) -> Dict[str, bytes]:
+def _read_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     try:
         return {name: (folder / name).read_bytes() for name in names}
     except FileNotFoundError as error:
@@ -123,7 +126,7 @@ def _read_folder(folder: Path, names: Sequence[str]) -> Dict[str, bytes]:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
-def _read_archive(archive: Path, names: Sequence[str]) -> Dict[str, bytes]:
+def _read_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
     contents = {}
     try:
         with tarfile.open(archive) as tar:
@@ -141,7 +144,7 @@ def _read_archive(archive: Path, names: Sequence[str]) -> Dict[str, bytes]:
     return contents
 
 
-def _images(content: bytes, path: Path, labels_field: bytes, num_classes: int) -> Tuple[np.ndarray, np.ndarray]:
+def _images(content: bytes, path: Path, labels_field: bytes, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels uint8 [N, 32, 32, 3] and labels int32 [N] of a file; each image is stored as 3 planes."""
     array, labels = _fields(content, path, [b"data", labels_field])
     if not isinstance(array, _Array) or not isinstance(labels, list):
@@ -154,7 +157,7 @@ def _images(content: bytes, path: Path, labels_field: bytes, num_classes: int) -
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.asarray(labels, dtype=np.int32)
 
 
-def _fields(content: bytes, path: Path, keys: Sequence[bytes]) -> List[Any]:
+def _fields(content: bytes, path: Path, keys: Sequence[bytes]) -> list[Any]:
     """The entries `keys` of the dictionary that is pickled in `content`."""
     try:
         entries = _Unpickler(io.BytesIO(content), encoding="bytes").load()
@@ -170,7 +173,7 @@ class _Array:
 
     raw = b""
 
-    def __setstate__(self, state: Tuple) -> None:
+    def __setstate__(self, state: tuple) -> None:
         *_, raw = state
         if not isinstance(raw, bytes):
             raise TypeError("an array's values are no bytes")
@@ -183,7 +186,7 @@ class _DType:
     def __init__(self, *args: Any) -> None:
         pass
 
-    def __setstate__(self, state: Tuple) -> None:
+    def __setstate__(self, state: tuple) -> None:
         pass
 
 

@@ -1,7 +1,9 @@
 """What the classes of a data set are called: its own file of names, and the names of ImageNet's."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
 
 from paddlevit.errors import UserError
 
@@ -12,7 +14,7 @@ _MAPPING_FILE = "LOC_synset_mapping.txt"
 _FOLDERS_ABOVE = 3
 
 
-def read_class_names(file: Path) -> Optional[List[str]]:
+def read_class_names(file: Path) -> list[str] | None:
     """The names in a file that has one a line; None where there is no such file. Raises UserError where it has none."""
     try:
         names = file.read_text(encoding="utf-8").splitlines()
@@ -44,7 +46,7 @@ def readable(names: Sequence[str], root: Path) -> Sequence[str]:
     return list(words.values()) if numbers and (root / _MAPPING_FILE).is_file() else names
 
 
-def imagenet_names(root: Path) -> Dict[str, str]:
+def imagenet_names(root: Path) -> dict[str, str]:
     """Names by identifier, in the order of the labels, of the LOC_synset_mapping.txt in `root` or up to three folders
     above it; empty where there is none.
     """

@@ -1,15 +1,18 @@
 """A source and a transform as a map-style data set."""
 
-from typing import Callable, List, Optional, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Callable, Optional
 
 import numpy as np
 
 from paddlevit.data.sources import Source
 
 # (seed, epoch, position in the epoch): what the randomness of a sample depends on, and nothing else.
-Key = Tuple[int, ...]
-Sample = Tuple[int, Optional[Key]]
-Drawn = Tuple[int, Optional[np.random.Generator]]
+Key = tuple[int, ...]
+Sample = tuple[int, Optional[Key]]
+Drawn = tuple[int, Optional[np.random.Generator]]
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 
@@ -28,7 +31,7 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, drawn: Drawn) -> Tuple[np.ndarray, np.int64]:
+    def __getitem__(self, drawn: Drawn) -> tuple[np.ndarray, np.int64]:
         """Pixels uint8 [H, W, C] and label of the image `index`, for drawn = (index, generator or None).
 
         Raises UserError, naming the image, where it cannot be read.
@@ -36,7 +39,7 @@ class ImageDataset:
         index, rng = drawn
         return self._pixels(index, rng), np.int64(self.source.label(index))
 
-    def _pixels(self, index: int, rng: Optional[np.random.Generator]) -> np.ndarray:
+    def _pixels(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
         image = self.source.image(index)
         if image.mode != self.mode:
             image = image.convert(self.mode)
@@ -46,11 +49,11 @@ class ImageDataset:
 class PartDataset(ImageDataset):
     """An ImageDataset whose transform reads the images itself, because it does not need the whole of them."""
 
-    def _pixels(self, index: int, rng: Optional[np.random.Generator]) -> np.ndarray:
+    def _pixels(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
         return self.transform(self.source, index, rng)
 
 
-def with_generators(samples: Sequence[Sample]) -> List[Drawn]:
+def with_generators(samples: Sequence[Sample]) -> list[Drawn]:
     """Each image with its generator: the same sample has the same pixels in every process and at every time.
 
     Those of a batch are made at once. Between two images one takes four times as long, as what it runs through has left

@@ -1,5 +1,7 @@
 """From the bytes of an image file to RGB pixels, exactly as Pillow decodes them."""
 
+from __future__ import annotations
+
 import io
 
 from PIL import Image, UnidentifiedImageError

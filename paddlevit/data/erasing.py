@@ -1,14 +1,17 @@
 """Random erasing of rectangles, on a batch of normalised images."""
 
+from __future__ import annotations
+
 import math
-from typing import Callable, Iterator, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Callable
 
 import numpy as np
 import paddle
 from paddle import Tensor
 from yacs.config import CfgNode
 
-_Rectangle = Tuple[int, int, int, int]  # top, left, height, width
+_Rectangle = tuple[int, int, int, int]  # top, left, height, width
 
 # One key serves several consumers of randomness in a step: this number keeps erasing's stream apart.
 _STREAM = 1
@@ -35,10 +38,10 @@ class RandomErasing:
         self.prob = prob
         self.mode = mode
         self.count = count
-        self._pool: Optional[Tensor] = None
+        self._pool: Tensor | None = None
 
     @paddle.no_grad()
-    def __call__(self, images: Tensor, key: Tuple[int, ...]) -> Tensor:
+    def __call__(self, images: Tensor, key: tuple[int, ...]) -> Tensor:
         """`images` [N, C, H, W], written in place; the same key erases the same rectangles with the same values.
 
         Copying a batch would cost more than all the rest, and only rectangles are touched. No host sync.
@@ -78,7 +81,7 @@ class RandomErasing:
         return self._pool[start : start + math.prod(shape)].reshape(shape)
 
 
-def build_erasing(config: CfgNode) -> Optional[Callable[[Tensor, Tuple[int, ...]], Tensor]]:
+def build_erasing(config: CfgNode) -> Callable[[Tensor, tuple[int, ...]], Tensor] | None:
     """Random erasing as TRAIN asks for it: erase(images, key) -> images; None where its probability is 0."""
     train = config.TRAIN
     if train.RANDOM_ERASE_PROB == 0.0:

@@ -1,7 +1,9 @@
 """Images without labels, as a person names them: files, and folders of any depth."""
 
+from __future__ import annotations
+
 import os
-from typing import Iterable, Iterator, List, Sequence, Tuple
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -35,7 +37,7 @@ class FileSource(Source):
     """Images by their paths. Nothing is known of their classes: every label is READ."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self.class_names: List[str] = []
+        self.class_names: list[str] = []
         self._paths = paths
 
     @property
@@ -64,7 +66,7 @@ class FileSource(Source):
 class FileDataset(ImageDataset):
     """Transformed images, with the label READ. One that cannot be read is black and UNREADABLE: the others go on."""
 
-    def __getitem__(self, drawn: Drawn) -> Tuple[np.ndarray, np.int64]:
+    def __getitem__(self, drawn: Drawn) -> tuple[np.ndarray, np.int64]:
         try:
             return super().__getitem__(drawn)
         except UserError:

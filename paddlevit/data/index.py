@@ -4,11 +4,13 @@ A Python list of a million strings would be copied page by page into every worke
 counts references; arrays stay shared.
 """
 
+from __future__ import annotations
+
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -48,7 +50,7 @@ class Index:
         """Number of the line on which the i-th path stands, from 1."""
         return int(np.count_nonzero(self.text[: int(self.starts[i])] == ord("\n"))) + 1
 
-    def folders(self) -> Optional[List[str]]:
+    def folders(self) -> list[str] | None:
         """Per label the name of the folder in which its files lie; None where that does not name the labels.
 
         It does where all images of a label lie in folders of one name, and no other label has that name.
@@ -64,7 +66,7 @@ class Index:
             same &= (letters == letters[first][self.labels]) | (starts + k >= ends)
         return names if same.all() else None
 
-    def _folder_spans(self) -> Tuple[np.ndarray, np.ndarray]:
+    def _folder_spans(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the name of each path's last folder starts and ends; both at the path's start where it has none."""
         slashes = np.concatenate([[-1], np.flatnonzero(self.text == ord("/"))])
         last = np.searchsorted(slashes, self.starts + self.lengths) - 1
@@ -106,7 +108,7 @@ def _parsed(file: Path) -> Arrays:
     """The fields of an Index."""
     content = file.read_bytes()
     text = np.frombuffer(content, dtype=np.uint8)[len(_BYTE_ORDER_MARK) * content.startswith(_BYTE_ORDER_MARK) :]
-    parts: List[Tuple[np.ndarray, ...]] = []
+    parts: list[tuple[np.ndarray, ...]] = []
     lines = start = 0
     while start < len(text):
         block = text[start : start + _BLOCK]
@@ -123,7 +125,7 @@ def _parsed(file: Path) -> Arrays:
     return {"text": text, "starts": starts, "lengths": lengths, "labels": labels}
 
 
-def _parse(text: np.ndarray, file: Path, lines_before: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _parse(text: np.ndarray, file: Path, lines_before: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where the paths of some lines start, their lengths, and the labels."""
     starts, ends = _words(text)
     newlines = np.flatnonzero(text == ord("\n"))
@@ -145,14 +147,14 @@ def _parse(text: np.ndarray, file: Path, lines_before: int) -> Tuple[np.ndarray,
     return starts[first], (ends[last - 1] - starts[first]).astype(np.int32), labels
 
 
-def _words(text: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _words(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the runs of bytes that are no white space start and end."""
     inside = np.zeros(len(text) + 2, dtype=bool)
     np.logical_not(_WHITE_SPACE[text], out=inside[1:-1])
     return np.flatnonzero(inside[1:] & ~inside[:-1]), np.flatnonzero(inside[:-1] & ~inside[1:])
 
 
-def _numbers(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _numbers(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The decimal numbers [N] in `text`, and whether each is none, or has too many digits."""
     values = np.zeros(len(starts), dtype=np.int32)
     wrong = ends - starts > _MAX_LABEL_DIGITS

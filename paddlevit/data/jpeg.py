@@ -4,7 +4,9 @@ Both decode with libjpeg-turbo, as Pillow does, so that pixels are the same, val
 ones are asked for. Only files whose header says that nothing is unusual about them go this way.
 """
 
-from typing import NamedTuple, Optional, Tuple
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +34,7 @@ class Frame(NamedTuple):
     height_at: int
 
 
-def read_frame(data: bytes) -> Optional[Frame]:
+def read_frame(data: bytes) -> Frame | None:
     """The header of a complete JPEG file with 8 bits a value; None for everything else."""
     if not data.startswith(b"\xff\xd8") or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         return None
@@ -52,7 +54,7 @@ def read_frame(data: bytes) -> Optional[Frame]:
     return None
 
 
-def _frame(data: bytes, at: int) -> Optional[Frame]:
+def _frame(data: bytes, at: int) -> Frame | None:
     height, width = int.from_bytes(data[at + 1 : at + 3], "big"), int.from_bytes(data[at + 3 : at + 5], "big")
     sampling = data[at + 7 : at + 6 + 3 * data[at + 5] : 3]
     if data[at] != 8 or not width or not height or not sampling:
@@ -66,8 +68,8 @@ def reduction(width: int, height: int, *, side: int) -> int:
 
 
 def decode_part(
-    data: bytes, frame: Frame, box: Tuple[int, int, int, int], *, reduced: int = 1, fast: bool = False
-) -> Optional[np.ndarray]:
+    data: bytes, frame: Frame, box: tuple[int, int, int, int], *, reduced: int = 1, fast: bool = False
+) -> np.ndarray | None:
     """Pixels uint8 [h, w, 3] of the box (left, top, right, bottom) with all sides divided by `reduced`, the corners
     rounded; None where the file cannot be read.
 
@@ -85,7 +87,7 @@ def decode_part(
     return part if simplejpeg else part[:, :, ::-1]
 
 
-def _rows_by_simplejpeg(data: bytes, frame: Frame, bottom: int, reduced: int, fast: bool) -> Optional[np.ndarray]:
+def _rows_by_simplejpeg(data: bytes, frame: Frame, bottom: int, reduced: int, fast: bool) -> np.ndarray | None:
     """Rows up to `bottom`, and a few more.
 
     The file is given a header with a smaller height: decoding ends there, and never looks at the rest of the file. The
@@ -101,7 +103,7 @@ def _rows_by_simplejpeg(data: bytes, frame: Frame, bottom: int, reduced: int, fa
         return None
 
 
-def _all_by_opencv(data: bytes, frame: Frame, reduced: int) -> Optional[np.ndarray]:
+def _all_by_opencv(data: bytes, frame: Frame, reduced: int) -> np.ndarray | None:
     """All pixels, blue first."""
     import cv2
 

@@ -1,7 +1,9 @@
 """What a data folder may look like, and the source that reads it."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from paddlevit.data.class_names import CLASS_NAMES_FILE, read_class_names, readable
 from paddlevit.data.index import Index, read_list

@@ -1,7 +1,10 @@
 """Batches on the device, normalised and ready for the network."""
 
+from __future__ import annotations
+
 import io
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -13,7 +16,7 @@ from paddlevit.data.dataset import ImageDataset
 from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
 from paddlevit.data.stream import BatchStream
 
-Erase = Callable[[Tensor, Tuple[int, ...]], Tensor]
+Erase = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 _THUMBNAIL_SIDE = 160
 _TINY_SIDE = 64
@@ -60,7 +63,7 @@ class TrainLoader:
         sampler: TrainBatchSampler,
         *,
         normalize: Normalize,
-        erase: Optional[Erase] = None,
+        erase: Erase | None = None,
         **stream: Any,
     ) -> None:
         """`stream`: the keyword arguments of a BatchStream."""
@@ -91,7 +94,7 @@ class TrainLoader:
         """Name of each class."""
         return self.source.class_names
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 [N, C, H, W] and labels int64 [N] of each step of an epoch, counted from 0, from `first_step`.
 
         An epoch may be left at any step; the next one that is asked for ends it. Raises UserError, naming the image,
@@ -104,7 +107,7 @@ class TrainLoader:
                 images = self.erase(images, (self._sampler.seed, epoch, step, self._sampler.rank))
             yield images, labels
 
-    def names(self, epoch: int, step: int) -> List[str]:
+    def names(self, epoch: int, step: int) -> list[str]:
         """Paths of the images of a batch of this process, as if all could be read."""
         return [self.source.name(index) for index, _ in next(self._sampler.batches(epoch, step))]
 
@@ -145,7 +148,7 @@ class EvalLoader:
         """Batches of this process; there may be none."""
         return len(self._sampler)
 
-    def __iter__(self) -> Iterator[Tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 [N, C, H, W] and labels int64 [N] of each batch."""
         for images, labels in self._stream.run(self._sampler):
             yield self._normalize(images), labels

@@ -1,6 +1,9 @@
 """Mixup, CutMix and label smoothing: mixup(images, labels, key) -> (images, soft targets)."""
 
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 import numpy as np
 import paddle
@@ -10,8 +13,8 @@ from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
 
-Key = Tuple[int, ...]
-_Box = Tuple[int, int, int, int]  # top, bottom, left, right
+Key = tuple[int, ...]
+_Box = tuple[int, int, int, int]  # top, bottom, left, right
 
 # One key serves several consumers of randomness in a step: this number keeps mixup's stream apart.
 _STREAM = 2
@@ -21,7 +24,7 @@ class _Mix(NamedTuple):
     """How an image is mixed: the share of its own label, and the box that comes from its partner (CutMix)."""
 
     lam: float = 1.0
-    box: Optional[_Box] = None
+    box: _Box | None = None
 
 
 class SmoothTargets:
@@ -31,7 +34,7 @@ class SmoothTargets:
         self.num_classes = num_classes
         self.smoothing = smoothing
 
-    def __call__(self, images: Tensor, labels: Tensor, key: Key) -> Tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor]:
         """(images [N, C, H, W], float32 targets [N, K]) for integer labels [N]; `key` is not used."""
         return images, self._smooth(F.one_hot(labels, self.num_classes))
 
@@ -57,7 +60,7 @@ class Mixup(SmoothTargets):
         num_classes: int,
         mixup_alpha: float = 0.8,
         cutmix_alpha: float = 1.0,
-        cutmix_minmax: Optional[Sequence[float]] = None,
+        cutmix_minmax: Sequence[float] | None = None,
         prob: float = 1.0,
         switch_prob: float = 0.5,
         mode: str = "batch",
@@ -75,7 +78,7 @@ class Mixup(SmoothTargets):
         self.mode = mode
 
     @paddle.no_grad()
-    def __call__(self, images: Tensor, labels: Tensor, key: Key) -> Tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor]:
         """(mixed images [N, C, H, W], float32 targets [N, K]) for integer labels [N].
 
         The same key gives the same mix. The input is left as it is; there is no host sync.
@@ -128,7 +131,7 @@ def _mix_batch(images: Tensor, partner: Tensor, mix: _Mix) -> Tensor:
     return mixed
 
 
-def _mix_each(images: Tensor, partner: Tensor, mixes: List[_Mix]) -> Tensor:
+def _mix_each(images: Tensor, partner: Tensor, mixes: list[_Mix]) -> Tensor:
     """Image i mixed by mixes[i]."""
     num, _, height, width = images.shape
     others = paddle.gather(images, partner)
@@ -144,11 +147,11 @@ def _mix_each(images: Tensor, partner: Tensor, mixes: List[_Mix]) -> Tensor:
     return paddle.where(inside, others, mixed)
 
 
-def _column(values: List[float], *, like: Tensor) -> Tensor:
+def _column(values: list[float], *, like: Tensor) -> Tensor:
     return paddle.to_tensor(np.array(values, dtype=np.float32)[:, None], place=like.place).astype(like.dtype)
 
 
-def build_mixup(config: CfgNode) -> Callable[[Tensor, Tensor, Key], Tuple[Tensor, Tensor]]:
+def build_mixup(config: CfgNode) -> Callable[[Tensor, Tensor, Key], tuple[Tensor, Tensor]]:
     """Mixup as TRAIN asks for it; SmoothTargets where neither MIXUP_ALPHA, CUTMIX_ALPHA nor CUTMIX_MINMAX does.
 
     Raises UserError where there are no classes, or CUTMIX_MINMAX is no range.

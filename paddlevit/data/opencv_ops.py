@@ -5,15 +5,18 @@ differ by at most 1 level from rounding. Geometric ones interpolate as Pillow do
 is a little sharper, and places are rounded to 1/32 pixel), and meet `fill` otherwise within a pixel of the border.
 """
 
+from __future__ import annotations
+
 import functools
 import math
-from typing import Any, List, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any, Union
 
 import cv2
 import numpy as np
 from PIL import Image
 
-Fill = Union[int, Tuple[int, ...]]
+Fill = Union[int, tuple[int, ...]]
 
 _FILTERS = {Image.Resampling.BICUBIC: cv2.INTER_CUBIC, Image.Resampling.BILINEAR: cv2.INTER_LINEAR}
 _VALUES = np.arange(256)
@@ -54,7 +57,7 @@ def equalize(pixels: np.ndarray) -> np.ndarray:
 def _histograms(pixels: np.ndarray) -> np.ndarray:
     """How often each value stands in each channel: int64 [256, channels]."""
     channels = range(1 if pixels.ndim == 2 else pixels.shape[2])
-    images: List[Any] = [pixels]
+    images: list[Any] = [pixels]
     counts = [cv2.calcHist(images, [c], None, [256], [0, 256]) for c in channels]
     return np.stack(counts, axis=1).reshape(256, -1).astype(np.int64)
 
@@ -155,7 +158,7 @@ def _whole_weights(resample: Image.Resampling) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _filled(shape: Tuple[int, ...], fill: Fill) -> np.ndarray:
+def _filled(shape: tuple[int, ...], fill: Fill) -> np.ndarray:
     """An image in one colour, which nobody may write to."""
     image = np.full(shape, fill, dtype=np.uint8)
     image.flags.writeable = False
@@ -183,7 +186,7 @@ def _moved(pixels: np.ndarray, offset: float, axis: int, resample: Image.Resampl
     return cv2.copyMakeBorder(kept, top, bottom, left, right, cv2.BORDER_CONSTANT, value=fill)
 
 
-def _between(t: Union[float, np.ndarray], resample: Image.Resampling) -> np.ndarray:
+def _between(t: float | np.ndarray, resample: Image.Resampling) -> np.ndarray:
     """Weights of the pixels at -1, 0, 1 and 2 for the value at t, from 0 to 1 (Keys 1981, with Pillow's a = -1)."""
     if resample == Image.Resampling.BILINEAR:
         return np.array([0.0 * t, 1.0 - t, t, 0.0 * t])
@@ -207,12 +210,12 @@ def mirror(pixels: np.ndarray) -> np.ndarray:
     return cv2.flip(pixels, 1)
 
 
-def size(pixels: np.ndarray) -> Tuple[int, int]:
+def size(pixels: np.ndarray) -> tuple[int, int]:
     """Width and height."""
     return pixels.shape[1], pixels.shape[0]
 
 
-def resize(pixels: np.ndarray, new_size: Tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+def resize(pixels: np.ndarray, new_size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
     """Pixels at (width, height) = new_size.
 
     OpenCV's filters look at 2 or 4 pixels however much an image shrinks, so that fine patterns turn into coarse ones.

@@ -3,7 +3,9 @@
 transform(source, i, rng) reads the i-th image itself, because what it decodes depends on the part that it draws.
 """
 
-from typing import Callable, Optional, Union
+from __future__ import annotations
+
+from typing import Callable
 
 import cv2
 import numpy as np
@@ -22,10 +24,10 @@ class OpenCVTrainTransform:
 
     def __init__(
         self,
-        crop: Union[RandomResizedCrop, PaddedCrop],
+        crop: RandomResizedCrop | PaddedCrop,
         *,
         hflip: float,
-        augmentation: Optional[Augmentation],
+        augmentation: Augmentation | None,
         channels: int = 3,
         fast: bool = False,
     ) -> None:

@@ -1,6 +1,8 @@
 """A part of an image as an array, decoded no further than it is needed; for training with OpenCV."""
 
-from typing import Callable, Tuple
+from __future__ import annotations
+
+from typing import Callable
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from paddlevit.data.decode import decode, most_pixels
 from paddlevit.data.jpeg import decode_part, read_frame, reduction
 from paddlevit.data.sources import Source
 
-Box = Tuple[int, int, int, int]  # left, top, right, bottom
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 ChooseBox = Callable[[int, int], Box]
 
 

@@ -1,11 +1,14 @@
 """What augmentations are made of, on Pillow images (mode RGB or L). opencv_ops.py has the same on arrays."""
 
-from typing import Sequence, Tuple, Union
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Union
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-Fill = Union[int, Tuple[int, ...]]
+Fill = Union[int, tuple[int, ...]]
 
 
 def lookup(image: Image.Image, table: np.ndarray) -> Image.Image:
@@ -68,6 +71,6 @@ def mirror(image: Image.Image) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-def size(image: Image.Image) -> Tuple[int, int]:
+def size(image: Image.Image) -> tuple[int, int]:
     """Width and height."""
     return image.size

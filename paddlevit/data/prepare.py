@@ -1,9 +1,11 @@
 """Writes data sets in the layouts that the sources read: the demo's digits, list files and zip files from folders."""
 
+from __future__ import annotations
+
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -33,7 +35,7 @@ def write_digits(folder: Path, *, force: bool = False) -> str:
         raise UserError("the digits come with scikit-learn: pip install '.[demo]' in the clone") from None
     data = load_digits()
     in_val = digits_in_val(data.target)
-    rows: Dict[str, List[Tuple[str, int]]] = {split: [] for split in SPLITS}
+    rows: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     images = []
     for i, (image, label) in enumerate(zip(data.images, data.target)):
         split = SPLITS[int(in_val[i])]
@@ -83,7 +85,7 @@ def write_lists(folder: Path, *, force: bool = False) -> str:
     return f"listed {' and '.join(counts)}, {len(classes)} classes, in {folder}"
 
 
-def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[Tuple[int, int]]:
+def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[tuple[int, int]]:
     """Write <split>.zip, its members stored, and <split>_map.txt for the images of every split, and class_names.txt.
 
     Gives (images done, of so many) as it goes. An interrupted run goes on where it was; the maps come last, so that
@@ -95,7 +97,7 @@ def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[T
         raise MissingFileError(f"{folder} has no folders train and val, and no train_list.txt and val_list.txt")
     output.mkdir(parents=True, exist_ok=True)
     names = {split: [source.relative_path(i) for i in range(len(source))] for split, source in sources.items()}
-    texts: Dict[str, str] = {}
+    texts: dict[str, str] = {}
     for split, source in sources.items():
         texts[CLASS_NAMES_FILE] = "".join(f"{name}\n" for name in source.class_names)
         texts[f"{split}_map.txt"] = _list_text([(name, source.label(i)) for i, name in enumerate(names[split])], "\t")
@@ -110,7 +112,7 @@ def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[T
     _write_texts(output, texts)
 
 
-def _file_sources(folder: Path, split: str) -> Iterator[Union[ListSource, FolderSource]]:
+def _file_sources(folder: Path, split: str) -> Iterator[ListSource | FolderSource]:
     """The images of a split as files, if it has any."""
     if (folder / f"{split}_list.txt").is_file():
         source = open_imagenet(folder, split)
@@ -130,14 +132,14 @@ def _holds(path: Path, names: Sequence[str]) -> bool:
     return True
 
 
-def _list_text(rows: Sequence[Tuple[str, int]], separator: str = " ") -> str:
+def _list_text(rows: Sequence[tuple[str, int]], separator: str = " ") -> str:
     for path, _ in rows:
         if "\n" in path:
             raise UserError(f"{path!r}: a path with a line break cannot stand in a list; rename the file")
     return "".join(f"{path}{separator}{label}\n" for path, label in rows)
 
 
-def _refuse_other(folder: Path, texts: Dict[str, str], force: bool) -> None:
+def _refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
     for name, text in texts.items():
         file = folder / name
         if not force and file.exists() and file.read_bytes() != _encoded(text):
@@ -146,7 +148,7 @@ def _refuse_other(folder: Path, texts: Dict[str, str], force: bool) -> None:
             )
 
 
-def _write_images(folder: Path, images: Sequence[Tuple[str, np.ndarray]]) -> None:
+def _write_images(folder: Path, images: Sequence[tuple[str, np.ndarray]]) -> None:
     """Write 8 x 8 digits with values 0 to 16, first beside their places and then into them."""
     unfinished = folder / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -161,7 +163,7 @@ def _write_images(folder: Path, images: Sequence[Tuple[str, np.ndarray]]) -> Non
     shutil.rmtree(unfinished)
 
 
-def _write_texts(folder: Path, texts: Dict[str, str]) -> None:
+def _write_texts(folder: Path, texts: dict[str, str]) -> None:
     for name, text in texts.items():
         unfinished = folder / f"{name}.unfinished"
         unfinished.write_bytes(_encoded(text))

@@ -1,6 +1,8 @@
 """Which images are in which batch: pure functions of seed, epoch and step, the same for any number of processes."""
 
-from typing import Iterator, List
+from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -48,7 +50,7 @@ class TrainBatchSampler:
         """Steps of an epoch."""
         return self.num_samples // (self.batch_size * self.world_size)
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[List[Sample]]:
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Sample]]:
         """This process's batches of an epoch, from `first_step` on."""
         order = train_order(self.num_samples, self.seed, epoch=epoch, repeats=self.repeats)
         for step in range(first_step, len(self)):
@@ -76,6 +78,6 @@ class EvalBatchSampler:
         """Batches of this process."""
         return -(-len(self.indices) // self.batch_size)
 
-    def __iter__(self) -> Iterator[List[Sample]]:
+    def __iter__(self) -> Iterator[list[Sample]]:
         for first in range(0, len(self.indices), self.batch_size):
             yield [(int(i), None) for i in self.indices[first : first + self.batch_size]]

@@ -4,12 +4,14 @@ Every source reads safely in many processes, holds its paths and labels in array
 person would look for it.
 """
 
+from __future__ import annotations
+
 import functools
 import logging
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -175,8 +177,8 @@ class FolderSource(Source):
     @functools.cached_property
     def _index(self) -> Index:
         """Made when it is first needed: who only asks for the number of classes need not wait for it."""
-        paths: List[bytes] = []
-        labels: List[int] = []
+        paths: list[bytes] = []
+        labels: list[int] = []
         skipped = 0
         for label, name in enumerate(self._folders):
             folder = self._root / name
@@ -208,13 +210,13 @@ class FolderSource(Source):
             raise MissingFileError(f"there is no file {self.name(i)} any more") from None
 
 
-def class_folders(folder: Path) -> List[str]:
+def class_folders(folder: Path) -> list[str]:
     """Sorted names of the folders in `folder`, hidden ones left out."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _image_files(folder: Path) -> Tuple[List[bytes], int]:
+def _image_files(folder: Path) -> tuple[list[bytes], int]:
     """The sorted names of JPEG and PNG files in a class's folder, and how many other entries it has."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".")]

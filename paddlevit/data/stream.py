@@ -1,5 +1,7 @@
 """Batches that are read, decoded and stacked in the background."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import gc
@@ -12,10 +14,11 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Union
 
 import numpy as np
 import paddle
@@ -32,7 +35,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _SHARED_MEMORY = Path("/dev/shm")
 _AFTER_QUEUES = -100  # multiprocessing empties its queues at -5
 
-_Request = Tuple[int, Union[List[Sample], Exception, None]]
+_Request = tuple[int, Union[list[Sample], Exception, None]]
 
 
 class BatchStream:
@@ -45,7 +48,7 @@ class BatchStream:
     """
 
     def __init__(
-        self, dataset: ImageDataset, *, num_workers: int, shared_memory: bool = True, max_bad: Optional[int] = None
+        self, dataset: ImageDataset, *, num_workers: int, shared_memory: bool = True, max_bad: int | None = None
     ) -> None:
         """`max_bad`: so many images that cannot be read are replaced by the next ones that can; None: the first one
         is an error."""
@@ -61,10 +64,10 @@ class BatchStream:
             persistent_workers=num_workers > 0,
             worker_init_fn=functools.partial(_start_worker, parent=os.getpid()),
         )
-        self._replies: Optional[Iterator[Any]] = None
-        self._workers: List[BaseProcess] = []
+        self._replies: Iterator[Any] | None = None
+        self._workers: list[BaseProcess] = []
 
-    def run(self, batches: Iterable[List[Sample]]) -> Iterator[Tuple[Tensor, Tensor]]:
+    def run(self, batches: Iterable[list[Sample]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images uint8 [N, H, W, C] and labels int64 [N] of each list of samples.
 
         Ends an earlier run that was left. Raises UserError where an image cannot be read.
@@ -123,18 +126,18 @@ class _Requests:
 
     def __init__(self) -> None:
         self.number = 0
-        self._current: Tuple[int, Iterator[List[Sample]]] = (0, iter(()))
+        self._current: tuple[int, Iterator[list[Sample]]] = (0, iter(()))
 
-    def start(self, batches: Iterable[List[Sample]]) -> int:
+    def start(self, batches: Iterable[list[Sample]]) -> int:
         """Go on with the requests of a new run, and return its number."""
         self.number += 1
         self._current = (self.number, iter(batches))  # both at once: the reader may be another thread
         return self.number
 
-    def __iter__(self) -> Iterator[List[_Request]]:
+    def __iter__(self) -> Iterator[list[_Request]]:
         return self
 
-    def __next__(self) -> List[_Request]:
+    def __next__(self) -> list[_Request]:
         number, batches = self._current
         try:
             return [(number, next(batches, None))]
@@ -151,31 +154,31 @@ class _Reply:
 
     number: int
     last: bool = False
-    error: Optional[Exception] = None
+    error: Exception | None = None
     bad: Sequence[str] = ()
 
 
 class _Batches(paddle.io.Dataset):
     """Answers requests. An answer always holds two arrays: Paddle takes one without for the end of the data."""
 
-    def __init__(self, dataset: ImageDataset, max_bad: Optional[int]) -> None:
+    def __init__(self, dataset: ImageDataset, max_bad: int | None) -> None:
         super().__init__()
         self._dataset = dataset
         self._max_bad = max_bad or 0
 
-    def __getitem__(self, request: _Request) -> Tuple[_Reply, np.ndarray, np.ndarray]:
+    def __getitem__(self, request: _Request) -> tuple[_Reply, np.ndarray, np.ndarray]:
         number, samples = request
         nothing = np.zeros(1, dtype=np.uint8)
         if samples is None or isinstance(samples, Exception):
             return _Reply(number, last=samples is None, error=samples), nothing, nothing
         try:
-            bad: List[str] = []
+            bad: list[str] = []
             images, labels = zip(*(self._read(drawn, bad) for drawn in with_generators(samples)))
             return _Reply(number, bad=bad), np.stack(images), np.asarray(labels, dtype=np.int64)
         except Exception as error:
             return _Reply(number, error=_that_travels(error)), nothing, nothing
 
-    def _read(self, drawn: Drawn, bad: List[str]) -> Tuple[np.ndarray, np.int64]:
+    def _read(self, drawn: Drawn, bad: list[str]) -> tuple[np.ndarray, np.int64]:
         """Pixels and label of an image, or of the next one that can be read."""
         index, rng = drawn
         for tried in range(self._max_bad + 1):
@@ -200,7 +203,7 @@ def _that_travels(error: Exception) -> Exception:
     return RuntimeError(f"while reading data:\n{''.join(lines)}")
 
 
-def _only(batch: List[Any]) -> Any:
+def _only(batch: list[Any]) -> Any:
     """Collates nothing: the data set has already stacked the batch."""
     return batch[0]
 

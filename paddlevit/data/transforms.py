@@ -3,8 +3,11 @@
 transform(image, rng) returns an array [DATA.IMAGE_SIZE, DATA.IMAGE_SIZE, C]; all randomness comes from `rng`.
 """
 
+from __future__ import annotations
+
 import math
-from typing import Any, Callable, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any, Callable
 
 import numpy as np
 from PIL import Image
@@ -15,7 +18,7 @@ from paddlevit.errors import UserError
 
 Transform = Callable[[Image.Image, Any], np.ndarray]  # with a random generator; evaluation needs none
 
-Box = Tuple[float, float, float, float]
+Box = tuple[float, float, float, float]
 
 # An image of 1 x 100,000 pixels, whole, would take gigabytes once its shorter side has 256.
 _MAX_RESIZED_PIXELS = 1 << 25
@@ -40,21 +43,21 @@ class CenterCrop:
         self.short = int(size / crop_pct)
         self.resample = resample
 
-    def __call__(self, image: Image.Image, rng: Optional[np.random.Generator] = None) -> np.ndarray:
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
         (width, height), (left, top) = self._geometry(image.size)
         if width * height > _MAX_RESIZED_PIXELS:
             return to_array(image.resize((self.size, self.size), self.resample, box=self.source_box(image.size)))
         box = (left, top, left + self.size, top + self.size)
         return to_array(_cropped_resize(image, (width, height), box, self.resample))
 
-    def source_box(self, size: Tuple[int, int]) -> Box:
+    def source_box(self, size: tuple[int, int]) -> Box:
         """Left, top, right and bottom of what is kept of an image of `size` (width, height), in its pixels."""
         (width, height), (left, top) = self._geometry(size)
         x0, x1 = (edge * size[0] / width for edge in (left, left + self.size))
         y0, y1 = (edge * size[1] / height for edge in (top, top + self.size))
         return x0, y0, x1, y1
 
-    def _geometry(self, size: Tuple[int, int]) -> Tuple[Tuple[int, int], Tuple[int, int]]:
+    def _geometry(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """(width, height) of the resized image, (left, top) of the square in it."""
         shorter = min(size)
         width, height = (int(self.short * side / shorter) for side in size)
@@ -68,10 +71,10 @@ class Squash:
         self.size = size
         self.resample = resample
 
-    def __call__(self, image: Image.Image, rng: Optional[np.random.Generator] = None) -> np.ndarray:
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
         return to_array(_resized(image, (self.size, self.size), self.resample))
 
-    def source_box(self, size: Tuple[int, int]) -> Box:
+    def source_box(self, size: tuple[int, int]) -> Box:
         """All of an image of `size` (width, height): left, top, right and bottom in its pixels."""
         return 0.0, 0.0, float(size[0]), float(size[1])
 
@@ -92,7 +95,7 @@ class RandomResizedCrop:
         self.ratio = tuple(ratio)
         self.resample = resample
 
-    def box(self, width: int, height: int, rng: np.random.Generator) -> Tuple[int, int, int, int]:
+    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(left, top, right, bottom) of the part to keep.
 
         The area is uniform, the ratio log-uniform, the place uniform. After ten parts that do not fit, the largest
@@ -129,7 +132,7 @@ class PaddedCrop:
         left, top = self.offset(rng)
         return image.crop((left, top, left + self.size, top + self.size))
 
-    def offset(self, rng: np.random.Generator) -> Tuple[int, int]:
+    def offset(self, rng: np.random.Generator) -> tuple[int, int]:
         """How far the image moves to the left and up, in pixels."""
         left, top = rng.integers(-self.padding, self.padding, size=2, endpoint=True)
         return int(left), int(top)
@@ -138,7 +141,7 @@ class PaddedCrop:
 class TrainTransform:
     """Crop, mirror with probability `hflip`, then augment."""
 
-    def __init__(self, crop: Augmentation, *, hflip: float, augmentation: Optional[Augmentation]) -> None:
+    def __init__(self, crop: Augmentation, *, hflip: float, augmentation: Augmentation | None) -> None:
         self.crop = crop
         self.hflip = hflip
         self.augmentation = augmentation
@@ -152,7 +155,7 @@ class TrainTransform:
         return to_array(image)
 
 
-def build_eval_transform(config: CfgNode) -> Union[CenterCrop, Squash]:
+def build_eval_transform(config: CfgNode) -> CenterCrop | Squash:
     """The transform of validation and test images; it needs no generator."""
     data = config.DATA
     resample = FILTERS[data.INTERPOLATION]
@@ -166,7 +169,7 @@ def build_train_transform(config: CfgNode) -> Transform:
     return TrainTransform(build_crop(config), hflip=config.TRAIN.HFLIP, augmentation=build_augmentation(config))
 
 
-def build_crop(config: CfgNode) -> Union[RandomResizedCrop, PaddedCrop]:
+def build_crop(config: CfgNode) -> RandomResizedCrop | PaddedCrop:
     """The part of a training image that is kept. Raises UserError where CROP_SCALE or CROP_RATIO is no range."""
     train, size = config.TRAIN, config.DATA.IMAGE_SIZE
     resample = FILTERS[config.DATA.INTERPOLATION]
@@ -178,12 +181,12 @@ def build_crop(config: CfgNode) -> Union[RandomResizedCrop, PaddedCrop]:
     return RandomResizedCrop(size, scale=train.CROP_SCALE, ratio=train.CROP_RATIO, resample=resample)
 
 
-def _resized(image: Image.Image, size: Tuple[int, int], resample: Image.Resampling) -> Image.Image:
+def _resized(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     return image if image.size == size else image.resize(size, resample)
 
 
 def _cropped_resize(
-    image: Image.Image, size: Tuple[int, int], box: Tuple[int, int, int, int], resample: Image.Resampling
+    image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int], resample: Image.Resampling
 ) -> Image.Image:
     """A box of the image at `size`, value by value.
 

@@ -1,11 +1,13 @@
 """Members of a zip file, read by position so that any number of processes can share it."""
 
+from __future__ import annotations
+
 import os
 import struct
 import zlib
 from array import array
 from pathlib import Path
-from typing import BinaryIO, Dict, Optional, Tuple
+from typing import BinaryIO
 
 import numpy as np
 
@@ -29,7 +31,7 @@ _ENCRYPTED = 1
 _MOST_BYTES = 1 << 30
 
 
-class Members(Dict[bytes, int]):
+class Members(dict[bytes, int]):
     """Name of a member -> its number."""
 
     def top_folder(self) -> bytes:
@@ -48,10 +50,10 @@ class ZipArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.places: Arrays = {}
-        self._file: Optional[BinaryIO] = None
+        self._file: BinaryIO | None = None
         self._pid = -1
 
-    def directory(self) -> Tuple[Members, Arrays]:
+    def directory(self) -> tuple[Members, Arrays]:
         """The number of each member by its name, and where they are, by number.
 
         Raises MissingFileError or UserError where the file is missing, no zip, damaged, or has members that are
@@ -92,7 +94,7 @@ class ZipArchive:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None, "_pid": -1}
 
-    def _central_directory(self) -> Tuple[int, bytes]:
+    def _central_directory(self) -> tuple[int, bytes]:
         """The directory, and what to add to the offsets in it: other data may stand before the zip."""
         file_size = os.stat(self.path).st_size
         tail_size = min(file_size, _END.size + _LONGEST_COMMENT)
@@ -112,7 +114,7 @@ class ZipArchive:
             raise UserError(f"{self.path} is not a complete zip file: a part before its directory is missing")
         return end - size - offset, self._at(size, end - size)
 
-    def _parse(self, first: int, directory: bytes) -> Tuple[Members, Arrays]:
+    def _parse(self, first: int, directory: bytes) -> tuple[Members, Arrays]:
         members = Members()
         offsets, sizes, methods = array("Q"), array("Q"), array("B")
         most = os.stat(self.path).st_size
@@ -152,7 +154,7 @@ def _inflate(data: bytes) -> bytes:
     return content
 
 
-def _long_fields(extra: bytes, full_size: int, size: int, offset: int) -> Tuple[int, int]:
+def _long_fields(extra: bytes, full_size: int, size: int, offset: int) -> tuple[int, int]:
     """Stored size and offset of a member whose 32-bit fields are too small (APPNOTE.TXT, section 4.5.3)."""
     at = 0
     while at + 4 <= len(extra):

@@ -3,11 +3,14 @@
 Images are compressed already: deflating them again costs time at every reading and saves nothing.
 """
 
+from __future__ import annotations
+
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterator, List, NamedTuple, Tuple
+from typing import BinaryIO, Callable, NamedTuple
 
 from paddlevit.errors import UserError
 
@@ -32,7 +35,7 @@ class _Member(NamedTuple):
     offset: int
 
 
-def write_zip(path: Path, names: List[str], read: Callable[[int], bytes]) -> Iterator[int]:
+def write_zip(path: Path, names: list[str], read: Callable[[int], bytes]) -> Iterator[int]:
     """Write the members `names`, with read(i) as the i-th one's content, and give the number of those that are done.
 
     The file is `path`.unfinished until it is complete. What stands there already is kept as far as its members have
@@ -58,7 +61,7 @@ def _length(member: _Member) -> int:
     return _LOCAL.size + len(member.name) + member.size
 
 
-def _complete_members(file: BinaryIO, names: List[bytes]) -> Iterator[_Member]:
+def _complete_members(file: BinaryIO, names: list[bytes]) -> Iterator[_Member]:
     """The members at the start of a file that are whole and have the names that come first."""
     file_size, offset = os.fstat(file.fileno()).st_size, 0
     for name in names:
@@ -88,7 +91,7 @@ def _write_member(file: BinaryIO, name: bytes, content: bytes) -> _Member:
     return member
 
 
-def _write_directory(file: BinaryIO, members: List[_Member]) -> None:
+def _write_directory(file: BinaryIO, members: list[_Member]) -> None:
     start = file.tell()
     for member in members:
         file.write(_entry(member))
@@ -105,5 +108,5 @@ def _entry(member: _Member) -> bytes:
     far = member.offset >= _MOST
     extra = _LONG_OFFSET.pack(1, 8, member.offset) if far else b""
     name, crc, size, offset = member
-    sizes: Tuple[int, ...] = (crc, size, size, len(name), len(extra), 0, 0, 0, 0, _MOST if far else offset)
+    sizes: tuple[int, ...] = (crc, size, size, len(name), len(extra), 0, 0, 0, 0, _MOST if far else offset)
     return _CENTRAL.pack(b"PK\1\2", _VERSION, _VERSION, _UTF8_NAMES, 0, 0, _FIRST_DAY, *sizes) + name + extra

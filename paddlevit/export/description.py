@@ -1,9 +1,12 @@
 """export.json: what a program must know of an exported network to use it, without our configuration."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 from paddle import nn
 from yacs.config import CfgNode
@@ -23,7 +26,7 @@ _PREPROCESSING = {
 }
 
 
-def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> Dict[str, Any]:
+def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> dict[str, Any]:
     """The description of a network, but for "files": those of its exported files, the newest last.
 
     Its preprocessing: an image, RGB or with one channel grey, whose shorter side becomes `resize_shorter_side_to` and
@@ -46,7 +49,7 @@ def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> Di
     }
 
 
-def read_description(folder: Path) -> Dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
     """The description in `folder`. Raises UserError where there is none, or one that says too little."""
     path = folder / DESCRIPTION_FILE
     try:
@@ -63,15 +66,15 @@ def read_description(folder: Path) -> Dict[str, Any]:
     return description
 
 
-def data_values(description: Dict[str, Any]) -> Dict[str, Any]:
+def data_values(description: dict[str, Any]) -> dict[str, Any]:
     """The keys of the configuration, with their values, that make the images which the network was evaluated on."""
     values = {key: description["preprocessing"][name] for name, key in _PREPROCESSING.items()}
     return {"MODEL.NUM_CLASSES": description["num_classes"], **values}
 
 
-def with_file(description: Dict[str, Any], folder: Path, file: Path) -> Dict[str, Any]:
+def with_file(description: dict[str, Any], folder: Path, file: Path) -> dict[str, Any]:
     """`description` with the files of the same network that `folder` describes already, and `file` as the newest."""
-    files: List[str] = []
+    files: list[str] = []
     try:
         earlier = read_description(folder)
         if {**earlier, "files": None} == {**description, "files": None}:

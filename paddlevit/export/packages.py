@@ -1,5 +1,7 @@
 """The packages that the formats need, which are an extra."""
 
+from __future__ import annotations
+
 import importlib
 import sys
 from typing import Any

@@ -1,9 +1,12 @@
 """Exported networks as functions."""
 
+from __future__ import annotations
+
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable, Sequence, Tuple, Union
+from typing import Callable
 
 import numpy as np
 import paddle
@@ -12,10 +15,10 @@ from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export.packages import needs
 
 Predict = Callable[[np.ndarray], np.ndarray]
-_Opened = Tuple[Predict, Sequence[int]]  # the function, and [C, H, W] of its images
+_Opened = tuple[Predict, Sequence[int]]  # the function, and [C, H, W] of its images
 
 
-def open_exported(path: Union[str, Path], *, threads: int = 0, device: str = "cpu") -> Predict:
+def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu") -> Predict:
     """What `export` wrote, as a function: images float32 [N, C, H, W] -> logits [N, K]. `threads` 0: all cores.
 
     `device` "gpu" is for Paddle's program; the other formats are computed by the CPU. Raises UserError where the file

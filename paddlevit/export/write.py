@@ -1,11 +1,14 @@
 """Networks into files for deployment."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence, Union
+from typing import Any
 
 import numpy as np
 import paddle
@@ -22,9 +25,9 @@ def export(
     model: nn.Layer,
     image_shape: Sequence[int],
     fmt: str,
-    folder: Union[str, Path],
+    folder: str | Path,
     *,
-    calibration: Optional[Sequence[np.ndarray]] = None,
+    calibration: Sequence[np.ndarray] | None = None,
 ) -> Path:
     """Write `model` in evaluation as `fmt` "paddle", "onnx" or "openvino" into `folder`; the path of the file to open.
 
@@ -96,7 +99,7 @@ def _save_onnx(model: nn.Layer, image_shape: Sequence[int], path: Path) -> Path:
 
 
 def _save_openvino(
-    model: nn.Layer, image_shape: Sequence[int], path: Path, calibration: Optional[Sequence[np.ndarray]]
+    model: nn.Layer, image_shape: Sequence[int], path: Path, calibration: Sequence[np.ndarray] | None
 ) -> Path:
     openvino = needs("openvino")
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,6 +1,6 @@
 """Block of HRFormer (section 3): self-attention in windows, then a feed-forward network with a convolution."""
 
-from typing import Optional, Tuple
+from __future__ import annotations
 
 import paddle
 import paddle.nn.functional as F
@@ -11,7 +11,7 @@ from paddlevit.hrformer.convert import relative_position_index
 from paddlevit.layers import Conv2D, DropPath, LayerNorm, Linear, create_parameter, is_watched
 
 
-def window_padding(size: int, window: int) -> Tuple[int, int]:
+def window_padding(size: int, window: int) -> tuple[int, int]:
     """Zeros before and after `size` places that make it a multiple of `window`; the odd one comes after."""
     missing = -size % window
     return missing // 2, missing - missing // 2
@@ -41,7 +41,7 @@ def join_windows(tokens: Tensor, height: int, width: int, window: int) -> Tensor
     return feature_map
 
 
-def inside_map(height: int, width: int, window: int, dtype: paddle.dtype) -> Optional[Tensor]:
+def inside_map(height: int, width: int, window: int, dtype: paddle.dtype) -> Tensor | None:
     """1 at the tokens of the map and 0 at those of the padding, [windows, window^2, 1]; None without padding."""
     if height % window == 0 and width % window == 0:
         return None
@@ -105,7 +105,7 @@ class WindowAttention(nn.Layer):
         super().__init__()
         self.attn = RelativeAttention(dim, num_heads, window)
 
-    def forward(self, tokens: Tensor, inside: Optional[Tensor] = None) -> Tensor:
+    def forward(self, tokens: Tensor, inside: Tensor | None = None) -> Tensor:
         if inside is not None:
             tokens = tokens * inside
         shape = [-1, *tokens.shape[1:]]

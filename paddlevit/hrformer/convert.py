@@ -4,6 +4,8 @@ Our names are the official ones. `structural` names buffers that follow from the
 compared with the function's and dropped.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,11 @@ The branches, their exchange and the classification head are those of HRNet (Wan
 Representation Learning for Visual Recognition", TPAMI 2020). Parameter names are the official ones.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -41,7 +44,7 @@ class StageSpec(NamedTuple):
         return self.num_modules * max(self.num_blocks)
 
 
-def conv_bn(in_channels: int, channels: int, *, kernel: int = 1, stride: int = 1, groups: int = 1) -> List[nn.Layer]:
+def conv_bn(in_channels: int, channels: int, *, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Layer]:
     """Convolution without bias and batch normalisation."""
     conv = Conv2D(in_channels, channels, kernel, stride, padding=kernel // 2, groups=groups, bias_attr=False)
     return [conv, nn.BatchNorm2D(channels)]
@@ -143,11 +146,11 @@ class Module(nn.Layer):
             nn.LayerList(fuse_layer(source, target, spec.num_channels) for source in branches) for target in branches
         )
 
-    def forward(self, maps: List[Tensor]) -> List[Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         maps = [branch(x) for branch, x in zip(self.branches, maps)]
         return [self._fused(target, maps) for target in range(len(maps))]
 
-    def _fused(self, target: int, maps: List[Tensor]) -> Tensor:
+    def _fused(self, target: int, maps: list[Tensor]) -> Tensor:
         total, size = maps[target], maps[target].shape[2:]
         for source, x in enumerate(maps):
             if source == target:
@@ -177,7 +180,7 @@ class Transition(nn.LayerList):
         down = nn.Sequential(*conv_bn(before[-1], channels[-1], kernel=3, stride=2), nn.ReLU())
         super().__init__([*layers, nn.Sequential(down)])
 
-    def forward(self, maps: List[Tensor]) -> List[Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         return [layer(x) for layer, x in zip(self, [*maps, maps[-1]])]
 
 
@@ -200,8 +203,8 @@ class HRFormer(nn.Layer):
     weights fit images of any size; `num_classes` 0 leaves the head out.
     """
 
-    weight_sources: Dict = SOURCES
-    head_prefixes: Tuple[str, ...] = ("classifier.",)
+    weight_sources: dict = SOURCES
+    head_prefixes: tuple[str, ...] = ("classifier.",)
 
     def __init__(
         self,
@@ -210,7 +213,7 @@ class HRFormer(nn.Layer):
         num_classes: int = 1000,
         num_bottlenecks: int = 2,
         bottleneck_channels: int = 64,
-        stages: Tuple[StageSpec, StageSpec, StageSpec],
+        stages: tuple[StageSpec, StageSpec, StageSpec],
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -238,7 +241,7 @@ class HRFormer(nn.Layer):
         self.classifier = WideLinear(FEATURES, num_classes) if num_classes else nn.Identity()
         self.apply(init_like_torch)
 
-    def feature_maps(self, images: Tensor) -> List[Tensor]:
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Maps of the four branches, [N, C_i, H / s, W / s] with s = 4, 8, 16, 32 (rounded up), for dense tasks."""
         x = F.relu(self.bn1(self.conv1(images)))
         x = F.relu(self.bn2(self.conv2(x)))
@@ -256,7 +259,7 @@ class HRFormer(nn.Layer):
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.forward_features(images))
 
-    def views(self) -> List[StageView]:
+    def views(self) -> list[StageView]:
         """Its stages, with one, two, three and four resolutions. Attention is local, in windows, and has no view."""
         halved = Window(kernel=3, stride=2, padding=1)
         grids = [PIXELS.pooled(halved).pooled(halved)]
@@ -308,7 +311,7 @@ def _stage(hrt: CfgNode, number: int) -> StageSpec:
     )
 
 
-def _all_are(entry: Union[str, Sequence], kind: str) -> bool:
+def _all_are(entry: str | Sequence, kind: str) -> bool:
     """Whether every text in nested lists is `kind`."""
     if isinstance(entry, (list, tuple)):
         return all(_all_are(item, kind) for item in entry)

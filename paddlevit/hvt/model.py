@@ -1,6 +1,8 @@
 """Hierarchical Vision Transformer (Pan et al., "Scalable Vision Transformers with Hierarchical Pooling", ICCV 2021)."""
 
-from typing import Any, Dict, List, Tuple
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import paddle.nn.functional as F
@@ -58,8 +60,8 @@ class HVT(nn.Layer):
     the sequence becomes shorter than the pooling kernel.
     """
 
-    weight_sources: Dict = SOURCES
-    head_prefixes: Tuple[str, ...] = ("head.",)
+    weight_sources: dict = SOURCES
+    head_prefixes: tuple[str, ...] = ("head.",)
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class HVT(nn.Layer):
         self.pos_dropout = nn.Dropout(dropout)
         self.layers = nn.LayerList()
         for i, rate in enumerate(drop_path_rates(drop_path, depth)):
-            block: Dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "drop_path": rate}
+            block: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "drop_path": rate}
             block.update(dropout=dropout, attention_dropout=attention_dropout)
             if pool_block_width == 0 or i % pool_block_width:
                 self.layers.append(Block(embed_dim, num_heads, **block))
@@ -112,7 +114,7 @@ class HVT(nn.Layer):
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.forward_features(images))
 
-    def views(self) -> List[StageView]:
+    def views(self) -> list[StageView]:
         """Its blocks. Pooled tokens are spread back over the patches that they come from, so that they show as maps."""
         views = []
         patch_size = self.patch_embed.proj.weight.shape[2]

@@ -1,5 +1,7 @@
 """Names of PiT's parameters in other people's checkpoints (`paddlevit/hvt/convert.py` explains the tables)."""
 
+from __future__ import annotations
+
 SOURCES = {
     "official": {"layout": "torch", "rules": ()},
     # timm counts a pooling among the layers of the stage after it.

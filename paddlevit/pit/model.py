@@ -1,6 +1,9 @@
 """Pooling-based Vision Transformer (Heo et al., "Rethinking Spatial Dimensions of Vision Transformers", ICCV 2021)."""
 
-from typing import Any, Dict, List, Sequence, Tuple, Union
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import paddle
 from paddle import Tensor, nn
@@ -31,7 +34,7 @@ class Pooling(nn.Layer):
         self.conv = Conv2D(dim, out_dim, kernel_size=3, stride=2, padding=1, groups=dim)
         self.fc = Linear(dim, out_dim)
 
-    def forward(self, feature_map: Tensor, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return self.conv(feature_map), self.fc(tokens)
 
 
@@ -42,7 +45,7 @@ class Transformer(nn.Layer):
         super().__init__()
         self.blocks = nn.LayerList(blocks)
 
-    def forward(self, feature_map: Tensor, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         shape, num_tokens = feature_map.shape, tokens.shape[1]
         x = paddle.concat([tokens, feature_map.flatten(2).transpose([0, 2, 1])], axis=1)
         for block in self.blocks:
@@ -60,8 +63,8 @@ class PiT(nn.Layer):
     entries do not fit together, or the image is smaller than a patch.
     """
 
-    weight_sources: Dict = SOURCES
-    head_prefixes: Tuple[str, ...] = ("head.", "head_dist.")
+    weight_sources: dict = SOURCES
+    head_prefixes: tuple[str, ...] = ("head.", "head_dist.")
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class PiT(nn.Layer):
             )
         # Block i drops with rate * i / total, so the rate itself is never reached: the official schedule.
         rates = iter([drop_path * i / sum(depth) for i in range(sum(depth))])
-        block: Dict[str, Any] = {"mlp_ratio": mlp_ratio, "dropout": dropout, "attention_dropout": attention_dropout}
+        block: dict[str, Any] = {"mlp_ratio": mlp_ratio, "dropout": dropout, "attention_dropout": attention_dropout}
         side = (image_size - patch_size) // stride + 1
         self.distilled = distilled
         self.patch_embed = PatchEmbed(in_channels, dims[0], patch_size, stride)
@@ -123,14 +126,14 @@ class PiT(nn.Layer):
         tokens = self.norm(tokens)
         return tokens if self.distilled else tokens[:, 0]
 
-    def forward(self, images: Tensor) -> Union[Tensor, Tuple[Tensor, Tensor]]:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         features = self.forward_features(images)
         if not self.distilled:
             return self.head(features)
         logits, distill_logits = self.head(features[:, 0]), self.head_dist(features[:, 1])
         return (logits, distill_logits) if self.training else (logits + distill_logits) / 2
 
-    def views(self) -> List[StageView]:
+    def views(self) -> list[StageView]:
         """Its stages; the class token, and with `distilled` a second one, stand first in all of them."""
         views = []
         conv, halved = self.patch_embed.conv, Window(kernel=3, stride=2, padding=1)

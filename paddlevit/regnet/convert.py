@@ -5,6 +5,8 @@ network does not have: the BatchNorm after it takes the bias up, (x + b) - mean 
 such arrays and what they are subtracted from.
 """
 
+from __future__ import annotations
+
 SOURCES = {
     "timm": {
         "layout": "torch",

@@ -1,6 +1,8 @@
 """RegNetY (Radosavovic et al., "Designing Network Design Spaces", CVPR 2020): the teacher of distilled PiT."""
 
-from typing import Dict, List, Sequence, Tuple
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -99,8 +101,8 @@ class RegNet(nn.Layer):
     leaves the linear layer out. Raises UserError where the widths do not fit.
     """
 
-    weight_sources: Dict = SOURCES
-    head_prefixes: Tuple[str, ...] = ("head.2.",)
+    weight_sources: dict = SOURCES
+    head_prefixes: tuple[str, ...] = ("head.2.",)
 
     def __init__(
         self,
@@ -138,7 +140,7 @@ class RegNet(nn.Layer):
     def forward(self, images: Tensor) -> Tensor:
         return self.head[2](self.forward_features(images))
 
-    def views(self) -> List[StageView]:
+    def views(self) -> list[StageView]:
         """Its stages."""
         halved = Window(kernel=3, stride=2, padding=1)
         views, grid = [], PIXELS.pooled(halved)

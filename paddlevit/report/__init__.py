@@ -1,5 +1,7 @@
 """The pages that training runs leave behind: a run's report.html, and comparisons; files that fetch nothing."""
 
+from __future__ import annotations
+
 from paddlevit.report.comparison import difference_table, result_table, write_comparison
 from paddlevit.report.page import write_report
 from paddlevit.report.predictions import Predictions

@@ -1,5 +1,7 @@
 """Line charts as inline SVG, drawn in the colours of style.css."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Several runs beside each other: what they reached, what differs between them, and their curves on one page."""
 
+from __future__ import annotations
+
 import json
 import math
 import os

@@ -1,5 +1,7 @@
 """What every page of the project stands in: one file that fetches nothing."""
 
+from __future__ import annotations
+
 import os
 from html import escape
 from pathlib import Path

@@ -1,5 +1,7 @@
 """How figures are written."""
 
+from __future__ import annotations
+
 import time
 
 

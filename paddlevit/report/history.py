@@ -1,5 +1,7 @@
 """What metrics.jsonl tells of a run."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Iterator
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from paddlevit.errors import UserError
 
@@ -38,7 +40,7 @@ class History:
 
     series: dict[str, list[Record]]
     last_epoch: float  # of the last line
-    closing: Optional[Record]  # the saved best weights, evaluated once more at the end of a finished run
+    closing: Record | None  # the saved best weights, evaluated once more at the end of a finished run
     unread: int  # lines that could not be read
 
     @cached_property
@@ -55,7 +57,7 @@ class History:
         low, high = math.floor(min(places)), math.ceil(max(places))
         return (low, high) if low < high else (high - 1, high)
 
-    def best(self) -> Optional[Record]:
+    def best(self) -> Record | None:
         """The evaluation of the saved best weights or, in a run that has not finished, the best one so far."""
         if self.closing is not None:
             return self.closing
@@ -106,7 +108,7 @@ def read_history(path: Path) -> History:
     return History(series, records[-1].epoch, closing, unread)
 
 
-def _read(line: bytes) -> Optional[Record]:
+def _read(line: bytes) -> Record | None:
     try:
         values = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):

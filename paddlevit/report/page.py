@@ -1,11 +1,13 @@
 """The page of a run: title, headline figures, curves, predictions, configuration."""
 
+from __future__ import annotations
+
 import math
 import statistics
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
 from paddlevit.report import figures
 from paddlevit.report.chart import Series, line_chart
@@ -36,7 +38,7 @@ _PLOTS = (
 )
 
 
-def write_report(folder: Path, predictions: Optional[Predictions] = None) -> Path:
+def write_report(folder: Path, predictions: Predictions | None = None) -> Path:
     """Write `folder`/report.html from its metrics.jsonl and config.yaml, and return its path.
 
     `predictions` of the best weights add the confusion matrix, the accuracy per class and the worst mistakes. Raises

@@ -1,5 +1,7 @@
 """What the best weights said about every validation image: the confusions, the classes, the worst mistakes."""
 
+from __future__ import annotations
+
 import base64
 import io
 import logging

@@ -1,5 +1,7 @@
 """A run's folder: its configuration and what metrics.jsonl tells."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

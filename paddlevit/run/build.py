@@ -1,8 +1,11 @@
 """The parts of a run, made from the configuration."""
 
+from __future__ import annotations
+
 import functools
 import logging
-from typing import Callable, ContextManager
+from contextlib import AbstractContextManager
+from typing import Callable
 
 import paddle
 from paddle import nn
@@ -120,7 +123,7 @@ def _objective(config: CfgNode) -> Objective:
     )
 
 
-def autocast(config: CfgNode) -> Callable[[], ContextManager]:
+def autocast(config: CfgNode) -> Callable[[], AbstractContextManager]:
     """The context for forward passes; nothing on a CPU, where Paddle would warn that it does nothing."""
     enable = config.AMP and not paddle.device.get_device().startswith("cpu")
     return functools.partial(paddle.amp.auto_cast, enable=enable, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL)

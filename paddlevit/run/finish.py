@@ -1,8 +1,10 @@
 """The end of a run: its best weights, evaluated once more from their file, and the report."""
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 import paddle
@@ -23,13 +25,13 @@ from paddlevit.weights import load_weights
 logger = logging.getLogger(__name__)
 
 
-def finish(config: CfgNode, best: Dict[str, Any], loader: EvalLoader, journal: Journal) -> None:
+def finish(config: CfgNode, best: dict[str, Any], loader: EvalLoader, journal: Journal) -> None:
     """Evaluate the saved best weights once more, as a user would, and write the report."""
     process.barrier()
     folder = journal.path.parent
     model = build_model(config)
     load_weights(model, best_path(folder))
-    outputs: List[Tuple[Tensor, Tensor]] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     result = evaluate(
         model,
         progress(loader, len(loader), "evaluating the best"),
@@ -44,11 +46,11 @@ def finish(config: CfgNode, best: Dict[str, Any], loader: EvalLoader, journal: J
         logger.info("report: %s", report)
 
 
-def _top1(logits: Tensor) -> Tuple[Tensor, Tensor]:
+def _top1(logits: Tensor) -> tuple[Tensor, Tensor]:
     return F.softmax(logits.astype("float32")).max(axis=-1), logits.argmax(axis=-1)
 
 
-def _predictions(loader: EvalLoader, outputs: List[Tuple[Tensor, Tensor]], root: str) -> Predictions:
+def _predictions(loader: EvalLoader, outputs: list[tuple[Tensor, Tensor]], root: str) -> Predictions:
     """What was predicted for every validation image, gathered from all processes; images are called as below `root`."""
     confidence = np.zeros(loader.num_images, dtype="float32")
     predicted = np.zeros(loader.num_images, dtype="int64")

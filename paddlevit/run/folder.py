@@ -1,11 +1,14 @@
 """The run's folder: opened, saved into, and gone on from."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -64,7 +67,7 @@ def _make(folder: Path) -> None:
         raise UserError(f"-output {folder}: the processes see different folders; machines must share the run's")
 
 
-def _remove(folders: List[Path]) -> None:
+def _remove(folders: list[Path]) -> None:
     """Remove the first of `folders` with what is in it, and the others, which it lies in, where they are empty."""
     for path in folders[:1]:
         shutil.rmtree(path, ignore_errors=True)
@@ -87,7 +90,7 @@ def save(folder: Path, trainer: Trainer, keep: int) -> None:
     process.barrier()
 
 
-def resumed_state(config: CfgNode, folder: Path) -> Optional[Dict[str, Any]]:
+def resumed_state(config: CfgNode, folder: Path) -> dict[str, Any] | None:
     """The state to go on from, or None for a fresh start."""
     if not config.MODEL.RESUME:
         return None
@@ -101,7 +104,7 @@ def resumed_state(config: CfgNode, folder: Path) -> Optional[Dict[str, Any]]:
     return {**checkpoint.load(path, read_state_dict), "path": path}
 
 
-def restore(trainer: Trainer, resumed: Dict[str, Any], folder: Path) -> None:
+def restore(trainer: Trainer, resumed: dict[str, Any], folder: Path) -> None:
     """Put a resumed state into the trainer and make `folder` look as it did then."""
     path = resumed["path"]
     try:
@@ -122,7 +125,7 @@ def restore(trainer: Trainer, resumed: Dict[str, Any], folder: Path) -> None:
     process.barrier()
 
 
-def _restore_best(best: Dict[str, Any], theirs: Path, ours: Path) -> bool:
+def _restore_best(best: dict[str, Any], theirs: Path, ours: Path) -> bool:
     """Whether the best weights that the resumed state knows are still there; they are copied from where it lies."""
     known = best.get("sha256")
     if not known or checkpoint.sha256(ours) == known:

@@ -1,8 +1,10 @@
 """What the log says at the start of a run."""
 
+from __future__ import annotations
+
 import logging
 import math
-from typing import Iterable
+from collections.abc import Iterable
 
 import paddle
 from paddle import Tensor

@@ -1,5 +1,7 @@
 """Training and evaluation as the configuration says."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import itertools
@@ -7,8 +9,9 @@ import json
 import logging
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator
+from typing import Any, Callable
 
 from paddle import Tensor, nn
 from yacs.config import CfgNode
@@ -202,7 +205,7 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(signum, previous[signum])
             signal.raise_signal(signum)
 
-    previous: Dict[int, Any] = {signum: signal.signal(signum, ask) for signum in (signal.SIGTERM, signal.SIGINT)}
+    previous: dict[int, Any] = {signum: signal.signal(signum, ask) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -5,6 +5,8 @@ line of JSON that says why. A process that has failed waits to be ended, with it
 do not fail for want of it and hide the error that came first.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import faulthandler
@@ -19,9 +21,10 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import IO, Any, Callable
 
 from paddlevit.errors import UserError
 
@@ -44,19 +47,19 @@ _PR_SET_PDEATHSIG = 1
 _STUCK = {"T": "is stopped", "D": "waits for a disk"}
 _STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}
 
-_shared: Optional[int] = None
+_shared: int | None = None
 _own_timeout = 0.0
 _alarm_set = 0.0
 
 
-_Signal = Tuple[int, float]  # and when it came
+_Signal = tuple[int, float]  # and when it came
 
 
 @dataclass(frozen=True)
 class Job:
     """Processes that train together: `command(restarted)` on `nprocs` GPUs, or on the CPU, where `kind` says so."""
 
-    command: Callable[[bool], List[str]]
+    command: Callable[[bool], list[str]]
     nprocs: int
     kind: str  # gpu or cpu
     open_log: Callable[[], None]  # called before something is logged: the run's folder is made by the processes
@@ -141,7 +144,7 @@ def run(job: Job) -> int:
     after one that comes more than SECONDS_TO_REPEAT later. A UserError of a process is raised here. Neither is a reason
     to start again.
     """
-    asked: List[_Signal] = []
+    asked: list[_Signal] = []
     with _signals_go_to(asked):
         restarts = 0
         while True:
@@ -174,7 +177,7 @@ class _Process:
     def last_progress(self) -> float:
         return _BEAT.unpack(os.pread(self.shared.fileno(), _BEAT.size, 0))[0]
 
-    def raised(self) -> Optional[_Failure]:
+    def raised(self) -> _Failure | None:
         """What the process says that it has failed of."""
         line = os.pread(self.shared.fileno(), 1 << 20, _BEAT.size)
         if not line.endswith(b"\n"):
@@ -183,7 +186,7 @@ class _Process:
         reason = f"{self._name} failed: {record['text'].strip().splitlines()[-1]}"
         return _Failure(record["code"], reason, record["text"], record["at"])
 
-    def died(self) -> Optional[_Failure]:
+    def died(self) -> _Failure | None:
         """What it died of, unless it runs, is done, or was asked to stop."""
         code = self.popen.poll()
         if not code or code in _STOPPED:
@@ -214,7 +217,7 @@ class _Process:
         return f"rank {self.rank} ({'log.txt' if self.rank == 0 else f'log_rank{self.rank}.txt'})"
 
 
-def _attempt(job: Job, asked: List[_Signal], *, restarted: bool) -> Tuple[int, bool]:
+def _attempt(job: Job, asked: list[_Signal], *, restarted: bool) -> tuple[int, bool]:
     """Run the processes once; the exit code, and whether one of them has failed. Raises a process's UserError."""
     command = job.command(restarted)
     processes = [_start(command, rank, env) for rank, env in enumerate(_environments(job.nprocs, job.kind))]
@@ -234,7 +237,7 @@ def _attempt(job: Job, asked: List[_Signal], *, restarted: bool) -> Tuple[int, b
     return code, failure is not None and mistake is None
 
 
-def _start(command: List[str], rank: int, env: Dict[str, str]) -> _Process:
+def _start(command: list[str], rank: int, env: dict[str, str]) -> _Process:
     shared = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
     os.pwrite(shared.fileno(), _BEAT.pack(time.monotonic() + _SECONDS_TO_START), 0)
     quiet = {"GLOG_minloglevel": "1"}  # Paddle tells of every connection
@@ -245,10 +248,10 @@ def _start(command: List[str], rank: int, env: Dict[str, str]) -> _Process:
     return _Process(rank, popen, shared)
 
 
-def _watch(processes: List[_Process], hang_timeout: float, asked: List[_Signal]) -> Tuple[int, Optional[_Failure]]:
+def _watch(processes: list[_Process], hang_timeout: float, asked: list[_Signal]) -> tuple[int, _Failure | None]:
     """Pass signals on until all processes have ended, or one has failed; the exit code, and what failed."""
     passed_on = 0
-    ends: Optional[float] = None
+    ends: float | None = None
     while True:
         for signum, at in asked[passed_on:]:
             passed_on += 1
@@ -271,7 +274,7 @@ def _watch(processes: List[_Process], hang_timeout: float, asked: List[_Signal])
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _first_failure(processes: List[_Process], hang_timeout: float) -> Optional[_Failure]:
+def _first_failure(processes: list[_Process], hang_timeout: float) -> _Failure | None:
     """The failure that came first: one that is dead is missed by the others, which then raise errors of their own."""
     raised = [failure for failure in (process.raised() for process in processes) if failure]
     if raised:
@@ -284,14 +287,14 @@ def _first_failure(processes: List[_Process], hang_timeout: float) -> Optional[_
     return _hung(processes, hang_timeout)
 
 
-def _blame(dead: List[_Failure], processes: List[_Process]) -> _Failure:
+def _blame(dead: list[_Failure], processes: list[_Process]) -> _Failure:
     """Which death came first: gloo aborts a process when another one is gone, or has been silent for 30 seconds."""
     first = min(dead, key=lambda failure: failure.code == _ABORTED)
     hung = _hung(processes, _SECONDS_OF_GLOO) if first.code == _ABORTED else None
     return first if hung is None else replace(hung, code=first.code, reason=f"{hung.reason}; {first.reason}")
 
 
-def _hung(processes: List[_Process], timeout: float) -> Optional[_Failure]:
+def _hung(processes: list[_Process], timeout: float) -> _Failure | None:
     """Of the processes that make no progress, the one that the others wait for."""
     now = time.monotonic()
     running = sorted((process for process in processes if process.running), key=_Process.last_progress)
@@ -301,7 +304,7 @@ def _hung(processes: List[_Process], timeout: float) -> Optional[_Failure]:
     return next((process for process in silent if process.stuck), silent[0]).hung()
 
 
-def _show_where_they_are(processes: List[_Process]) -> None:
+def _show_where_they_are(processes: list[_Process]) -> None:
     """Let the processes write the lines of Python that they are in to stderr, one after the other."""
     for process in processes:
         if process.running and not process.stuck:
@@ -311,7 +314,7 @@ def _show_where_they_are(processes: List[_Process]) -> None:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _end(processes: List[_Process]) -> None:
+def _end(processes: list[_Process]) -> None:
     """Kill what is left, at once: each waits for the others, and would print that they are gone."""
     for process in processes:
         process.popen.kill()
@@ -321,7 +324,7 @@ def _end(processes: List[_Process]) -> None:
 
 
 @contextlib.contextmanager
-def _signals_go_to(asked: List[_Signal]) -> Iterator[None]:
+def _signals_go_to(asked: list[_Signal]) -> Iterator[None]:
     def note(signum: int, frame: Any) -> None:
         asked.append((signum, time.monotonic()))
 
@@ -337,7 +340,7 @@ def _as_shell(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _environments(nprocs: int, kind: str) -> List[Dict[str, str]]:
+def _environments(nprocs: int, kind: str) -> list[dict[str, str]]:
     """What Paddle wants to know in each process; GPUs are counted among the visible ones."""
     endpoints = [f"127.0.0.1:{port}" for port in _free_ports(nprocs)]
     return [
@@ -353,7 +356,7 @@ def _environments(nprocs: int, kind: str) -> List[Dict[str, str]]:
     ]
 
 
-def _free_ports(count: int) -> List[int]:
+def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -1,5 +1,7 @@
 """What this process is: its device, rank and seeds, and its loggers."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import io
@@ -10,7 +12,6 @@ import resource
 import sys
 import warnings
 from pathlib import Path
-from typing import List, Optional
 
 import numpy as np
 import paddle
@@ -75,7 +76,7 @@ def choose_device(name: str) -> str:
     return "gpu" if gpus and name != "cpu" else "cpu"
 
 
-def process_count(asked: Optional[int], kind: str) -> int:
+def process_count(asked: int | None, kind: str) -> int:
     """How many processes to start on 'gpu' or 'cpu' (None: one per visible GPU, 1 on CPU); UserError for too many."""
     if kind == "cpu":
         return asked or 1
@@ -113,7 +114,7 @@ def setup(device: str, seed: int) -> None:
     paddle.seed(seed)
 
 
-def setup_logging(folder: Optional[Path] = None) -> None:
+def setup_logging(folder: Path | None = None) -> None:
     """Log the package's messages to the terminal (rank 0) and to `folder`/log.txt (log_rank<N>.txt elsewhere).
 
     The package's logger stands alone: importing paddle puts a handler of its own on the root logger.
@@ -124,7 +125,7 @@ def setup_logging(folder: Optional[Path] = None) -> None:
     for handler in list(package.handlers):
         package.removeHandler(handler)
         handler.close()
-    handlers: List[logging.Handler] = [_TerminalHandler()] if is_main() else []
+    handlers: list[logging.Handler] = [_TerminalHandler()] if is_main() else []
     if folder is not None:
         name = "log.txt" if is_main() else f"log_rank{rank()}.txt"
         handlers.append(logging.FileHandler(folder / name, encoding="utf-8"))

@@ -1,5 +1,7 @@
 """What has to be known of the processor before Paddle is imported."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 

@@ -1,5 +1,7 @@
 """A small web server for one network: a page to drop an image on, and the same by POST. Knows nothing of Paddle."""
 
+from __future__ import annotations
+
 from paddlevit.serve.app import create_app
 from paddlevit.serve.connection import Connection
 from paddlevit.serve.guard import is_loopback

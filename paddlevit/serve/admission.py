@@ -1,7 +1,9 @@
 """How many requests, and how many bytes of them, are under way."""
 
+from __future__ import annotations
+
 import contextlib
-from typing import Iterator
+from collections.abc import Iterator
 
 from paddlevit.serve.limits import Limits, RefusedError
 
@@ -18,7 +20,7 @@ class Admission:
         self.bytes = 0
 
     @contextlib.contextmanager
-    def enter(self, *, overlay: bool) -> Iterator["Visit"]:
+    def enter(self, *, overlay: bool) -> Iterator[Visit]:
         """Hold a place, and what the visit takes, to the end of the block. Raises RefusedError where none is free."""
         if self.requests >= self._limits.max_requests:
             raise RefusedError(503, f"{self.requests} requests are under way: try again", retry_after=_RETRY_AFTER)

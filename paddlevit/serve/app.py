@@ -1,11 +1,14 @@
 """The addresses of the server: the page, /predict, /health and /metrics."""
 
+from __future__ import annotations
+
 import asyncio
 import base64
 import contextlib
 import os
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, AsyncIterator, Awaitable, Dict, Iterable, Sequence, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
@@ -92,11 +95,11 @@ class _Service:
             )
         return JSONResponse(answer)
 
-    async def _answer(self, data: bytes, top_k: int, overlay: bool) -> Dict[str, Any]:
+    async def _answer(self, data: bytes, top_k: int, overlay: bool) -> dict[str, Any]:
         pixels = await self._in_thread(self._prepare, data)
         outcome = await self.batcher.classify(pixels, explain=overlay)
         best = np.argsort(-outcome.probabilities, kind="stable")[:top_k]
-        answer: Dict[str, Any] = {
+        answer: dict[str, Any] = {
             "classes": [
                 {
                     "class": label,
@@ -124,7 +127,7 @@ class _Service:
     def _name(self, label: int) -> str:
         return self.names[label] if label < len(self.names) else str(label)
 
-    async def health(self) -> Dict[str, Any]:
+    async def health(self) -> dict[str, Any]:
         """What is served, and within which limits."""
         return {
             "status": "ok",

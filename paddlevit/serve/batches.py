@@ -1,8 +1,11 @@
 """Images of several requests, classified at once."""
 
+from __future__ import annotations
+
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, List, NamedTuple, Optional, Sequence, Union
+from typing import Callable, NamedTuple
 
 import numpy as np
 
@@ -13,13 +16,13 @@ class Outcome(NamedTuple):
     """Probabilities [classes], and where the likeliest class was seen, if that was asked for: [h, w], 0 to 1."""
 
     probabilities: np.ndarray
-    heat: Optional[np.ndarray]
+    heat: np.ndarray | None
 
 
 class _Job(NamedTuple):
     pixels: np.ndarray
     explain: bool
-    outcome: "asyncio.Future[Outcome]"
+    outcome: asyncio.Future[Outcome]
 
 
 class Batcher:
@@ -51,7 +54,7 @@ class Batcher:
                 if not jobs:
                     continue
                 self._observe(len(jobs))
-                outcomes: Sequence[Union[Outcome, Exception]]
+                outcomes: Sequence[Outcome | Exception]
                 try:
                     outcomes = await loop.run_in_executor(self._thread, self._run, jobs)
                 except Exception as error:
@@ -61,7 +64,7 @@ class Batcher:
         finally:
             self._thread.shutdown(wait=True)
 
-    async def _next(self) -> List[_Job]:
+    async def _next(self) -> list[_Job]:
         """The next batch: the oldest jobs, without those that nobody waits for any more."""
         jobs = [await self._jobs.get()]
         if self._jobs.qsize() + 1 < self._limits.max_batch:
@@ -70,13 +73,13 @@ class Batcher:
             jobs.append(self._jobs.get_nowait())
         return [job for job in jobs if not job.outcome.done()]
 
-    def _run(self, jobs: List[_Job]) -> List[Outcome]:
+    def _run(self, jobs: list[_Job]) -> list[Outcome]:
         explain = [i for i, job in enumerate(jobs) if job.explain]
         probabilities, heats = self._network.classify(np.stack([job.pixels for job in jobs]), explain)
         return [Outcome(row, heats.get(i)) for i, row in enumerate(probabilities)]
 
 
-def _settle(job: _Job, outcome: Union[Outcome, Exception]) -> None:
+def _settle(job: _Job, outcome: Outcome | Exception) -> None:
     if job.outcome.done():  # whoever asked has gone
         return
     if isinstance(outcome, Exception):

@@ -1,7 +1,9 @@
 """A connection that asks for nothing is closed, however many bytes it sends."""
 
+from __future__ import annotations
+
 import asyncio
-from typing import Any, Optional
+from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -15,7 +17,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self._timer = self.loop.call_later(self.patience, self._look, None)
 
-    def connection_lost(self, exc: Optional[Exception]) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
         super().connection_lost(exc)
 

@@ -1,7 +1,9 @@
 """Who may ask: under which names the server is known, and whether a page of another site is behind a request."""
 
+from __future__ import annotations
+
 import ipaddress
-from typing import Iterable, Optional, Set
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -26,7 +28,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, hosts: Iterable[str], any_host: bool) -> None:
         self._app = app
-        self._hosts: Set[str] = {host.lower() for host in hosts}
+        self._hosts: set[str] = {host.lower() for host in hosts}
         self._any_host = any_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +44,7 @@ class Guard:
         refusal = self._refusal(Headers(scope=scope))
         await (refusal or self._app)(scope, receive, marked)
 
-    def _refusal(self, headers: Headers) -> Optional[JSONResponse]:
+    def _refusal(self, headers: Headers) -> JSONResponse | None:
         host = headers.get("host", "")
         if not self._any_host and not self._is_ours(_hostname(f"//{host}")):
             message = f"this server is not known as {host!r} (-allowed_hosts names further ones)"

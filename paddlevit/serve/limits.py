@@ -1,7 +1,10 @@
 """What the server asks of a network, and the limits that it keeps."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Dict, Optional, Protocol, Sequence, Tuple
+from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +19,7 @@ class Network(Protocol):
     def prepare(self, data: bytes) -> np.ndarray:
         """Pixels uint8 [H, W, C] of an image file; all have the same shape. Raises UserError for a damaged file."""
 
-    def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> Tuple[np.ndarray, Dict[int, np.ndarray]]:
+    def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Probabilities [N, num_classes] of images [N, H, W, C]; for those numbered in `explain`, a map [h, w], 0 to 1,
         that says where the likeliest class was seen.
         """
@@ -42,7 +45,7 @@ class Limits:
 class RefusedError(Exception):
     """A request that is answered with an HTTP status and a sentence."""
 
-    def __init__(self, status: int, message: str, *, retry_after: Optional[int] = None) -> None:
+    def __init__(self, status: int, message: str, *, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message

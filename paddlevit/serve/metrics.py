@@ -1,5 +1,7 @@
 """What Prometheus is told: requests by status, seconds, sizes of batches, memory."""
 
+from __future__ import annotations
+
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector

@@ -1,5 +1,7 @@
 """The page: one file that fetches nothing from elsewhere, and the policy that holds a browser to it."""
 
+from __future__ import annotations
+
 import base64
 import functools
 import hashlib

@@ -1,7 +1,9 @@
 """The image file in a request: its body as it is, or the only part of a form."""
 
+from __future__ import annotations
+
 import io
-from typing import Any, Optional
+from typing import Any
 
 from PIL import Image
 from python_multipart import MultipartParser
@@ -95,7 +97,7 @@ class _Form:
         self._ended = True
 
 
-def _form(content_type: str) -> Optional[_Form]:
+def _form(content_type: str) -> _Form | None:
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
         return None

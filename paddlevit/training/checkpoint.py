@@ -6,6 +6,8 @@ epoch_<NNN> after that many epochs, epoch_<NNN>_step_<NNNNNN> in the middle of t
 without pickles: nothing in it can run.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -14,7 +16,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -29,7 +31,7 @@ _HALF = (paddle.float16, paddle.bfloat16)
 _STEM = re.compile(r"epoch_(\d+)(?:_step_(\d+))?")
 
 
-def save(folder: Path, state: Dict[str, Any], *, keep: int) -> Path:
+def save(folder: Path, state: dict[str, Any], *, keep: int) -> Path:
     """Write the checkpoint of `state` (see Trainer.state), drop all but the newest `keep`, and return its .pdstate.
 
     Raises UserError where the folder cannot be written or the disk is full; earlier checkpoints stay as they were.
@@ -47,7 +49,7 @@ def save(folder: Path, state: Dict[str, Any], *, keep: int) -> Path:
     return path
 
 
-def _write_all(path: Path, state: Dict[str, Any]) -> None:
+def _write_all(path: Path, state: dict[str, Any]) -> None:
     sums = {}
     for suffix, weights in zip(_WEIGHTS, (state["model"], state["ema"])):
         if weights is not None:
@@ -65,7 +67,7 @@ def _remove_weights(path: Path) -> None:
         path.with_name(f"{path.stem}{suffix}").unlink(missing_ok=True)
 
 
-def write_weights(path: Path, weights: Dict[str, Tensor]) -> None:
+def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a plain state dict, atomically; weights in half precision as float32, which every program reads."""
     full = {name: value.astype("float32") if value.dtype in _HALF else value for name, value in weights.items()}
     _write(path, lambda part: paddle.save(full, str(part)))
@@ -76,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
     _write(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def drop_later(path: Path) -> List[str]:
+def drop_later(path: Path) -> list[str]:
     """Withdraw the checkpoints of `path`'s folder that come after it, so that nobody goes on from them; their names."""
     later = [other for other in _all(path.parent) if _position(other) > _position(path)]
     for other in later:
@@ -111,7 +113,7 @@ def find(where: Path) -> Path:
     return path
 
 
-def newest(folder: Path) -> Optional[Path]:
+def newest(folder: Path) -> Path | None:
     """The .pdstate of the newest complete checkpoint in `folder`; damaged ones are named in the log and passed over."""
     for path in reversed(_all(folder)):
         damage = _damage(path)
@@ -121,7 +123,7 @@ def newest(folder: Path) -> Optional[Path]:
     return None
 
 
-def load(path: Path, read_weights: Callable[[Path], Dict[str, np.ndarray]]) -> Dict[str, Any]:
+def load(path: Path, read_weights: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, Any]:
     """The state that `save` wrote, from its .pdstate: "model", "ema" (None without one), "optimizer", "progress"."""
     with np.load(path, allow_pickle=False) as archive:
         progress = json.loads(str(archive["progress"]))
@@ -136,12 +138,12 @@ def load(path: Path, read_weights: Callable[[Path], Dict[str, np.ndarray]]) -> D
     }
 
 
-def _all(folder: Path) -> List[Path]:
+def _all(folder: Path) -> list[Path]:
     """Every .pdstate of `folder`, oldest first."""
     return sorted((path for path in folder.glob("epoch_*.pdstate") if _STEM.fullmatch(path.stem)), key=_position)
 
 
-def _position(path: Path) -> Tuple[int, int]:
+def _position(path: Path) -> tuple[int, int]:
     """Epochs and further steps that were done at a checkpoint."""
     match = _STEM.fullmatch(path.stem)
     assert match is not None, path
@@ -202,7 +204,7 @@ def _sync_folder(folder: Path) -> None:
     os.close(descriptor)
 
 
-def _write_npz(path: Path, arrays: Dict[str, Any]) -> None:
+def _write_npz(path: Path, arrays: dict[str, Any]) -> None:
     with path.open("wb") as file:
         np.savez(file, **arrays)
 

@@ -1,7 +1,8 @@
 """Exponential moving average of a network's weights (Polyak & Juditsky 1992)."""
 
+from __future__ import annotations
+
 import copy
-from typing import Dict, Optional
 
 import paddle
 from paddle import Tensor, nn
@@ -25,7 +26,7 @@ class ModelEma:
         self._pairs = list(zip(self.model.state_dict().values(), model.state_dict().values()))
 
     @paddle.no_grad()
-    def update(self, steps: int, exact: Optional[Dict[str, Tensor]] = None) -> None:
+    def update(self, steps: int, exact: dict[str, Tensor] | None = None) -> None:
         """Follow the network after its optimizer step number `steps`, counted from 1.
 
         `exact`: by Tensor.name, weights in float32 that the network has in half precision only.

@@ -1,9 +1,12 @@
 """The training loop and exact evaluation."""
 
+from __future__ import annotations
+
 import time
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, Optional, Tuple
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -20,7 +23,7 @@ from paddlevit.training.optim import load_optimizer_arrays, master_weights, opti
 from paddlevit.training.running_statistics import RunningStatistics
 from paddlevit.training.sharding import Shards
 
-Batches = Iterable[Tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -41,26 +44,26 @@ class Trainer:
 
     model: nn.Layer
     objective: Objective
-    mixup: Callable[[Tensor, Tensor, Tuple[int, ...]], Tuple[Tensor, Tensor]]
+    mixup: Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
     optimizer: paddle.optimizer.Optimizer
     lr_at: Callable[[float], float]
     steps_per_epoch: int
     accum_iter: int = 1
     seed: int = 0
-    ema: Optional[ModelEma] = None
-    network: Optional[Callable] = None  # what the objective calls: the model, its program, or what synchronises ranks
-    grad_clip: Optional[float] = None  # largest global norm of the gradient
-    shards: Optional[Shards] = None  # where every process keeps a part of the optimizer's state only
+    ema: ModelEma | None = None
+    network: Callable | None = None  # what the objective calls: the model, its program, or what synchronises ranks
+    grad_clip: float | None = None  # largest global norm of the gradient
+    shards: Shards | None = None  # where every process keeps a part of the optimizer's state only
     loss_scale: LossScale = field(default_factory=LossScale)
     max_nonfinite: int = 10  # optimizer steps in a row that may be left out
-    autocast: Callable[[], ContextManager] = nullcontext
+    autocast: Callable[[], AbstractContextManager] = nullcontext
     stop_signal: int = 0
 
     epoch: int = 0  # epochs done
     step: int = 0  # batches done in the current epoch
     updates: int = 0  # optimizer steps done
     to_evaluate: bool = False  # whether the epoch that was done last has still to be evaluated
-    best: Dict[str, Any] = field(default_factory=dict)  # what is known of the best weights
+    best: dict[str, Any] = field(default_factory=dict)  # what is known of the best weights
     lr: float = 0.0  # of the last optimizer step
 
     def __post_init__(self) -> None:
@@ -152,10 +155,10 @@ class Trainer:
             statistics.mend() if skipped["total"] else statistics.remember()
         return skipped["total"]
 
-    def _no_sync(self) -> ContextManager:
+    def _no_sync(self) -> AbstractContextManager:
         return self._network.no_sync() if hasattr(self._network, "no_sync") else nullcontext()
 
-    def state(self) -> Dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What a resumed run needs: weights by name, the optimizer's arrays by parameter name, and the progress.
 
         Where the optimizer's state is shared out, all processes ask for it together, and the main one gets it whole.
@@ -177,7 +180,7 @@ class Trainer:
             },
         }
 
-    def load_state(self, optimizer: Dict[str, np.ndarray], progress: Dict[str, Any]) -> None:
+    def load_state(self, optimizer: dict[str, np.ndarray], progress: dict[str, Any]) -> None:
         """Put back what `state` returned, apart from the weights, which the caller has loaded into model and EMA."""
         if progress["step"] and progress["steps_per_epoch"] != self.steps_per_epoch:
             raise UserError(
@@ -202,9 +205,9 @@ def evaluate(
     model: nn.Layer,
     batches: Batches,
     *,
-    autocast: Callable[[], ContextManager] = nullcontext,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
     on_batch: Callable[[Tensor], None] = lambda logits: None,
-) -> Dict[str, float]:
+) -> dict[str, float]:
     """{"loss", "acc1", "acc5", "num_images"} over the batches of all processes; every image counts once.
 
     `on_batch` is called with the logits of each batch of this process, in order.
@@ -223,7 +226,7 @@ def evaluate(
     return totals.result()
 
 
-def _timed(batches: Batches) -> Iterator[Tuple[Tensor, Tensor, float]]:
+def _timed(batches: Batches) -> Iterator[tuple[Tensor, Tensor, float]]:
     """The batches, each with the seconds that were spent waiting for it."""
     iterator = iter(batches)
     while True:

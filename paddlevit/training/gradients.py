@@ -1,6 +1,6 @@
 """Gradients between backward and the optimizer's step: unscaled, and kept finite, all of it on the device."""
 
-from typing import Dict, List
+from __future__ import annotations
 
 import paddle
 from paddle import Tensor, _C_ops
@@ -10,7 +10,7 @@ _GROWTH_INTERVAL = 2000  # steps in a row with finite gradients after which the 
 
 
 @paddle.no_grad()
-def clip(gradients: List[Tensor], limit: float) -> None:
+def clip(gradients: list[Tensor], limit: float) -> None:
     """Scale the gradients so that their norm, one over all of them, is at most `limit` (Pascanu et al. 2013, 3.2).
 
     paddle.nn.utils.clip_grad_norm_ does the same in five times the time on a CPU: it takes the root of each norm.
@@ -43,7 +43,7 @@ class LossScale:
         return loss * factor
 
     @paddle.no_grad()
-    def unscale(self, gradients: List[Tensor]) -> Tensor:
+    def unscale(self, gradients: list[Tensor]) -> Tensor:
         """Divide the gradients by the scale; where any of them is not finite, make all zero and return True, bool [1].
 
         The gradients are of the scale's type and, where several processes train, already summed: all come to the same
@@ -68,7 +68,7 @@ class LossScale:
         self._skipped = paddle.concat([row, paddle.maximum(self._skipped[1:2], row), self._skipped[2:3] + skipped])
         return skip
 
-    def read_skipped(self) -> Dict[str, int]:
+    def read_skipped(self) -> dict[str, int]:
         """Steps since this was last asked whose gradients were not finite: "total", and "in_a_row" at most with a scale
         of 1, of which some may have come before. Waits for the device.
         """
@@ -76,11 +76,11 @@ class LossScale:
         self._skipped = paddle.to_tensor([row, row, 0], dtype="int32")
         return {"total": total, "in_a_row": longest}
 
-    def state(self) -> Dict[str, float]:
+    def state(self) -> dict[str, float]:
         """What a resumed run needs: "scale" and "finite_steps"; empty where the scale is fixed."""
         return {"scale": self._scale.item(), "finite_steps": self._finite_steps.item()} if self.dynamic else {}
 
-    def load_state(self, state: Dict[str, float]) -> None:
+    def load_state(self, state: dict[str, float]) -> None:
         """Put back what `state` returned; without effect where the scale is fixed, or was."""
         if self.dynamic and state:
             self._scale = paddle.full_like(self._scale, state["scale"])

@@ -1,13 +1,16 @@
 """What a run tells: lines of the log, metrics.jsonl, and a progress bar where a person is looking."""
 
+from __future__ import annotations
+
 import json
 import logging
 import math
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Callable
 
 from paddle import Tensor
 from tqdm import tqdm
@@ -26,7 +29,7 @@ def progress(batches: Iterable, total: int, what: str) -> Iterator:
     return iter(tqdm(batches, total=total, desc=what, leave=False, disable=not _watched(), dynamic_ncols=True))
 
 
-def with_nulls(record: Dict[str, Any]) -> Dict[str, Any]:
+def with_nulls(record: dict[str, Any]) -> dict[str, Any]:
     """`record` for JSON, which has no other word than null for figures that are not finite."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
@@ -50,7 +53,7 @@ class Journal:
         self.images_per_step = images_per_step
         self._losses = StepLosses()
         self._bar = tqdm(disable=True)
-        self._write_scalars: Optional[Callable[[Dict[str, float], int], None]] = None
+        self._write_scalars: Callable[[dict[str, float], int], None] | None = None
 
     def rewind(self, epoch: int, step: int, *, evaluated: int) -> None:
         """Forget the lines that a resumed run writes again: those after `epoch` epochs and `step` steps, and those of
@@ -64,7 +67,7 @@ class Journal:
         part.write_text("".join(kept), encoding="utf-8")
         os.replace(part, self.path)
 
-    def mirror(self, write_scalars: Callable[[Dict[str, float], int], None]) -> None:
+    def mirror(self, write_scalars: Callable[[dict[str, float], int], None]) -> None:
         """Call write_scalars(figures by tag, images seen) for every line: at once for those that are there, the ones of
         a run that goes on, and for each new one.
         """
@@ -88,7 +91,7 @@ class Journal:
             dynamic_ncols=True,
         )
 
-    def step(self, loss: Tensor, waited: float, lr: float) -> Optional[List[int]]:
+    def step(self, loss: Tensor, waited: float, lr: float) -> list[int] | None:
         """A batch is done: its loss, the seconds waited for its data, the learning rate.
 
         Where a line was written for it, the steps since the one before, counted from 0 in the epoch, whose losses are
@@ -106,7 +109,7 @@ class Journal:
         """The epoch is over, or broken off."""
         self._bar.close()
 
-    def evaluation(self, epoch: int, weights: str, result: Dict[str, float], **extra: Any) -> None:
+    def evaluation(self, epoch: int, weights: str, result: dict[str, float], **extra: Any) -> None:
         """An evaluation after `epoch` epochs; `weights` is "model" or "ema"."""
         self._write({"phase": "val", "epoch": epoch, "weights": weights, **result, **extra})
         logger.info(
@@ -121,7 +124,7 @@ class Journal:
             " (best, from the saved file)" if extra.get("best") else "",
         )
 
-    def _report(self, lr: float) -> List[int]:
+    def _report(self, lr: float) -> list[int]:
         loss, not_finite = self._losses.read()
         steps = [self._reported + i for i in not_finite]
         seconds = time.perf_counter() - self._since
@@ -164,7 +167,7 @@ class Journal:
         steps = (self.num_epochs - self._epoch + 1) * self.steps_per_epoch - self._step
         return tqdm.format_interval(steps * self.images_per_step / speed)
 
-    def _write(self, record: Dict[str, Any]) -> None:
+    def _write(self, record: dict[str, Any]) -> None:
         """Append a line."""
         if not is_main():
             return
@@ -176,7 +179,7 @@ class Journal:
             raise UserError(f"cannot write {self.path}: {error.strerror}; go on later by -resume auto") from error
         self._mirror(record)
 
-    def _mirror(self, record: Dict[str, Any]) -> None:
+    def _mirror(self, record: dict[str, Any]) -> None:
         if self._write_scalars is None or record.get("best"):  # the best weights' line repeats that of an epoch
             return
         phase, epochs = record["phase"], record["epoch"]

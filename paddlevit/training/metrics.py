@@ -1,7 +1,8 @@
 """Sums that stay on the device and are read, and reduced over processes, once."""
 
+from __future__ import annotations
+
 import math
-from typing import Dict, List, Tuple
 
 import numpy as np
 import paddle
@@ -27,7 +28,7 @@ class EvalTotals:
         self._loss += loss.astype("float64").sum()
         self._counts += paddle.stack([hits[:, 0].sum(), hits.sum(), paddle.full([], len(labels), dtype="int64")])
 
-    def result(self) -> Dict[str, float]:
+    def result(self) -> dict[str, float]:
         """{"loss", "acc1", "acc5", "num_images"}: the mean cross-entropy, and accuracies in percent."""
         loss = all_reduce_sum(self._loss).item()
         top1, top5, images = all_reduce_sum(self._counts).tolist()
@@ -43,13 +44,13 @@ class StepLosses:
     """The losses of the steps since the last reading; adding one never waits for the device."""
 
     def __init__(self) -> None:
-        self._losses: List[Tensor] = []
+        self._losses: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
         """Note the loss of a step."""
         self._losses.append(loss.detach().astype("float32").reshape([1]))
 
-    def read(self) -> Tuple[float, List[int]]:
+    def read(self) -> tuple[float, list[int]]:
         """The mean of the finite losses of all processes, which read at the same time, and which of the steps, counted
         from 0, had a loss on this process that is not finite. NaN where no step has a finite loss. Starts anew.
         """

@@ -1,6 +1,9 @@
 """What training minimises: objective(model, images, targets) -> (loss, logits)."""
 
-from typing import Callable, Sequence, Tuple, Union
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Callable
 
 import paddle
 import paddle.nn.functional as F
@@ -8,8 +11,8 @@ from paddle import Tensor, nn
 
 from paddlevit.errors import UserError
 
-Objective = Callable[[Callable, Tensor, Tensor], Tuple[Tensor, Tensor]]
-Statistics = Tuple[Sequence[float], Sequence[float]]
+Objective = Callable[[Callable, Tensor, Tensor], tuple[Tensor, Tensor]]
+Statistics = tuple[Sequence[float], Sequence[float]]
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -19,7 +22,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets.astype(logits.dtype) * F.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
 
 
-def _two_heads(output: Union[Tensor, Tuple[Tensor, Tensor]]) -> Tuple[Tensor, Tensor]:
+def _two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Class and distillation logits; a network with one head gives the same for both."""
     logits, distill_logits = output if isinstance(output, (tuple, list)) else (output, output)
     return logits, distill_logits
@@ -28,7 +31,7 @@ def _two_heads(output: Union[Tensor, Tuple[Tensor, Tensor]]) -> Tuple[Tensor, Te
 class Supervised:
     """Cross-entropy with the targets; the mean of both heads' where the network has two."""
 
-    def __call__(self, model: Callable, images: Tensor, targets: Tensor) -> Tuple[Tensor, Tensor]:
+    def __call__(self, model: Callable, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, distill_logits = _two_heads(model(images))
         loss = soft_cross_entropy(logits, targets)
         if distill_logits is not logits:
@@ -75,7 +78,7 @@ class Distilled:
         self.alpha = alpha
         self.tau = tau
 
-    def __call__(self, model: Callable, images: Tensor, targets: Tensor) -> Tuple[Tensor, Tensor]:
+    def __call__(self, model: Callable, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with paddle.no_grad():
             teacher_logits = self.teacher(images).astype("float32")
         logits, distill_logits = _two_heads(model(images))

@@ -1,11 +1,14 @@
 """Optimizer and learning rate of a run."""
 
+from __future__ import annotations
+
 import difflib
 import fnmatch
 import math
 import re
 from bisect import bisect
-from typing import Any, Container, Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -15,18 +18,18 @@ from yacs.config import CfgNode
 from paddlevit.errors import UserError
 
 
-def learnable(model: nn.Layer) -> Dict[str, Tensor]:
+def learnable(model: nn.Layer) -> dict[str, Tensor]:
     """Parameters by name, frozen or not, without BatchNorm's running statistics, which Paddle counts among them."""
     return {name: param for name, param in model.named_parameters() if not name.endswith(("_mean", "_variance"))}
 
 
-def decay_split(model: nn.Layer, excluded: Sequence[str]) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
+def decay_split(model: nn.Layer, excluded: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Trainable parameters by name: those that weight decay shrinks, and those that it leaves alone.
 
     Left alone are tensors with one axis (norms and biases) and those whose last name component is in `excluded`.
     """
-    decayed: Dict[str, Tensor] = {}
-    left: Dict[str, Tensor] = {}
+    decayed: dict[str, Tensor] = {}
+    left: dict[str, Tensor] = {}
     for name, param in model.named_parameters():
         if not param.stop_gradient:
             alone = param.ndim < 2 or name.rsplit(".", 1)[-1] in excluded
@@ -34,7 +37,7 @@ def decay_split(model: nn.Layer, excluded: Sequence[str]) -> Tuple[Dict[str, Ten
     return decayed, left
 
 
-def freeze(model: nn.Layer, patterns: Sequence[str]) -> List[str]:
+def freeze(model: nn.Layer, patterns: Sequence[str]) -> list[str]:
     """Take the parameters that `patterns` choose out of training, and return their names.
 
     A pattern is one of file names (* ? [...]) for a parameter's whole name. One that begins with ! takes back what
@@ -43,7 +46,7 @@ def freeze(model: nn.Layer, patterns: Sequence[str]) -> List[str]:
     parameter, and where nothing is left to train.
     """
     params = learnable(model)
-    frozen: Dict[str, bool] = dict.fromkeys(params, False)
+    frozen: dict[str, bool] = dict.fromkeys(params, False)
     for pattern in patterns:
         fitting = [name for name in params if fnmatch.fnmatchcase(name, pattern.removeprefix("!"))]
         if not fitting:
@@ -61,7 +64,7 @@ def freeze(model: nn.Layer, patterns: Sequence[str]) -> List[str]:
     return chosen
 
 
-def layer_rates(model: nn.Layer, decay: float) -> Dict[str, float]:
+def layer_rates(model: nn.Layer, decay: float) -> dict[str, float]:
     """Factor of the learning rate by parameter name: 1 at the head, times `decay` for every layer below it.
 
     Discriminative fine-tuning (Howard & Ruder 2018, section 3.2) as ELECTRA and BEiT have it: `decay` to the power of
@@ -89,7 +92,7 @@ _BETWEEN = (
 )
 
 
-def layer_ids(names: Sequence[str]) -> Dict[str, int]:
+def layer_ids(names: Sequence[str]) -> dict[str, int]:
     """Layer of every parameter, given their names in the network's order: stem 0, blocks from 1 on, head last.
 
     What stands between two blocks belongs to the second, or to the head; blocks of parallel branches share a layer.
@@ -97,7 +100,7 @@ def layer_ids(names: Sequence[str]) -> Dict[str, int]:
     blocks = {name: _numbers(match) for name in names for match in [_BLOCK.match(name)] if match}
     order = sorted(set(blocks.values()))
     assert order, f"none of {list(names)[:5]}... is known as a parameter of a block"
-    ids: Dict[str, int] = {}
+    ids: dict[str, int] = {}
     edge = 0  # the layer of names without a place: the stem's until a block has come, then the head's
     for name in names:
         before = _blocks_before(name, order)
@@ -111,7 +114,7 @@ def layer_ids(names: Sequence[str]) -> Dict[str, int]:
     return ids
 
 
-def _blocks_before(name: str, order: Sequence[Tuple[float, ...]]) -> Optional[int]:
+def _blocks_before(name: str, order: Sequence[tuple[float, ...]]) -> int | None:
     """Blocks that run before what stands between blocks; None for all other names."""
     for pattern, last in _BETWEEN:
         match = pattern.match(name)
@@ -120,12 +123,12 @@ def _blocks_before(name: str, order: Sequence[Tuple[float, ...]]) -> Optional[in
     return None
 
 
-def _numbers(match: "re.Match[str]") -> Tuple[float, ...]:
+def _numbers(match: re.Match[str]) -> tuple[float, ...]:
     return tuple(int(number) for number in match.groups() if number is not None)
 
 
 def build_optimizer(
-    config: CfgNode, model: nn.Layer, *, own: Optional[Container[str]] = None
+    config: CfgNode, model: nn.Layer, *, own: Container[str] | None = None
 ) -> paddle.optimizer.Optimizer:
     """AdamW over the trainable parameters of `model`, or those of them named in `own`; call `set_lr` before every step.
 
@@ -165,7 +168,7 @@ def set_lr(optimizer: paddle.optimizer.Optimizer, lr: float, *, skip: Tensor) ->
     rate.multiply_(paddle.logical_not(skip).astype(rate.dtype).reshape(rate.shape))
 
 
-def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> Dict[str, np.ndarray]:
+def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> dict[str, np.ndarray]:
     """What `optimizer` remembers, as '<parameter>/<slot>': array. Empty before its first step.
 
     Paddle keys it by Tensor.name, which depends on how many layers the process built before; parameter names do not.
@@ -174,19 +177,19 @@ def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> 
     return {f"{names[tensor_name]}/{slot}": value.numpy() for tensor_name, slot, value in _slots(optimizer, set(names))}
 
 
-def master_weights(optimizer: paddle.optimizer.Optimizer) -> Dict[str, Tensor]:
+def master_weights(optimizer: paddle.optimizer.Optimizer) -> dict[str, Tensor]:
     """What `optimizer` steps in float32 in place of parameters in half precision, by Tensor.name."""
     return optimizer._master_weights
 
 
 def load_optimizer_arrays(
-    optimizer: paddle.optimizer.Optimizer, model: nn.Layer, arrays: Dict[str, np.ndarray]
+    optimizer: paddle.optimizer.Optimizer, model: nn.Layer, arrays: dict[str, np.ndarray]
 ) -> None:
     """Put back what `optimizer_arrays` returned, of the parameters that `optimizer` steps, in whatever precision.
 
     Raises UserError where `arrays` does not cover every trainable parameter.
     """
-    slots: Dict[str, Dict[str, np.ndarray]] = {}
+    slots: dict[str, dict[str, np.ndarray]] = {}
     for key, value in arrays.items():
         name, slot = key.rsplit("/", 1)
         slots.setdefault(name, {})[slot] = value
@@ -197,7 +200,7 @@ def load_optimizer_arrays(
             f"the checkpoint's optimizer state is of another network, or of another TRAIN.FREEZE: {len(differing)} "
             f"parameters differ, first {', '.join(differing[:3])}"
         )
-    state: Dict[str, Any] = {}
+    state: dict[str, Any] = {}
     stepped = {param.name for param in optimizer._parameter_list}
     for name, values in slots.items():
         if trainable[name].name in stepped:
@@ -210,7 +213,7 @@ _MASTER = "master_weights"
 _OF_MASTER = "fp32_master_0"  # ends the name of a float32 copy, from which Paddle makes those of its slots
 
 
-def _put_back(param: Tensor, values: Dict[str, np.ndarray], state: Dict[str, Any]) -> None:
+def _put_back(param: Tensor, values: dict[str, np.ndarray], state: dict[str, Any]) -> None:
     """Add the slots of one parameter, in full or half precision, to an optimizer's `state`."""
     half = param.dtype in (paddle.float16, paddle.bfloat16)
     name = f"{param.name}_{_OF_MASTER}" if half else param.name
@@ -225,7 +228,7 @@ def _put_back(param: Tensor, values: Dict[str, np.ndarray], state: Dict[str, Any
             param.set_value(tensor)  # more exact than what was saved in half precision
 
 
-def _slots(optimizer: paddle.optimizer.Optimizer, tensor_names: set) -> Iterator[Tuple[str, str, Tensor]]:
+def _slots(optimizer: paddle.optimizer.Optimizer, tensor_names: set) -> Iterator[tuple[str, str, Tensor]]:
     # What was put back lies in the holder until the next step.
     for key, value in {**optimizer._accumulators_holder, **optimizer.state_dict()}.items():
         if key == _MASTER:

@@ -1,8 +1,11 @@
 """Blocks that compute their activations a second time in the backward pass, and do not keep them until then."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
-from typing import Any, Callable, Iterator, List
+from collections.abc import Iterator
+from typing import Any, Callable
 
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
@@ -45,7 +48,7 @@ def _computed_again(block: nn.Layer) -> Callable[..., Tensor]:
 
 
 @contextlib.contextmanager
-def _standing_still(norms: List[nn.BatchNorm2D]) -> Iterator[None]:
+def _standing_still(norms: list[nn.BatchNorm2D]) -> Iterator[None]:
     """Running statistics stay as they are: a momentum of 1 gives the old ones the whole weight."""
     momenta = [norm._momentum for norm in norms]
     for norm in norms:

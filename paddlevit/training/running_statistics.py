@@ -1,6 +1,6 @@
 """BatchNorm's running statistics: kept finite, and the same on all processes."""
 
-from typing import List
+from __future__ import annotations
 
 import paddle
 from paddle import Tensor, nn
@@ -13,7 +13,7 @@ class RunningStatistics:
 
     def __init__(self, model: nn.Layer) -> None:
         layers = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, nn.BatchNorm2D)]
-        self._tensors: List[Tensor] = [
+        self._tensors: list[Tensor] = [
             tensor for layer in layers if not layer._use_global_stats for tensor in (layer._mean, layer._variance)
         ]
         self.remember()

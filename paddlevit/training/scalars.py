@@ -1,15 +1,17 @@
 """The figures of a run for TensorBoard or VisualDL (LOG_TO), beside metrics.jsonl, from which they are made."""
 
+from __future__ import annotations
+
 import importlib
 import logging
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable
 
 from paddlevit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-WriteScalars = Callable[[Dict[str, float], int], None]
+WriteScalars = Callable[[dict[str, float], int], None]
 
 _SECONDS_BETWEEN_FLUSHES = 10
 
@@ -38,7 +40,7 @@ def _open_tensorboard(module: Any, folder: Path) -> WriteScalars:
     # without an end: where the disk is full nobody empties it, and training would wait for that.
     writer = module.SummaryWriter(str(folder), purge_step=0, max_queue=0, flush_secs=_SECONDS_BETWEEN_FLUSHES)
 
-    def write(figures: Dict[str, float], step: int) -> None:
+    def write(figures: dict[str, float], step: int) -> None:
         for tag, value in figures.items():
             writer.add_scalar(tag, value, step)
 
@@ -50,7 +52,7 @@ def _open_visualdl(module: Any, folder: Path) -> WriteScalars:
         file.unlink()
     writer = module.LogWriter(str(folder))
 
-    def write(figures: Dict[str, float], step: int) -> None:
+    def write(figures: dict[str, float], step: int) -> None:
         for tag, value in figures.items():
             writer.add_scalar(tag, value, step)
         writer.flush()  # at the end of the program nobody else does

@@ -1,12 +1,14 @@
 """The learning rate of a run, a pure function of the epoch."""
 
+from __future__ import annotations
+
 import math
-from typing import Callable, Optional
+from typing import Callable
 
 from yacs.config import CfgNode
 
 
-def scaled_lr(lr: float, images_per_step: int, reference: Optional[int]) -> float:
+def scaled_lr(lr: float, images_per_step: int, reference: int | None) -> float:
     """`lr`, stated for `reference` images per optimizer step, at `images_per_step` (Goyal et al. 2017, 2.1)."""
     return lr if reference is None else lr * images_per_step / reference
 

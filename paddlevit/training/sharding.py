@@ -1,6 +1,8 @@
 """The optimizer's state shared out over the processes that train together."""
 
-from typing import Any, Dict, List
+from __future__ import annotations
+
+from typing import Any
 
 import paddle.distributed as dist
 from paddle import Tensor
@@ -9,7 +11,7 @@ from paddlevit.errors import UserError
 from paddlevit.runtime.process import is_main, rank, world_size
 
 
-def owners(sizes: Dict[str, int], processes: int) -> Dict[str, int]:
+def owners(sizes: dict[str, int], processes: int) -> dict[str, int]:
     """Which process each parameter belongs to, given their sizes: the largest first, to whom has the least so far."""
     loads = [0] * processes
     result = {}
@@ -26,7 +28,7 @@ class Shards:
     without it, and the numbers are the same.
     """
 
-    def __init__(self, trainable: Dict[str, Tensor]) -> None:
+    def __init__(self, trainable: dict[str, Tensor]) -> None:
         if len(trainable) < world_size():
             raise UserError(
                 f"TRAIN.SHARD_OPTIMIZER: {len(trainable)} trainable tensors cannot be shared out over {world_size()} "
@@ -35,7 +37,7 @@ class Shards:
         self._trainable = trainable
         self._owners = owners({name: param.size for name, param in trainable.items()}, world_size())
 
-    def own(self) -> List[str]:
+    def own(self) -> list[str]:
         """Names of the parameters that this process steps."""
         return [name for name, owner in self._owners.items() if owner == rank()]
 
@@ -45,11 +47,11 @@ class Shards:
         for task in [dist.broadcast(params[name], src, sync_op=False) for name, src in self._owners.items()]:
             task.wait()
 
-    def gather(self, arrays: Dict[str, Any]) -> Dict[str, Any]:
+    def gather(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """The `arrays` of all processes, which call this together, on the main one; those of one process at a time."""
-        merged: Dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         for source in range(world_size()):
-            box: List[Any] = [arrays if source == rank() else None]
+            box: list[Any] = [arrays if source == rank() else None]
             dist.broadcast_object_list(box, src=source)
             if is_main():
                 merged.update(box[0])

@@ -1,5 +1,7 @@
 """Reading other people's weights files and loading them into the networks."""
 
+from __future__ import annotations
+
 from paddlevit.weights.convert import convert_state_dict
 from paddlevit.weights.load import load_weights
 from paddlevit.weights.readers import read_state_dict

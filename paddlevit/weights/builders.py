@@ -1,8 +1,10 @@
 """What the names in a weights file's pickle stand for. A name that is not here is refused."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Callable, Literal, Optional, Union
+from typing import Any, Callable, Literal
 
 import numpy as np
 
@@ -58,7 +60,7 @@ class NumpyArray(LazyArray):
         _, shape, dtype, fortran, data = state
         self.fill(data, dtype.dtype, shape, "F" if fortran else "C")
 
-    def fill(self, data: Union[bytes, str, Span], dtype: np.dtype, shape: Sequence[int], order: Order) -> None:
+    def fill(self, data: bytes | str | Span, dtype: np.dtype, shape: Sequence[int], order: Order) -> None:
         shape = tuple(int(size) for size in shape)
         if min(shape, default=0) < 0:
             raise ValueError(f"an array of shape {list(shape)}")
@@ -69,7 +71,7 @@ class NumpyArray(LazyArray):
         self._fetch = lambda: _array(data, dtype, shape, order)
 
 
-def _array(data: Union[bytes, str, Span], dtype: np.dtype, shape: tuple, order: Order) -> np.ndarray:
+def _array(data: bytes | str | Span, dtype: np.dtype, shape: tuple, order: Order) -> np.ndarray:
     raw = (
         data.read() if isinstance(data, Span) else bytearray(data.encode("latin-1") if isinstance(data, str) else data)
     )
@@ -86,7 +88,7 @@ def _scalar(dtype: Dtype, data: Any) -> Any:
     return _array(data, dtype.dtype, (), "C").item()
 
 
-def _encode(text: Union[str, Span], encoding: str = "") -> Any:
+def _encode(text: str | Span, encoding: str = "") -> Any:
     """Protocol 2 has no bytes: they stand as text, to be encoded as Latin-1."""
     if encoding != "latin1" or not isinstance(text, (str, Span)):
         raise ValueError(f"bytes in the encoding {encoding!r}")
@@ -148,7 +150,7 @@ def _dict(items: Sequence[Sequence[Any]] = ()) -> dict:
     return {plain(key): value for key, value in items}
 
 
-_BUILTINS: dict[str, Optional[Callable[..., Any]]] = {
+_BUILTINS: dict[str, Callable[..., Any] | None] = {
     "tuple": _container(tuple),
     "list": _container(list),
     "set": _set,
@@ -175,7 +177,7 @@ _INERT = (
     "pathlib._local.WindowsPath",
     "torch.device",
 )
-_TABLE: dict[str, Optional[Callable[..., Any]]] = {
+_TABLE: dict[str, Callable[..., Any] | None] = {
     **{f"{module}.{name}": build for module in ("builtins", "__builtin__") for name, build in _BUILTINS.items()},
     **{f"numpy.{core}.{name}": build for core in ("core", "_core") for name, build in _NUMPY.items()},
     **{f"torch.{name}": None for name in _STORAGES},

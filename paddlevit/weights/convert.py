@@ -6,6 +6,8 @@ itself, and 'subtracted': ((pattern, replacement), ...), for arrays to be subtra
 names. Patterns and rules apply in their order, to our names after the rules for `subtracted`.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ class Target:
     tables: dict[str, Table]
 
     @classmethod
-    def of(cls, model: nn.Layer) -> "Target":
+    def of(cls, model: nn.Layer) -> Target:
         """The target that `model` is; a model class without `weight_sources` knows our names alone."""
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         layers = model.named_sublayers(include_self=True)

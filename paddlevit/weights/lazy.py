@@ -1,5 +1,7 @@
 """Arrays that stay in their file until they are asked for, so that a network is filled one parameter at a time."""
 
+from __future__ import annotations
+
 import struct
 import zipfile
 import zlib
@@ -64,7 +66,7 @@ class LazyArray:
         self._fetch = fetch
 
     @classmethod
-    def of(cls, value: Any) -> "LazyArray":
+    def of(cls, value: Any) -> LazyArray:
         """Around an array or tensor that is in memory already."""
         return value if isinstance(value, LazyArray) else cls(value.shape, lambda: np.asarray(value))
 
@@ -72,7 +74,7 @@ class LazyArray:
         """The values, bfloat16 as float32. Raises WeightsError where the file is damaged."""
         return from_bits(self._fetch())
 
-    def then(self, change: Callable[[np.ndarray], np.ndarray], shape: Sequence[int]) -> "LazyArray":
+    def then(self, change: Callable[[np.ndarray], np.ndarray], shape: Sequence[int]) -> LazyArray:
         """The array `change(values)`, which has the shape `shape`."""
         return LazyArray(shape, lambda: change(self.read()))
 

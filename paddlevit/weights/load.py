@@ -1,10 +1,12 @@
 """The one loader: any known weights file into a network, or an error that says what does not fit."""
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import paddle
@@ -21,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def load_weights(
     model: nn.Layer,
-    path_or_state: Union[str, "os.PathLike[str]", Mapping[str, Any]],
+    path_or_state: str | os.PathLike[str] | Mapping[str, Any],
     *,
     source: str = "auto",
     reinit: Sequence[str] = (),

@@ -4,9 +4,11 @@ Python's own `pickle` imports and calls whatever a file names. This machine know
 looked up in a table of builders that is handed to it, and any other name is refused. Long strings stay in the file.
 """
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Hashable
-from typing import Any, BinaryIO, Callable, Optional
+from typing import Any, BinaryIO, Callable
 
 from paddlevit.weights.lazy import Span
 from paddlevit.weights.report import WeightsError
@@ -19,7 +21,7 @@ _MARK = object()
 class Named:
     """What a class or function that a pickle names stands for here; `build` makes its harmless counterpart."""
 
-    def __init__(self, name: str, build: Optional[Callable[..., Any]] = None) -> None:
+    def __init__(self, name: str, build: Callable[..., Any] | None = None) -> None:
         self.name = name
         self.build = build
 
@@ -48,8 +50,8 @@ class Unpickler:
         size: int,
         *,
         names: Callable[[str], Named],
-        persistent: Optional[Callable[[Any], Any]] = None,
-        path: Optional[str] = None,
+        persistent: Callable[[Any], Any] | None = None,
+        path: str | None = None,
     ) -> None:
         self.file = file
         self.size = size

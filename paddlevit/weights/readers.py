@@ -3,6 +3,8 @@
 The first bytes of a file decide, not its suffix. No reader runs code from a file, and none needs torch.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import os

@@ -1,5 +1,7 @@
 """What loading a weights file did, and the error that says why it did not work."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 from paddlevit.errors import UserError

@@ -4,6 +4,8 @@ Written in NumPy because it then works in the array's own precision; Pillow and 
 differently, and Paddle would need the array on its device.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from math import isqrt
 

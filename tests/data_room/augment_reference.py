@@ -1,5 +1,7 @@
 """The operations of RandAugment and AutoAugment once more: NumPy, one function each, from their definitions."""
 
+from __future__ import annotations
+
 import numpy as np
 from PIL import Image
 

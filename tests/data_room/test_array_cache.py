@@ -1,5 +1,7 @@
 """Cached arrays: the same as made anew, never of another list, and never needed."""
 
+from __future__ import annotations
+
 import mmap
 import os
 

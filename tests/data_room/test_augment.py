@@ -1,5 +1,7 @@
 """Every operation at every level against NumPy, and what is drawn against what is published."""
 
+from __future__ import annotations
+
 import functools
 import types
 from collections import Counter

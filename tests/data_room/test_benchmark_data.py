@@ -1,5 +1,7 @@
 """benchmark.py data: it runs on made-up and on given images, and says what the yardstick is."""
 
+from __future__ import annotations
+
 import io
 import json
 import logging

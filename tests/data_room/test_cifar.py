@@ -1,5 +1,7 @@
 """CIFAR-10 and CIFAR-100 in the official archives' format, and files that are something else."""
 
+from __future__ import annotations
+
 import io
 import pickle
 import struct

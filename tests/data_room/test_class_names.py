@@ -1,5 +1,7 @@
 """What classes are called: files of names, and ImageNet's identifiers in words."""
 
+from __future__ import annotations
+
 import os
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Decoding: Pillow's own pixels for every mode, and a message that names the image for everything unreadable."""
 
+from __future__ import annotations
+
 import io
 import warnings
 

@@ -1,5 +1,7 @@
 """Random erasing: what is written, where, how often, and that the key alone decides."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

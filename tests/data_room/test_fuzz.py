@@ -3,6 +3,8 @@
 FUZZ_EXAMPLES in the environment says how many (300 where it does not).
 """
 
+from __future__ import annotations
+
 import io
 import multiprocessing
 import os

@@ -1,5 +1,7 @@
 """List files: what is read from them, and what is said about lines that cannot be used."""
 
+from __future__ import annotations
+
 import os
 
 import pytest

@@ -1,5 +1,7 @@
 """Loaders: the right images in the right order on any number of workers, and what goes wrong on the way."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess

@@ -1,5 +1,7 @@
 """Mixup and CutMix against NumPy, and their lambdas against the published distributions."""
 
+from __future__ import annotations
+
 import itertools
 
 import numpy as np

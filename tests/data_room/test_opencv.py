@@ -1,5 +1,7 @@
 """The training chain by OpenCV against Pillow's: the same decoding, nearly the same resizing and operations."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import sys

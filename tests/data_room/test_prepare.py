@@ -1,5 +1,7 @@
 """prepare_data.py: the demo's digits and list files, as users start it and as the sources read it."""
 
+from __future__ import annotations
+
 import builtins
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """Which images are in which batch: properties that hold for every size, number of processes and epoch."""
 
+from __future__ import annotations
+
 from collections import Counter
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Data folders of every layout, and what is said about those that cannot be used."""
 
+from __future__ import annotations
+
 import logging
 import os
 

@@ -1,5 +1,7 @@
 """The stream of batches: any number of runs over the same workers, and what goes wrong in them."""
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import signal

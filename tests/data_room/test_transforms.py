@@ -1,5 +1,7 @@
 """Crops and flips against plain Pillow and NumPy, and against their published distributions."""
 
+from __future__ import annotations
+
 import hashlib
 import random
 

@@ -1,5 +1,7 @@
 """Zip files with a map: the same bytes as zipfile reads, from any process, and messages for damaged ones."""
 
+from __future__ import annotations
+
 import io
 import multiprocessing
 import os

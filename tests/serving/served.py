@@ -1,5 +1,7 @@
 """A network that needs no Paddle, and images for it."""
 
+from __future__ import annotations
+
 import http.client
 import io
 import json
@@ -8,7 +10,8 @@ import struct
 import threading
 import time
 import zlib
-from typing import Any, Dict, NamedTuple, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import uvicorn
@@ -42,7 +45,7 @@ class ColourNetwork:
             raise UserError(f"the image is damaged: {error}") from None
         return np.asarray(image.resize((SIDE, SIDE)))
 
-    def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> Tuple[np.ndarray, Dict[int, np.ndarray]]:
+    def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         self.batches.append(len(pixels))
         self.started.set()
         assert self.free.wait(20)
@@ -90,7 +93,7 @@ class Server:
         self._uvicorn = uvicorn.Server(uvicorn.Config(app, http=Connection, log_config=None, access_log=False))
         self._thread = threading.Thread(target=self._uvicorn.run, args=([self.listener],))
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Server:
         self._thread.start()
         until(lambda: self._uvicorn.started)
         return self
@@ -110,7 +113,7 @@ class Server:
 
 class Reply(NamedTuple):
     status: int
-    headers: Dict[str, str]
+    headers: dict[str, str]
     content: Any
 
 

@@ -1,5 +1,7 @@
 """The server's answers, statuses and figures, by a real server before a network without Paddle."""
 
+from __future__ import annotations
+
 import base64
 import io
 import threading

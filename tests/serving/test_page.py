@@ -1,5 +1,7 @@
 """The page as a person uses it, in Chromium."""
 
+from __future__ import annotations
+
 import json
 
 import numpy as np

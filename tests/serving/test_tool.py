@@ -1,5 +1,7 @@
 """tools/serve.py with a real network, as a process: many clients, uploads that mean harm, its memory and its end."""
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import io

@@ -1,5 +1,7 @@
 """Uploads that are refused, each with a status and a sentence, and what the server is afterwards."""
 
+from __future__ import annotations
+
 import contextlib
 import http.client
 import socket

@@ -1,5 +1,7 @@
 """Name tables against the published names and shapes of every network in every checkpoint format."""
 
+from __future__ import annotations
+
 import importlib
 from types import SimpleNamespace
 

@@ -1,5 +1,7 @@
 """tools/convert_weights.py as a user calls it, and the commands of docs/weights.md."""
 
+from __future__ import annotations
+
 import pickle
 import re
 import subprocess

@@ -1,5 +1,7 @@
 """Every checkpoint format of every network with reference numbers: load the generated weights, compare the logits."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

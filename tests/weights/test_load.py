@@ -1,5 +1,7 @@
 """The loader on small networks: what it fills, reports, and refuses, and what its errors say."""
 
+from __future__ import annotations
+
 import pickle
 
 import numpy as np

@@ -8,6 +8,8 @@ model_ema, optimizer, epoch, an argparse.Namespace with a Path and a torch.devic
 NumPy scalar.
 """
 
+from __future__ import annotations
+
 import pickle
 import pickletools
 import struct

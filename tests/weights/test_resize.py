@@ -1,5 +1,7 @@
 """Position embeddings for another image size, against Paddle's own interpolation."""
 
+from __future__ import annotations
+
 import numpy as np
 import paddle
 import pytest

@@ -1,5 +1,7 @@
 """Files made to do harm, and files damaged at random: nothing runs, nothing crashes, nothing fills the memory."""
 
+from __future__ import annotations
+
 import builtins
 import io
 import os
