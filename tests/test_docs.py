@@ -207,7 +207,7 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
         html = path.read_text(encoding="utf-8")
         assert not re.search(r"<(script|img|iframe)[^>]* src=\"?https?:|<link[^>]* href=\"?https?:", html), path
     reference = (tmp_path / "api.html").read_text(encoding="utf-8")
-    for name in ("config.get_config", "weights.load.load_weights", "engine.Trainer", "pit.model.PiT"):
+    for name in ("config.get_config", "weights.load.load_weights", "training.engine.Trainer", "pit.model.PiT"):
         assert f'id="paddlevit.{name}"' in reference
     assert "The frozen configuration of a yaml file or a shipped variant." in reference
     keys = (tmp_path / "configuration.html").read_text(encoding="utf-8")
