@@ -1,4 +1,4 @@
-"""Defects of PaddleViT and traps of Paddle that no test elsewhere would catch; test_known_defects.py lists all."""
+"""Defects of PaddleViT and traps of Paddle that no test elsewhere would catch."""
 
 from __future__ import annotations
 

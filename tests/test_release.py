@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -91,3 +92,10 @@ def test_the_citation_is_of_this_version_and_names_the_papers_that_the_readme_do
     assert notes == ["HVT", "CvT", "HRFormer", "PiT", "DeiT", "RegNetY"]
     papers = re.findall(r"https://arxiv.org/abs/[\d.]+", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert set(papers) == {paper["url"] for paper in citation["references"]}
+
+
+def test_what_is_never_required():
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    (required,) = (node.value for node in ast.walk(tree) if getattr(node, "arg", None) == "install_requires")
+    names = {re.match(r"[\w-]+", item).group() for item in ast.literal_eval(required)}
+    assert not names & {"paddlepaddle", "paddlepaddle-gpu", "visualdl", "tensorboardX", "paddle2onnx"}
