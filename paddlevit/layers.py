@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Callable
 
@@ -142,13 +143,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout) -> Tensor:
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout) -> Tensor:
     """softmax(q k^T / sqrt(d)) v by Paddle's fused kernel, which keeps no probabilities; [N, L, heads, d] -> same."""
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout.p, training=dropout.training)
+    # Paddle 3.0 to 3.2 ignore `training` without a mask: they would drop in evaluation too.
+    dropout_p = dropout.p if dropout.training else 0.0
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, training=dropout.training)
 
 
 def has_flash_attention(x: Tensor, dropout: nn.Dropout) -> bool:
-    """Whether to use `flash_attention`: a GPU, half precision, and nobody waits for the probabilities."""
+    """Whether to use `flash_attention`: half precision, a GPU that has it, and no hook that wants the probabilities."""
     half = x.dtype in (paddle.float16, paddle.bfloat16)
-    return half and paddle.is_compiled_with_cuda() and not is_watched(dropout)
+    return half and not is_watched(dropout) and _runs_flash_attention(paddle.device.get_device())
+
+
+@functools.cache
+def _runs_flash_attention(device: str) -> bool:
+    """Whether `device` ("gpu:0") has compute capability 8.0, which the kernel needs.
+
+    Paddle 3.0 to 3.2 take the kernel unchecked, and it raises on V100, T4 and RTX 20.
+    """
+    return device.startswith("gpu") and paddle.device.cuda.get_device_capability(device) >= (8, 0)
 
 
 def is_watched(layer: nn.Layer) -> bool:

@@ -105,7 +105,7 @@ def test_attention_image_by_image_equals_all_at_once(monkeypatch):
     assert taken == [[3, 3, 5, 5]]
 
 
-def test_fused_attention_equals_ours_and_gives_way_to_hooks(monkeypatch):
+def test_flash_attention_equals_ours_and_gives_way_to_hooks(monkeypatch):
     """GPUs use it; here Paddle computes it by plain operations."""
     paddle.seed(3)
     layer = Attention(12, 3)
@@ -115,9 +115,72 @@ def test_fused_attention_equals_ours_and_gives_way_to_hooks(monkeypatch):
     monkeypatch.setattr(layers, "has_flash_attention", lambda x, dropout: True)
     np.testing.assert_allclose(layer(x).numpy(), expected, atol=1e-6)
     monkeypatch.undo()
-    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(layers, "_runs_flash_attention", lambda device: True)
     half = x.astype("float16")
     assert layers.has_flash_attention(half, layer.attn_dropout)
     assert not layers.has_flash_attention(x, layer.attn_dropout)
     layer.attn_dropout.register_forward_post_hook(lambda _, __, out: None)
     assert not layers.has_flash_attention(half, layer.attn_dropout)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "runs"),
+    [("gpu:0", (7, 0), False), ("gpu:1", (7, 5), False), ("gpu:0", (8, 0), True), ("gpu:7", (9, 0), True)],
+)
+def test_flash_attention_needs_compute_capability_8(monkeypatch, device, capability, runs):
+    """V100 and T4 are 7.0 and 7.5, A100 and H100 8.0 and 9.0."""
+    asked = []
+    monkeypatch.setattr(paddle.device, "get_device", lambda: device)
+    monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
+    layers._runs_flash_attention.cache_clear()
+    try:
+        for _ in range(3):
+            assert layers.has_flash_attention(paddle.zeros([1], "float16"), nn.Dropout()) is runs
+    finally:
+        layers._runs_flash_attention.cache_clear()
+    assert asked == [device], "asked once, of the device in use"
+
+
+def test_no_flash_attention_on_a_cpu():
+    assert not layers.has_flash_attention(paddle.zeros([1], "float16"), nn.Dropout())
+
+
+def sdpa_of_paddle_3_0(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, training=True, name=None
+):  # and 3.1 and 3.2, which end with `backend`
+    """Without a mask `training` is not passed on to flash_attention, whose default is True."""
+    assert attn_mask is None
+    return softmax_attention(query, key, value, dropout_p)
+
+
+def sdpa_of_paddle_3_3(
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    training=True,
+    backend=None,
+    scale=None,
+    enable_gqa=True,
+    name=None,
+):
+    return softmax_attention(query, key, value, dropout_p if training else 0.0)
+
+
+def softmax_attention(query, key, value, dropout_p):
+    q, k, v = (x.transpose([0, 2, 1, 3]) for x in (query, key, value))
+    probs = nn.functional.softmax(q @ k.transpose([0, 1, 3, 2]) / q.shape[-1] ** 0.5)
+    return (nn.functional.dropout(probs, dropout_p) @ v).transpose([0, 2, 1, 3])
+
+
+@pytest.mark.parametrize("sdpa", [sdpa_of_paddle_3_0, sdpa_of_paddle_3_3])
+def test_flash_attention_drops_in_training_only(monkeypatch, sdpa):
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", sdpa)
+    q, k, v = (paddle.randn([2, 5, 3, 4]) for _ in range(3))
+    dropout = nn.Dropout(0.5)
+    plain = softmax_attention(q, k, v, 0.0).numpy()
+    assert not np.allclose(layers.flash_attention(q, k, v, dropout).numpy(), plain)
+    dropout.eval()
+    np.testing.assert_allclose(layers.flash_attention(q, k, v, dropout).numpy(), plain, atol=1e-6)
