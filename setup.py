@@ -48,8 +48,9 @@ setup(
     author="The paddlevit authors",
     python_requires=">=3.9",
     packages=find_packages(include=["paddlevit", "paddlevit.*"]),
-    package_data={"paddlevit": ["py.typed", "configs/*/*.yaml", "report/*.css", "report/*.js", "serve/*.html"]},
+    package_data={"paddlevit": ["py.typed", "configs/*/*.yaml", "report/templates/*", "serve/*.html"]},
     install_requires=[
+        "jinja2>=3.0",
         "numpy>=1.21",
         "pillow>=9.5,<13",  # 13 resizes differently, so published accuracies could not be reproduced
         "pyyaml>=5.4",

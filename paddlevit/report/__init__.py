@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from paddlevit.report.comparison import difference_table, result_table, write_comparison
+from paddlevit.report.history import Run, read_run
 from paddlevit.report.page import write_report
 from paddlevit.report.predictions import Predictions
-from paddlevit.report.runs import Run, read_run
 
 __all__ = ["Predictions", "Run", "difference_table", "read_run", "result_table", "write_comparison", "write_report"]

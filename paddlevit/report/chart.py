@@ -1,24 +1,21 @@
-"""Line charts as inline SVG, drawn in the colours of style.css."""
+"""Line charts as inline SVG: what templates/chart.html draws in the colours of style.css."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-from typing import Callable
+from typing import Callable, NamedTuple
 
 Point = tuple[float, float]
 
-_WIDTH, _HEIGHT = 400.0, 236.0
-_TOP, _RIGHT, _BOTTOM = 10.0, 14.0, 38.0
+_WIDTH, _HEIGHT = 400, 236
+_TOP, _RIGHT, _BOTTOM = 10, 386, 198  # edges of the plot
 _CHARACTER = 6.8  # width of a digit of a tick's label
 _MOST_POINTS = 300
 _MOST_MARKERS = 20  # above that only the line is drawn; its points still tell their values
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """A named curve; `style` is its class in style.css: train, model or ema, or run1 and so on."""
 
     name: str
@@ -27,19 +24,39 @@ class Series:
     markers: bool = True  # on the points, where there are few of them
 
 
-@dataclass(frozen=True)
-class _Frame:
-    left: float
-    x_ticks: list[float]
-    y_ticks: list[float]
-    x_range: Point
+class Dot(NamedTuple):
+    """A point of a curve and its tooltip."""
 
-    def at(self, x: float, y: float) -> Point:
-        low, high = self.x_range
-        across = (x - low) / (high - low)
-        up = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        bottom = _HEIGHT - _BOTTOM
-        return self.left + across * (_WIDTH - _RIGHT - self.left), bottom - up * (bottom - _TOP)
+    x: float
+    y: float
+    shown: bool
+    epoch: str
+    value: str
+
+
+class Curve(NamedTuple):
+    """A series as it is drawn; `last` is its last value, for the legend."""
+
+    name: str
+    style: str
+    last: str
+    path: str
+    dense: bool
+    dots: list[Dot]
+
+
+class Chart(NamedTuple):
+    """Positions are SVG units, from the top left."""
+
+    title: str
+    left: float
+    y_ticks: list[tuple[float, str]]
+    x_ticks: list[tuple[float, str]]
+    curves: list[Curve]
+    right: float = _RIGHT
+    bottom: float = _BOTTOM
+    width: float = _WIDTH
+    height: float = _HEIGHT
 
 
 def line_chart(
@@ -49,27 +66,34 @@ def line_chart(
     *,
     text: Callable[[float], str],
     show: Sequence[float] = (),
-) -> str:
-    """A <figure> with the curves of `series` over epochs; "" where none has a finite value.
+) -> Chart | None:
+    """The curves of `series` over epochs; None where no value is finite.
 
     NaN leaves a gap. `text` writes a value for the legend and the tooltips; the vertical axis covers the values `show`.
     """
     drawn = [one for one in series if any(not math.isnan(y) for _, y in one.points)]
     if not drawn:
-        return ""
+        return None
     values = [y for one in drawn for _, y in one.points if not math.isnan(y)]
     y_ticks = axis_ticks(min([*values, *show]), max([*values, *show]))
     labels = tick_labels(y_ticks)
     x_step = max(1.0, _nice_step((x_range[1] - x_range[0]) / 7))
-    first = math.ceil(x_range[0] / x_step)
-    x_ticks = [i * x_step for i in range(first, math.floor(x_range[1] / x_step) + 1)]
-    frame = _Frame(12 + _CHARACTER * max(map(len, labels)), x_ticks, y_ticks, x_range)
-    curves = "".join(_curve(one, frame, text) for one in drawn)
-    legend = "".join(_legend_entry(one, text) for one in drawn)
-    return (
-        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3><ul class="legend">{legend}</ul></figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{escape(title)} over epochs">'
-        f"{_axes(frame, labels)}{curves}</svg></figure>"
+    x_ticks = [i * x_step for i in range(math.ceil(x_range[0] / x_step), math.floor(x_range[1] / x_step) + 1)]
+    left = round(12 + _CHARACTER * max(map(len, labels)), 1)
+
+    def x_of(epoch: float) -> float:
+        low, high = x_range
+        return round(left + (epoch - low) / (high - low) * (_RIGHT - left), 1)
+
+    def y_of(value: float) -> float:
+        return round(_BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (_BOTTOM - _TOP), 1)
+
+    return Chart(
+        title,
+        left,
+        [(y_of(tick), label) for tick, label in zip(y_ticks, labels)],
+        [(x_of(tick), f"{tick:g}") for tick in x_ticks],
+        [_curve(one, x_of, y_of, text) for one in drawn],
     )
 
 
@@ -134,43 +158,17 @@ def _runs(points: Sequence[Point]) -> list[list[Point]]:
     return [thinned(run, max(4, _MOST_POINTS * len(run) // total)) for run in runs]
 
 
-def _curve(series: Series, frame: _Frame, text: Callable[[float], str]) -> str:
+def _curve(
+    series: Series, x_of: Callable[[float], float], y_of: Callable[[float], float], text: Callable[[float], str]
+) -> Curve:
     runs = _runs(series.points)
     total = sum(map(len, runs))
     few = series.markers and total <= _MOST_MARKERS
-    kind = ' class="dense"' if total > _MOST_POINTS // 2 else ""
-    lines, dots = [], []
+    path, dots = "", []
     for run in runs:
-        places = [frame.at(x, y) for x, y in run]
-        if len(places) > 1:
-            lines.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places))
-        shown = ' class="dot"' if few or len(places) == 1 else ""
-        for (px, py), (x, y) in zip(places, run):
-            told = escape(f"epoch {x:.4g}: {series.name} {text(y)}")
-            dots.append(f'<circle{shown} cx="{px:.1f}" cy="{py:.1f}" r="3"><title>{told}</title></circle>')
-    return f'<g class="curve {series.style}"><path{kind} d="{"".join(lines)}"/>{"".join(dots)}</g>'
-
-
-def _legend_entry(series: Series, text: Callable[[float], str]) -> str:
+        if len(run) > 1:
+            path += "M" + "L".join(f"{x_of(x)} {y_of(y)}" for x, y in run)
+        shown = few or len(run) == 1
+        dots += [Dot(x_of(x), y_of(y), shown, f"{x:.4g}", text(y)) for x, y in run]
     last = [y for _, y in series.points if not math.isnan(y)][-1]
-    return (
-        f'<li><svg class="key {series.style}" viewBox="0 0 22 10" aria-hidden="true"><path d="M1 5H21"/></svg>'
-        f"{escape(series.name)} <b>{escape(text(last))}</b></li>"
-    )
-
-
-def _axes(frame: _Frame, labels: Sequence[str]) -> str:
-    low, high = frame.x_range
-    parts = []
-    for tick, label in zip(frame.y_ticks, labels):
-        (x0, y), (x1, _) = frame.at(low, tick), frame.at(high, tick)
-        parts.append(f'<path class="grid" d="M{x0:.1f} {y:.1f}H{x1:.1f}"/>')
-        parts.append(f'<text class="y" x="{x0 - 6:.1f}" y="{y + 4:.1f}">{label}</text>')
-    bottom = _HEIGHT - _BOTTOM
-    for tick in frame.x_ticks:
-        x, _ = frame.at(tick, frame.y_ticks[0])
-        parts.append(f'<path class="tick" d="M{x:.1f} {bottom:g}v4"/>')
-        parts.append(f'<text class="x" x="{x:.1f}" y="{bottom + 17:g}">{tick:g}</text>')
-    middle = (frame.left + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text class="x" x="{middle:.1f}" y="{_HEIGHT - 4:g}">epoch</text>')
-    return "".join(parts)
+    return Curve(series.name, series.style, text(last), path, total > _MOST_POINTS // 2, dots)

@@ -1,4 +1,4 @@
-"""Several runs beside each other: what they reached, what differs between them, and their curves on one page."""
+"""Several runs side by side: their results, the keys that differ, and their curves on one page."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, Callable
 
-from paddlevit.report import figures
-from paddlevit.report.chart import Series, line_chart
+from paddlevit.report import formats
+from paddlevit.report.chart import Chart, Series, line_chart
 from paddlevit.report.document import write_document
-from paddlevit.report.runs import Run
+from paddlevit.report.history import Run
 
 _OWN_TO_A_RUN = ("OUTPUT", "MODEL.RESUME")
-_COLOURS = 8  # run1 to run8 in style.css; after that they come again, in other strokes
+_COLORS = 8  # run1 to run8 in style.css; after that they come again, in other strokes
 _STROKES = ("", " dashed", " dotted")
 _MIXING = ("TRAIN.SMOOTHING", "TRAIN.MIXUP_ALPHA", "TRAIN.CUTMIX_ALPHA", "TRAIN.MIXUP_PROB")
 
@@ -33,13 +32,15 @@ class _Plot:
 
 
 _PLOTS = (
-    _Plot("Top-1 accuracy, %", "model", "acc1", figures.percent),
-    _Plot("Top-1 accuracy of the EMA, %", "ema", "acc1", figures.percent),
-    _Plot("Validation loss", "model", "loss", figures.loss),
-    _Plot("Training loss", "train", "loss", figures.loss),
-    _Plot("Learning rate", "train", "lr", figures.rate, show=(0.0,)),
-    _Plot("Images per second", "train", "images_per_sec", figures.speed, show=(0.0,)),
+    _Plot("Top-1 accuracy, %", "model", "acc1", formats.percent),
+    _Plot("Top-1 accuracy of the EMA, %", "ema", "acc1", formats.percent),
+    _Plot("Validation loss", "model", "loss", formats.loss),
+    _Plot("Training loss", "train", "loss", formats.loss),
+    _Plot("Learning rate", "train", "lr", formats.rate, show=(0.0,)),
+    _Plot("Images per second", "train", "images_per_sec", formats.speed, show=(0.0,)),
 )
+
+_MIXED = "Label smoothing or mixed images differ between the runs, so their training losses do too."
 
 Table = list[list[str]]
 
@@ -70,36 +71,41 @@ def difference_table(runs: Sequence[Run]) -> Table:
 
 def write_comparison(runs: Sequence[Run], path: Path) -> Path:
     """Write the page that compares the runs, and return its path. Raises UserError where it cannot be written."""
-    title = f"{len(runs)} training runs compared" if len(runs) > 1 else "One training run"
-    date = figures.date(max(run.changed for run in runs))
-    body = [
-        f'<header><p class="kind">Comparison</p><h1>{title}</h1><ul><li>last line written {date}</li></ul></header>',
-        _notes(runs),
-        f"<section><h2>Results</h2>{_html_table(result_table(runs), keys=True)}</section>",
-        _curves(runs),
-        _differences(runs),
-    ]
-    return write_document(path, title, "\n".join(part for part in body if part))
+    mixed = [key for key in _MIXING if len({str(run.value(key, None)) for run in runs}) > 1]
+    return write_document(
+        path,
+        "comparison.html",
+        title=f"{len(runs)} training runs compared" if len(runs) > 1 else "One training run",
+        date=formats.date(max(run.changed for run in runs)),
+        notes=_notes(runs),
+        results=result_table(runs),
+        styles=[_style(i) for i in range(len(runs))],
+        curves=_curves(runs),
+        remark="Label smoothing or mixed images differ between the runs, so their training losses do too."
+        if mixed
+        else "",
+        differences=difference_table(runs),
+    )
 
 
 def _result(run: Run) -> list[str]:
     history, best = run.history, run.history.best()
     done = max((x for series in history.series for x, _ in history.points(series, "epoch")), default=0.0)
     of = run.value("TRAIN.NUM_EPOCHS", None)
-    row = [run.network, f"{done:.4g}" + (f" of {of}" if of else "")]
+    row = [run.model, f"{done:.4g}" + (f" of {of}" if of else "")]
     if best is None:
         row += ["–"] * 3
     else:
         last = [y for _, y in history.points(best.series, "acc1") if not math.isnan(y)]
         weights = f"{best.series}, epoch {best.epoch:g}"
-        row += [_told(best.number("acc1"), figures.percent), weights, figures.percent(last[-1]) if last else "–"]
+        row += [_text(best.number("acc1"), formats.percent), weights, formats.percent(last[-1]) if last else "–"]
     losses, speeds, seconds = (history.numbers(key) for key in ("loss", "images_per_sec", "seconds"))
-    row.append(figures.loss(losses[-1]) if losses else "–")
-    row.append(figures.speed(statistics.median(speeds)) if speeds else "–")
-    return [*row, figures.duration(sum(seconds)) if seconds else "–"]
+    row.append(formats.loss(losses[-1]) if losses else "–")
+    row.append(formats.speed(statistics.median(speeds)) if speeds else "–")
+    return [*row, formats.duration(sum(seconds)) if seconds else "–"]
 
 
-def _told(value: float, text: Callable[[float], str]) -> str:
+def _text(value: float, text: Callable[[float], str]) -> str:
     return "–" if math.isnan(value) else text(value)
 
 
@@ -111,57 +117,27 @@ def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _notes(runs: Sequence[Run]) -> str:
+def _notes(runs: Sequence[Run]) -> list[str]:
     named = list(zip(names(runs), runs))
-    open_ones = [name for name, run in named if run.history.closing is None]
-    torn = [f"{name} ({run.history.unread:,})" for name, run in named if run.history.unread]
-    notes = [f"Not finished: {', '.join(open_ones)}."] * bool(open_ones)
-    notes += [f"With lines of metrics.jsonl that could not be read: {', '.join(torn)}."] * bool(torn)
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    unfinished = [name for name, run in named if run.history.closing is None]
+    damaged = [f"{name} ({run.history.unread:,})" for name, run in named if run.history.unread]
+    notes = [f"Not finished: {', '.join(unfinished)}."] * bool(unfinished)
+    return notes + [f"With lines of metrics.jsonl that could not be read: {', '.join(damaged)}."] * bool(damaged)
 
 
 def _style(index: int) -> str:
-    return f"run{index % _COLOURS + 1}{_STROKES[index // _COLOURS % len(_STROKES)]}"
+    return f"run{index % _COLORS + 1}{_STROKES[index // _COLORS % len(_STROKES)]}"
 
 
-def _html_table(table: Table, *, keys: bool) -> str:
-    """`keys`: each row begins with the stroke of its run's curves."""
-    head, *rows = table
-    kind = " results" if keys else ""
-    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    lines = []
-    for i, row in enumerate(rows):
-        key = f'<svg class="key {_style(i)}" viewBox="0 0 22 10" aria-hidden="true"><path d="M1 5H21"/></svg>'
-        first, *others = (f"<bdi>{escape(cell)}</bdi>" for cell in row)
-        told = "".join(f"<td>{cell}</td>" for cell in others)
-        lines.append(f'<tr><th scope="row">{key if keys else ""}{first}</th>{told}</tr>')
-    return (
-        f'<div class="scroll" tabindex="0"><table class="list compared{kind}"><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _curves(runs: Sequence[Run]) -> str:
+def _curves(runs: Sequence[Run]) -> list[Chart]:
     ranges = [run.history.epoch_range() for run in runs]
     x_range = min(low for low, _ in ranges), max(high for _, high in ranges)
-    called = names(runs)
+    names_of_runs = names(runs)
     charts = []
     for plot in _PLOTS:
         series = [
             Series(name, _style(i), run.history.points(plot.series, plot.key), markers=plot.series != "train")
-            for i, (name, run) in enumerate(zip(called, runs))
+            for i, (name, run) in enumerate(zip(names_of_runs, runs))
         ]
         charts.append(line_chart(plot.title, series, x_range, text=plot.text, show=plot.show))
-    if not any(charts):
-        return ""
-    mixed = [key for key in _MIXING if len({str(run.value(key, None)) for run in runs}) > 1]
-    remark = "<p>Label smoothing or mixed images differ between the runs, so their training losses do too.</p>"
-    return f'<section><h2>Curves</h2>{remark * bool(mixed)}<div class="charts">{"".join(charts)}</div></section>'
-
-
-def _differences(runs: Sequence[Run]) -> str:
-    table = difference_table(runs)
-    if len(runs) == 1:
-        return ""
-    body = _html_table(table, keys=False) if table[1:] else "<p>The configurations are the same.</p>"
-    return f"<section><h2>Keys that differ</h2>{body}</section>"
+    return [chart for chart in charts if chart is not None]

@@ -1,52 +1,30 @@
-"""What every page of the project stands in: one file that fetches nothing."""
+"""Pages from the templates: one file each, which fetches nothing."""
 
 from __future__ import annotations
 
 import os
-from html import escape
 from pathlib import Path
+from typing import Any
+
+import jinja2
 
 from paddlevit.errors import UserError
 
-_HERE = Path(__file__).parent
-
-# Even if a name slipped through unescaped, a browser would neither fetch anything nor run a script from elsewhere.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
 
 
-def write_document(path: Path, title: str, body: str) -> Path:
-    """Write the page with the text `title` and the HTML `body`, atomically, and return its path.
+def write_document(path: Path, template: str, **values: Any) -> Path:
+    """Write the page that `template` makes of `values`, atomically, and return its path.
 
     Raises UserError where it cannot be written.
     """
-    page = _PAGE.format(
-        policy=_POLICY,
-        title=escape(title),
-        style=(_HERE / "style.css").read_text(encoding="utf-8"),
-        body=body,
-        script=(_HERE / "tooltip.js").read_text(encoding="utf-8"),
-    )
+    page = TEMPLATES.get_template(template).render(values)
     part = path.with_name(f"{path.name}.part")
     try:
         # File names that are no valid Unicode come as surrogates, which a page cannot hold.

@@ -1,4 +1,4 @@
-"""What metrics.jsonl tells of a run."""
+"""A run's folder as a page reads it: its configuration and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from paddlevit.errors import UserError
+import yaml
+
+from paddlevit.errors import MissingFileError, UserError
 
 _AFTER_ALL_STEPS = math.inf
 
@@ -90,13 +92,13 @@ def read_history(path: Path) -> History:
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: a report needs the figures of a run") from None
+        raise UserError(f"{path} does not exist: a report needs the metrics of a run") from None
     read = [_read(line) for line in lines if line.strip()]
     records = [record for record in read if record is not None]
     unread = len(read) - len(records)
     if not records:
         what = f"none of its {unread} lines can be read" if unread else "it is empty"
-        raise UserError(f"{path} holds no figures of a run: {what}")
+        raise UserError(f"{path} holds no metrics of a run: {what}")
     closing = records[-1] if records[-1].values.get("best") else None
     series: dict[str, list[Record]] = {"train": [], "model": [], "ema": []}
     for record in records:
@@ -127,5 +129,52 @@ def _read(line: bytes) -> Record | None:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
-    # What is larger than any figure of a run would only flatten the rest of its curve.
+    # What is larger than any metric would only flatten the rest of its curve.
     return float(value) if abs(value) < 1e30 else math.nan
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has written about itself."""
+
+    folder: Path
+    text: str  # of config.yaml
+    config: dict[str, Any]
+    history: History
+    changed: float  # when metrics.jsonl was, in seconds since 1970
+
+    @property
+    def model(self) -> str:
+        """The variant's name, or the folder's where the configuration has none."""
+        return str(self.value("MODEL.NAME", "") or self.folder.resolve().name)
+
+    def value(self, key: str, default: Any) -> Any:
+        """The value of a dotted key of the configuration; `default` where it is missing or null."""
+        node: Any = self.config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        return default if node is None else node
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder`.
+
+    Raises UserError where its metrics.jsonl or config.yaml is missing, empty or not what its name says.
+    """
+    metrics = folder / "metrics.jsonl"
+    history = read_history(metrics)
+    text, config = _read_config(folder / "config.yaml")
+    return Run(folder, text, config, history, metrics.stat().st_mtime)
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise MissingFileError(f"{path} does not exist: a report needs the configuration of the run") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a yaml file: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no keys")
+    return text, config

@@ -1,4 +1,4 @@
-"""How figures are written."""
+"""Number formats of the pages."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def duration(seconds: float) -> str:
 
 
 def date(seconds: float) -> str:
-    """Day and time here, of seconds since 1970."""
+    """Local day and time of seconds since 1970."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
