@@ -27,7 +27,8 @@ from paddlevit.data import build as data_room
 from paddlevit.data.erasing import RandomErasing
 from paddlevit.data.mixup import Mixup, SmoothTargets, build_mixup
 from paddlevit.data.stream import BatchStream
-from paddlevit.run.build import build_trainer
+from paddlevit.errors import UserError
+from paddlevit.run.build import build_trainer, check_amp
 from paddlevit.run.folder import restore, resumed_state, save
 from paddlevit.run.messages import log_start
 from paddlevit.runtime import process
@@ -94,21 +95,23 @@ def test_a_resumed_run_knows_its_best(tmp_path):
     assert after.best == before.best
 
 
-@pytest.mark.parametrize(("accum_iter", "processes"), [(1, 1), (4, 1), (2, 8)])
+@pytest.mark.parametrize(("accum_iter", "processes"), [(1, 1), (4, 1), (2, 8), (64, 1)])
 def test_the_rate_follows_all_images_of_an_optimizer_step(accum_iter, processes, monkeypatch, caplog):
     monkeypatch.setattr(process, "world_size", lambda: processes)
     monkeypatch.setattr(paddle, "DataParallel", lambda model: model)
     opts = ["TRAIN.BASE_LR", 5e-4, "TRAIN.LINEAR_SCALED_LR", 512, "TRAIN.END_LR", 1e-5, "TRAIN.SCALE_ALL_LRS", False]
     opts += ["TRAIN.NUM_EPOCHS", 300, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.LR_SCHEDULE", "iteration"]
     config = get_config("pit_digits", [*opts, "TRAIN.ACCUM_ITER", accum_iter, "DATA.BATCH_SIZE", 32])
-    trainer, peak = build_trainer(config, 4), 5e-4 * 32 * accum_iter * processes / 512
+    batches = min(accum_iter, 6)  # of an optimizer step: an epoch has no more
+    trainer, peak = build_trainer(config, 6), 5e-4 * 32 * batches * processes / 512
     assert trainer.lr_at(0) == pytest.approx(peak)
     assert trainer.lr_at(300) == pytest.approx(1e-5)
     loader = SimpleNamespace(num_images=1, source=SimpleNamespace(num_classes=10))
     caplog.set_level(logging.INFO, "paddlevit")
     monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
     log_start(config, trainer, loader, loader)
-    assert f"effective batch: {32 * accum_iter * processes} images" in caplog.text
+    assert f"effective batch: {32 * batches * processes} images (32 x accum_iter {batches} x" in caplog.text
+    assert ("TRAIN.ACCUM_ITER 64: an epoch has only 6 batches" in caplog.text) == (accum_iter == 64)
     assert f"peak learning rate {peak:.3e}" in caplog.text
     assert "warm-up" not in caplog.text
     log_start(with_values(config, {"TRAIN.WARMUP_EPOCHS": 301.0}), trainer, loader, loader)
@@ -321,14 +324,51 @@ def test_numbers_are_not_made_of_arrays(pictures, tmp_path, monkeypatch):
     assert train(pictures, tmp_path / "run") == 0
 
 
+def stand_before_a_gpu(monkeypatch, capability):
+    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: capability)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "hint"),
+    [
+        ("bfloat16", (7, 5), "needs a GPU of compute capability 8.0, this one has 7.5; use -amp_dtype float16"),
+        ("bfloat16", (7, 0), "use -amp_dtype float16"),
+        ("bfloat16", (6, 1), "compute capability 8.0, this one has 6.1; train without -amp"),
+        ("float16", (6, 1), "compute capability 7.0, this one has 6.1; train without -amp"),
+        ("float16", (7, 0), ""),
+        ("bfloat16", (8, 0), ""),
+        ("bfloat16", (12, 0), ""),
+    ],
+)
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_a_precision_that_the_gpu_lacks_is_refused(dtype, capability, hint, level, monkeypatch):
+    """Paddle only warns, and computes in float32."""
+    config = get_config("pit_digits", ["AMP", True, "AMP_DTYPE", dtype, "AMP_OPT_LEVEL", level])
+    stand_before_a_gpu(monkeypatch, capability)
+    with pytest.raises(UserError, match=hint) if hint else contextlib.nullcontext():
+        check_amp(config)
+    check_amp(with_values(config, {"AMP": False}))
+
+
+def test_a_precision_that_the_gpu_lacks_is_refused_before_anything_is_done(pictures, tmp_path, monkeypatch, capsys):
+    stand_before_a_gpu(monkeypatch, (7, 5))
+    arguments = ["-amp", "-amp_dtype", "bfloat16"]
+    assert train(pictures, tmp_path / "run", *arguments) == 2
+    assert "use -amp_dtype float16" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert train(pictures, tmp_path / "run", *arguments, "-eval", "-pretrained", "x.pdparams") == 2
+    assert "use -amp_dtype float16" in capsys.readouterr().err
+
+
 def test_amp_reaches_training_and_evaluation(pictures, tmp_path, monkeypatch):
     entered = []
     monkeypatch.setattr(paddle.amp, "auto_cast", lambda **options: entered.append(options) or contextlib.nullcontext())
     assert train(pictures, tmp_path / "cpu", "-amp") == 0
     assert not any(options["enable"] for options in entered)
-    assert "-amp does nothing on a CPU" in (tmp_path / "cpu" / "log.txt").read_text()
+    assert (tmp_path / "cpu" / "log.txt").read_text().count("-amp does nothing on a CPU") == 1
     entered.clear()
-    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
+    stand_before_a_gpu(monkeypatch, (8, 0))
     monkeypatch.setattr(paddle.device.cuda, "max_memory_allocated", lambda: 0)
     assert train(pictures, tmp_path / "gpu", "-amp", "-amp_dtype", "bfloat16") == 0
     batches = 4 + 2 + 1  # training; evaluation of the network and its average; the best once more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -21,7 +22,7 @@ from paddlevit.training.optim import (
     load_optimizer_arrays,
     optimizer_arrays,
 )
-from paddlevit.training.schedule import build_lr_schedule, lr_schedule, scaled_lr
+from paddlevit.training.schedule import build_lr_schedule, lr_schedule, peak_lr, scaled_lr
 
 
 def test_decay_reaches_what_it_should_and_nothing_else():
@@ -80,6 +81,53 @@ def test_linear_scaling_and_which_rates_it_reaches():
     assert (only_base(0), only_base(301)) == pytest.approx((1e-6, 1e-5), rel=1e-3)
     everything = build_lr_schedule(get_config("pit_ti_224", ["TRAIN.SCALE_ALL_LRS", True]), 1024)
     assert (everything(0), everything(301)) == pytest.approx((2e-6, 2e-5), rel=1e-3)
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "paddlevit")
+    monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+FINE_TUNING = ["TRAIN.BASE_LR", 5e-5, "TRAIN.LINEAR_SCALED_LR", 512, "TRAIN.NUM_EPOCHS", 30]
+
+
+def test_a_small_batch_ends_at_its_peak_and_no_higher(said):
+    """docs/fine-tuning.md's command: at 16 images the peak, 1.56e-6, lies under END_LR, 1e-5."""
+    peak = 5e-5 * 16 / 512
+    lr_at = build_lr_schedule(get_config("pit_s_224", FINE_TUNING), 16)
+    rates = [lr_at(epoch) for epoch in range(30)]
+    assert rates == pytest.approx([1e-6] + [1e-6 + (peak - 1e-6) * epoch / 5 for epoch in range(5)] + [peak] * 24)
+    assert rates == [lr_at(epoch) for epoch in range(30)], "a pure function"
+    assert said() == ["above the peak learning rate of 1.56e-06, and capped at it: TRAIN.END_LR 1e-05"]
+
+
+def test_fine_tuning_at_384_pixels_on_few_images(said):
+    lr_at = build_lr_schedule(get_config("pit_b_distilled_384"), 128)
+    assert {lr_at(epoch) for epoch in range(6, 31)} == {1.25e-6}
+    assert max(lr_at(epoch / 7) for epoch in range(210)) == 1.25e-6
+    assert said() == ["above the peak learning rate of 1.25e-06, and capped at it: TRAIN.END_LR 5e-06"]
+
+
+def test_the_start_of_the_warm_up_is_capped_too_where_there_is_one(said):
+    opts = [*FINE_TUNING, "TRAIN.WARMUP_START_LR", 1e-4, "TRAIN.END_LR", 1e-7]
+    lr_at = build_lr_schedule(get_config("pit_s_224", opts), 512)
+    assert [lr_at(epoch) for epoch in range(6)] == [5e-5] * 6
+    assert said() == ["above the peak learning rate of 5e-05, and capped at it: TRAIN.WARMUP_START_LR 0.0001"]
+    build_lr_schedule(get_config("pit_s_224", [*opts, "TRAIN.WARMUP_EPOCHS", 0]), 512)
+    build_lr_schedule(get_config("pit_s_224", FINE_TUNING), 512)
+    assert len(said()) == 1
+
+
+@pytest.mark.parametrize("kind", ["epoch", "previous_epoch", "iteration"])
+@pytest.mark.parametrize("warmup", [0, 0.4, 2.5, 5, 40])
+@pytest.mark.parametrize(("steps", "accum_iter"), [(1, 1), (7, 1), (7, 3)])
+def test_the_peak_is_that_of_an_optimizer_step(kind, warmup, steps, accum_iter):
+    opts = ["TRAIN.LR_SCHEDULE", kind, "TRAIN.WARMUP_EPOCHS", warmup, "TRAIN.NUM_EPOCHS", 12]
+    lr_at = build_lr_schedule(get_config("pit_ti_224", opts), 1024)
+    rates = [lr_at(epoch + step / steps) for epoch in range(12) for step in range(0, steps, accum_iter)]
+    assert peak_lr(lr_at, 12, steps, accum_iter) == max(rates)
 
 
 def trained(steps, seed=0):

@@ -19,6 +19,7 @@ from paddlevit.data import open_source
 from paddlevit.data.class_names import CLASS_NAMES_FILE, imagenet_names, read_class_names
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.models import build_model
+from paddlevit.runtime import process
 from paddlevit.weights import load_weights
 
 Logits = Callable[[Tensor], Tensor]  # images float32 [N, C, H, W] -> [N, classes]
@@ -78,10 +79,11 @@ def build_classifier(config: CfgNode, names: Sequence[str]) -> nn.Layer:
 
 def build_logits(config: CfgNode, model: nn.Layer) -> Logits:
     """What `model` says of images, without gradients and in the precision of `config`."""
+    enable = config.AMP and process.half_precision(config.AMP_DTYPE)
 
     @paddle.no_grad()
     def logits(images: Tensor) -> Tensor:
-        with paddle.amp.auto_cast(enable=config.AMP, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL):
+        with paddle.amp.auto_cast(enable=enable, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL):
             return model(images)
 
     return logits

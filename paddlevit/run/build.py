@@ -42,7 +42,8 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
     if config.MODEL.PRETRAINED and pretrained:
         load_pretrained(config, model)
     freeze(model, config.TRAIN.FREEZE or ())
-    images_per_step = config.DATA.BATCH_SIZE * config.TRAIN.ACCUM_ITER * process.world_size()
+    accum_iter = min(config.TRAIN.ACCUM_ITER, steps_per_epoch)  # a step ends with its epoch
+    images_per_step = config.DATA.BATCH_SIZE * accum_iter * process.world_size()
     ema = None
     if config.TRAIN.MODEL_EMA:
         ema = ModelEma(model, decay=config.TRAIN.MODEL_EMA_DECAY, warmup=config.TRAIN.MODEL_EMA_WARMUP)
@@ -60,7 +61,7 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
         optimizer=optimizer,
         lr_at=build_lr_schedule(config, images_per_step),
         steps_per_epoch=steps_per_epoch,
-        accum_iter=config.TRAIN.ACCUM_ITER,
+        accum_iter=accum_iter,
         seed=config.SEED,
         ema=ema,
         grad_clip=config.TRAIN.GRAD_CLIP,
@@ -123,9 +124,15 @@ def _objective(config: CfgNode) -> Objective:
     )
 
 
+def check_amp(config: CfgNode) -> None:
+    """Say that -amp does nothing on a CPU, and refuse a precision that the GPU does not have."""
+    if config.AMP and not process.half_precision(config.AMP_DTYPE):
+        logger.warning("-amp does nothing on a CPU: computing in float32")
+
+
 def autocast(config: CfgNode) -> Callable[[], AbstractContextManager]:
     """The context for forward passes; nothing on a CPU, where Paddle would warn that it does nothing."""
-    enable = config.AMP and not paddle.device.get_device().startswith("cpu")
+    enable = config.AMP and process.half_precision(config.AMP_DTYPE)
     return functools.partial(paddle.amp.auto_cast, enable=enable, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL)
 
 

@@ -14,6 +14,7 @@ from paddlevit.data import EvalLoader, TrainLoader
 from paddlevit.runtime import process
 from paddlevit.training.engine import Trainer
 from paddlevit.training.optim import decay_split, layer_rates, learnable
+from paddlevit.training.schedule import peak_lr
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,6 @@ def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval
         config.DATA.IMAGE_SIZE,
         paddle.device.get_device(),
     )
-    if config.AMP and paddle.device.get_device() == "cpu":
-        logger.warning("-amp does nothing on a CPU: training in float32")
     if config.TRAIN.TEACHER_MODEL_PATH and config.TRAIN.DISTILLATION_TYPE == "none":
         logger.warning("TRAIN.TEACHER_MODEL_PATH is not used: TRAIN.DISTILLATION_TYPE is none")
     logger.info("data: %d images to train on, %d to validate", train_loader.num_images, eval_loader.num_images)
@@ -48,14 +47,16 @@ def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:
     reference = train.LINEAR_SCALED_LR
     logger.info(
         "effective batch: %d images (%d x accum_iter %d x %d processes); peak learning rate %.3e (TRAIN.BASE_LR %g%s)",
-        config.DATA.BATCH_SIZE * train.ACCUM_ITER * world,
+        config.DATA.BATCH_SIZE * trainer.accum_iter * world,
         config.DATA.BATCH_SIZE,
-        train.ACCUM_ITER,
+        trainer.accum_iter,
         world,
-        max(trainer.lr_at(tenth / 10) for tenth in range(10 * train.NUM_EPOCHS)),
+        peak_lr(trainer.lr_at, train.NUM_EPOCHS, trainer.steps_per_epoch, trainer.accum_iter),
         train.BASE_LR,
         ", not scaled" if reference is None else f" for {reference} images",
     )
+    if trainer.accum_iter < train.ACCUM_ITER:
+        logger.warning("TRAIN.ACCUM_ITER %d: an epoch has only %d batches", train.ACCUM_ITER, trainer.accum_iter)
     if train.LAYER_DECAY != 1.0:
         lowest = min(layer_rates(trainer.model, train.LAYER_DECAY).values())
         logger.info(

@@ -21,7 +21,7 @@ from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_tra
 from paddlevit.data.class_names import CLASS_NAMES_FILE, class_names_text
 from paddlevit.errors import UserError
 from paddlevit.models import build_model
-from paddlevit.run.build import autocast, build_trainer, load_pretrained, with_classes
+from paddlevit.run.build import autocast, build_trainer, check_amp, load_pretrained, with_classes
 from paddlevit.run.finish import finish
 from paddlevit.run.folder import best_path, open_folder, restore, resumed_state, save
 from paddlevit.run.messages import log_start
@@ -42,6 +42,7 @@ _BATCHES_BETWEEN_CHECKS = 16
 def train(config: CfgNode) -> int:
     """Train as `config` says, or go on with an earlier run; 0, or 128 + the signal that stopped it after saving."""
     with open_folder(config) as folder:
+        check_amp(config)
         resumed = resumed_state(config, folder)
         config = with_classes(config, "train")
         ranks = {"rank": process.rank(), "world_size": process.world_size()}
@@ -79,6 +80,7 @@ def validate(config: CfgNode) -> int:
         raise UserError("-eval needs the weights to evaluate by -pretrained FILE, and does not take -resume")
     config = with_values(config, {"MODEL.REINIT_HEAD": False})  # the run's own file has it; its head is trained by now
     with open_folder(config) as folder:
+        check_amp(config)
         config = with_classes(config, "val")
         loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size())
         model = build_model(config)

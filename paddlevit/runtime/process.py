@@ -23,6 +23,8 @@ from paddlevit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_CAPABILITY = {"float16": (7, 0), "bfloat16": (8, 0)}  # what a GPU needs to compute in them
+
 
 def rank() -> int:
     """Number of this process among those that train together; 0 alone."""
@@ -74,6 +76,24 @@ def choose_device(name: str) -> str:
         why = "this PaddlePaddle is built for CPU" if not paddle.device.is_compiled_with_cuda() else "no GPU is visible"
         raise UserError(f"-device gpu: {why}; use -device cpu, or install paddlepaddle-gpu and check nvidia-smi")
     return "gpu" if gpus and name != "cpu" else "cpu"
+
+
+def half_precision(dtype: str) -> bool:
+    """Whether this device computes in `dtype`, 'float16' or 'bfloat16'; a CPU does not.
+
+    Raises UserError for a GPU that is too old for it: Paddle would compute in float32 there.
+    """
+    device = paddle.device.get_device()
+    if device.startswith("gpu") and not paddle.is_compiled_with_rocm():
+        capability = paddle.device.cuda.get_device_capability()
+        if capability < _CAPABILITY[dtype]:
+            usable = next((f"-amp_dtype {other}" for other, least in _CAPABILITY.items() if capability >= least), "")
+            have, need = (".".join(map(str, pair)) for pair in (capability, _CAPABILITY[dtype]))
+            raise UserError(
+                f"-amp_dtype {dtype}: it needs a GPU of compute capability {need}, this one has {have}; "
+                f"{'use ' + usable if usable else 'train without -amp'}"
+            )
+    return device != "cpu"
 
 
 def process_count(asked: int | None, kind: str) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Callable
 
 from yacs.config import CfgNode
+
+logger = logging.getLogger(__name__)
 
 
 def scaled_lr(lr: float, images_per_step: int, reference: int | None) -> float:
@@ -30,17 +33,32 @@ def lr_schedule(
     return lr_at
 
 
+def peak_lr(lr_at: Callable[[float], float], num_epochs: int, steps_per_epoch: int, accum_iter: int) -> float:
+    """The largest learning rate of any optimizer step. A schedule rises, then falls: it is near the best epoch."""
+    best = max(range(num_epochs), key=lr_at)
+    steps = range(0, steps_per_epoch, accum_iter)
+    return max(lr_at(epoch + step / steps_per_epoch) for epoch in {max(best - 1, 0), best} for step in steps)
+
+
 def build_lr_schedule(config: CfgNode, images_per_step: int) -> Callable[[float], float]:
-    """lr_at(epoch) of `config`; the epoch is a fraction, of which a schedule by epochs uses the whole part."""
+    """lr_at(epoch) of `config`; the epoch is a fraction, of which a schedule by epochs uses the whole part.
+
+    Only the peak is scaled unless TRAIN.SCALE_ALL_LRS: on a small batch the warm-up could start, or the run end, above
+    it. Both are capped at the peak, and the log says so.
+    """
     train = config.TRAIN
-
-    def scaled(lr: float) -> float:
-        return scaled_lr(lr, images_per_step, train.LINEAR_SCALED_LR)
-
+    peak = scaled_lr(train.BASE_LR, images_per_step, train.LINEAR_SCALED_LR)
+    edges = {"WARMUP_START_LR": train.WARMUP_START_LR, "END_LR": train.END_LR}
+    if train.SCALE_ALL_LRS:
+        edges = {key: scaled_lr(lr, images_per_step, train.LINEAR_SCALED_LR) for key, lr in edges.items()}
+    used = list(edges) if train.WARMUP_EPOCHS else ["END_LR"]
+    above = [f"TRAIN.{key} {edges[key]:.3g}" for key in used if edges[key] > peak]
+    if above:
+        logger.warning("above the peak learning rate of %.3g, and capped at it: %s", peak, ", ".join(above))
     schedule = lr_schedule(
-        peak=scaled(train.BASE_LR),
-        start=scaled(train.WARMUP_START_LR) if train.SCALE_ALL_LRS else train.WARMUP_START_LR,
-        end=scaled(train.END_LR) if train.SCALE_ALL_LRS else train.END_LR,
+        peak=peak,
+        start=min(edges["WARMUP_START_LR"], peak),
+        end=min(edges["END_LR"], peak),
         warmup_epochs=train.WARMUP_EPOCHS,
         num_epochs=train.NUM_EPOCHS,
     )
