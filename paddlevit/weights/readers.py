@@ -32,6 +32,9 @@ _PADDLE_SLICES = "UnpackBigParamInfor@@"
 # The safetensors library maps the file, and what was read of it counts as memory until it is closed: arrays of this
 # many bytes or more are read through a mapping of their own.
 _OWN_MAPPING = 1 << 20
+# The safetensors library reads no longer header, and no pickle or zip file begins with such a length and a brace: a
+# pickle does begin with the byte of one length in 256.
+_LONGEST_HEADER = 100_000_000
 _LEGACY_TORCH = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
@@ -57,12 +60,12 @@ def open_state_dict(path: PathLike) -> dict[str, LazyArray]:
     with naming(path):
         with open(path, "rb") as file:
             start = file.read(16)
-        if start.startswith(b"PK\x03\x04"):
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER:
+            content = _read_safetensors(path)
+        elif start.startswith(b"PK\x03\x04"):
             content = _TorchZip(path).load()
         elif start[:1] == b"\x80":
             content = _read_pickle(path)
-        elif start[8:9] == b"{":
-            content = _read_safetensors(path)
         elif not start:
             raise WeightsError(f"{path} is empty")
         else:

@@ -166,6 +166,22 @@ def test_safetensors(tmp_path, state):
     assert_same(read_state_dict(tmp_path / "w.safetensors"), {name: state[name] for name in sorted(state)})
 
 
+def test_a_safetensors_header_may_have_any_length(tmp_path):
+    """One length in 256 (in 32 of those that the library writes) begins with the byte that a pickle begins with."""
+    path = tmp_path / "w.bin"
+    header = b'{"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
+    first = set()
+    for length in range(len(header), len(header) + 256):
+        content = struct.pack("<Q", length) + header.ljust(length) + np.arange(3, dtype="<f4").tobytes()
+        first.add(content[:1])
+        path.write_bytes(content)
+        assert_same(read_state_dict(path), {"w": np.arange(3, dtype="f4")})
+        path.write_bytes(content[:-1])
+        with pytest.raises(WeightsError, match="no whole .safetensors file"):
+            read_state_dict(path)
+    assert b"\x80" in first
+
+
 @pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_ema", None])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_wrappers_and_prefixes(tmp_path, wrapper, prefix):
