@@ -10,6 +10,8 @@ from typing import Any, Callable
 import paddle
 from paddle import Tensor, nn
 
+from paddlevit.layers import learnable
+
 Counts = dict[str, int]
 
 
@@ -51,12 +53,8 @@ def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
 
 
 def parameters(model: nn.Layer) -> int:
-    """Number of weights that training can change; BatchNorm's running statistics, which Paddle lists too, are none."""
-    return sum(
-        math.prod(param.shape)
-        for name, param in model.named_parameters()
-        if not name.endswith(("._mean", "._variance"))
-    )
+    """Number of weights that training can change."""
+    return sum(math.prod(param.shape) for param in learnable(model).values())
 
 
 class _Counter:

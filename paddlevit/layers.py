@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Callable
 
 import paddle
@@ -15,6 +16,27 @@ from paddlevit.errors import UserError
 
 # Attention probabilities of more images than one at a time, if there are no more numbers than this.
 CACHED = 2**21
+
+
+def learnable(model: nn.Layer) -> dict[str, Tensor]:
+    """Parameters by name, frozen or not, without BatchNorm's running statistics, which Paddle counts among them."""
+    return {name: param for name, param in model.named_parameters() if not name.endswith(("._mean", "._variance"))}
+
+
+def names_by_layer(model: nn.Layer, layers: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Names of the learnable parameters in groups: group i has those of the sublayers that `layers[i]` names.
+
+    Groups without parameters are left out.
+    """
+    layer_of = {sublayer: i for i, sublayers in enumerate(layers) for sublayer in sublayers}
+    groups: list[list[str]] = [[] for _ in layers]
+    for name in learnable(model):
+        sublayer = name
+        while sublayer not in layer_of:
+            sublayer = sublayer.rpartition(".")[0]
+            assert sublayer, f"{type(model).__name__}: {name} belongs to no layer"
+        groups[layer_of[sublayer]].append(name)
+    return [group for group in groups if group]
 
 
 def trunc_normal_(param: Tensor, std: float = 0.02) -> None:

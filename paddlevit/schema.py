@@ -42,7 +42,7 @@ DEFAULTS: dict[str, Any] = {
         "WARMUP_START_LR": 1.0e-6,
         "END_LR": 1.0e-5,
         "WEIGHT_DECAY": 0.05,
-        "NO_WEIGHT_DECAY": ["pos_embed", "cls_token", "dist_token"],  # last part of the name; 1-D tensors never decay
+        "NO_WEIGHT_DECAY": None,  # last parts of names, in place of the model's own (pos_embed, cls_token)
         "GRAD_CLIP": None,  # largest global norm of the gradient; null: not clipped
         "MAX_NONFINITE": 10,  # optimizer steps in a row that may be left out because a gradient is not finite
         "RECOMPUTE": False,  # blocks keep no activations and compute them again: less memory, about a third more time
@@ -112,6 +112,7 @@ OPTIONAL: dict[str, Any] = {
     "TRAIN.FREEZE": [""],
     "TRAIN.GRAD_CLIP": 1.0,
     "TRAIN.LINEAR_SCALED_LR": 1,
+    "TRAIN.NO_WEIGHT_DECAY": [""],
 }
 
 # Files and folders, in which ~ stands for the user's own folder.

@@ -171,9 +171,9 @@ def test_frozen_and_defaults_not_shared():
     with pytest.raises(AttributeError):
         config.SEED = 1
     config.MODEL.DEPTH.append(7)
-    config.TRAIN.NO_WEIGHT_DECAY.append("x")
+    config.TRAIN.OPTIMIZER.BETAS.append(0.5)
     assert get_config("pit_ti_224").MODEL.DEPTH == [2, 6, 4]
-    assert "x" not in get_config().TRAIN.NO_WEIGHT_DECAY
+    assert get_config().TRAIN.OPTIMIZER.BETAS == [0.9, 0.999]
 
 
 @pytest.mark.parametrize("name", ["pit_b_distilled_224", "hvt_s2_patch16_224", "pit_digits"])

@@ -13,11 +13,11 @@ from paddle import nn
 from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
+from paddlevit.layers import names_by_layer
 from paddlevit.training.optim import (
     build_optimizer,
     decay_split,
     freeze,
-    layer_ids,
     layer_rates,
     load_optimizer_arrays,
     optimizer_arrays,
@@ -258,11 +258,15 @@ LAYERS = {
 }
 
 
+def layer_of(model):
+    return {name: layer for layer, group in enumerate(model.layer_groups()) for name in group}
+
+
 @pytest.mark.parametrize("variant", sorted(LAYERS))
 def test_layers_count_from_the_stem_to_the_head(variant):
     narrow = ["MODEL.WIDTHS", [8] * 4, "MODEL.GROUP_WIDTH", 8] if variant == "regnety_160" else []
     model = build_model(get_config(variant, narrow))
-    ids = layer_ids(names_of(model))
+    ids = layer_of(model)
     assert {name: ids[name] for name in LAYERS[variant]} == LAYERS[variant]
     assert sorted(set(ids.values())) == list(range(max(ids.values()) + 1))
     assert {name for name in ids if name.startswith(type(model).head_prefixes)} <= {
@@ -273,7 +277,7 @@ def test_layers_count_from_the_stem_to_the_head(variant):
 @pytest.mark.parametrize("name", sorted(set(SMALL) - {"hrformer_digits"}))
 def test_layers_follow_the_forward_pass(name):
     config, model = small(name)
-    ids, ran = layer_ids(names_of(model)), []
+    ids, ran = layer_of(model), []
     for path, layer in model.named_sublayers():
         own = [f"{path}.{key}" for key in names_of(layer) if "." not in key]
         layer.register_forward_pre_hook(lambda *_, own=own: ran.extend(ids[key] for key in own))
@@ -282,9 +286,28 @@ def test_layers_follow_the_forward_pass(name):
     assert ran == sorted(ran) and set(ran) == set(ids.values())
 
 
-def test_unknown_blocks_are_noticed():
-    with pytest.raises(AssertionError, match="encoder"):
-        layer_ids(["encoder.0.weight", "head.weight"])
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_every_parameter_is_in_one_group(name):
+    for opts in ([], ["MODEL.NUM_CLASSES", 0]):
+        model = small(name, *opts)[1]
+        groups = model.layer_groups()
+        assert sorted(key for group in groups for key in group) == sorted(names_of(model))
+        assert all(groups)
+
+
+def test_a_parameter_without_a_layer_is_noticed():
+    with pytest.raises(AssertionError, match="Sequential: 1.weight belongs to no layer"):
+        names_by_layer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), [["0"]])
+
+
+def test_names_in_the_configuration_replace_those_of_the_model():
+    def spared(*opts):
+        config, model = small("pit_digits", *opts)
+        return {key for key, param in decay_split(model, config.TRAIN.NO_WEIGHT_DECAY)[1].items() if param.ndim > 1}
+
+    assert spared() == {"pos_embed", "cls_token"}
+    assert spared("TRAIN.NO_WEIGHT_DECAY", ["pos_embed", "dist_token"]) == {"pos_embed"}
+    assert spared("TRAIN.NO_WEIGHT_DECAY", []) == set()
 
 
 def adamw(weight, gradients, *, lrs, decay, betas=(0.9, 0.999), eps=1e-8):
@@ -312,7 +335,7 @@ def test_a_layers_learning_rate_reaches_update_and_decay(name, layer_decay):
             param.grad = paddle.to_tensor(gradients[key][step_number].astype("float32"))
         optimizer.step()
     decayed = decay_split(model, config.TRAIN.NO_WEIGHT_DECAY)[0]
-    ids = layer_ids(names_of(model))
+    ids = layer_of(model)
     for key, param in trained.items():
         rate = layer_decay ** (max(ids.values()) - ids[key])
         expected = adamw(

@@ -25,6 +25,7 @@ from paddlevit.layers import (
     flash_attention,
     has_flash_attention,
     init_conv_like_torch_linear_trunc_normal,
+    names_by_layer,
 )
 from paddlevit.views import PIXELS, AttentionView, StageView, Window
 
@@ -228,6 +229,7 @@ class CvT(nn.Layer):
 
     weight_sources: dict = SOURCES
     head_prefixes: tuple[str, ...] = ("head.",)
+    no_weight_decay: tuple[str, ...] = ("cls_token",)
 
     def __init__(
         self,
@@ -290,6 +292,15 @@ class CvT(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.forward_features(images))
+
+    def layer_groups(self) -> list[list[str]]:
+        """Names of the parameters by layer: stem, blocks (the first of a stage has its token embedding), head."""
+        layers: list[list[str]] = []
+        for i, stage in enumerate(self.stages):
+            blocks = [[f"stages.{i}.blocks.{j}"] for j in range(len(stage.blocks))]
+            embedding = [f"stages.{i}.patch_embed", f"stages.{i}.cls_token"]
+            layers += [[*embedding, *blocks[0]], *blocks[1:]] if i else [embedding, *blocks]
+        return names_by_layer(self, [*layers, ["norm", "head"]])
 
     def views(self) -> list[StageView]:
         """Its stages. The maps of the first ones are large, and there is no class token yet: attention of the last."""

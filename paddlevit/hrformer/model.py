@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from paddlevit.errors import UserError
 from paddlevit.hrformer.block import Block
 from paddlevit.hrformer.convert import SOURCES
-from paddlevit.layers import Conv2D, WideLinear, drop_path_rates, init_like_torch
+from paddlevit.layers import Conv2D, WideLinear, drop_path_rates, init_like_torch, names_by_layer
 from paddlevit.views import PIXELS, StageView, Window
 
 STEM_CHANNELS = 64
@@ -205,6 +205,7 @@ class HRFormer(nn.Layer):
 
     weight_sources: dict = SOURCES
     head_prefixes: tuple[str, ...] = ("classifier.",)
+    no_weight_decay: tuple[str, ...] = ()  # optimizer.py:46-62: the tables of relative positions decay
 
     def __init__(
         self,
@@ -258,6 +259,24 @@ class HRFormer(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.forward_features(images))
+
+    def layer_groups(self) -> list[list[str]]:
+        """Names of the parameters by layer: stem, blocks, head.
+
+        Blocks of parallel branches share a layer; what stands between blocks belongs to those after it, or to the head.
+        """
+        layers = [["conv1", "bn1", "conv2", "bn2"], *([f"layer1.{i}"] for i in range(len(self.layer1)))]
+        between: list[str] = []
+        for stage in (2, 3, 4):
+            between.append(f"transition{stage - 1}")
+            for i, module in enumerate(getattr(self, f"stage{stage}")):
+                for j in range(max(len(branch) for branch in module.branches)):
+                    branches = range(len(module.branches))
+                    layers.append([*between, *(f"stage{stage}.{i}.branches.{branch}.{j}" for branch in branches)])
+                    between = []
+                between = [f"stage{stage}.{i}.fuse_layers"]
+        head = ["incre_modules", "downsamp_modules", "final_layer", "classifier"]
+        return names_by_layer(self, [*layers, [*between, *head]])
 
     def views(self) -> list[StageView]:
         """Its stages, with one, two, three and four resolutions. Attention is local, in windows, and has no view."""

@@ -19,6 +19,7 @@ from paddlevit.layers import (
     create_parameter,
     drop_path_rates,
     init_conv_like_torch_linear_trunc_normal,
+    names_by_layer,
 )
 from paddlevit.views import PIXELS, AttentionView, StageView, Window, spread_back
 
@@ -62,6 +63,7 @@ class HVT(nn.Layer):
 
     weight_sources: dict = SOURCES
     head_prefixes: tuple[str, ...] = ("head.",)
+    no_weight_decay: tuple[str, ...] = ("pos_embed",)
 
     def __init__(
         self,
@@ -113,6 +115,11 @@ class HVT(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.forward_features(images))
+
+    def layer_groups(self) -> list[list[str]]:
+        """Names of the parameters by layer: stem, blocks, head."""
+        blocks = [[f"layers.{i}"] for i in range(len(self.layers))]
+        return names_by_layer(self, [["patch_embed", "pos_embed"], *blocks, ["norm", "head"]])
 
     def views(self) -> list[StageView]:
         """Its blocks. Pooled tokens are spread back over the patches that they come from, so that they show as maps."""

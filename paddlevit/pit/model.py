@@ -10,7 +10,16 @@ from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
-from paddlevit.layers import Block, Conv2D, LayerNorm, Linear, classifier, create_parameter, init_like_torch
+from paddlevit.layers import (
+    Block,
+    Conv2D,
+    LayerNorm,
+    Linear,
+    classifier,
+    create_parameter,
+    init_like_torch,
+    names_by_layer,
+)
 from paddlevit.pit.convert import SOURCES
 from paddlevit.views import PIXELS, AttentionView, StageView, Window
 
@@ -65,6 +74,7 @@ class PiT(nn.Layer):
 
     weight_sources: dict = SOURCES
     head_prefixes: tuple[str, ...] = ("head.", "head_dist.")
+    no_weight_decay: tuple[str, ...] = ("pos_embed", "cls_token")
 
     def __init__(
         self,
@@ -132,6 +142,15 @@ class PiT(nn.Layer):
             return self.head(features)
         logits, distill_logits = self.head(features[:, 0]), self.head_dist(features[:, 1])
         return (logits, distill_logits) if self.training else (logits + distill_logits) / 2
+
+    def layer_groups(self) -> list[list[str]]:
+        """Names of the parameters by layer: stem, blocks (a pooling belongs to the one after it), heads."""
+        layers = [["patch_embed", "pos_embed", "cls_token"]]
+        for i, transformer in enumerate(self.transformers):
+            blocks = [[f"transformers.{i}.blocks.{j}"] for j in range(len(transformer.blocks))]
+            blocks[0].append(f"pools.{i - 1}")
+            layers += blocks
+        return names_by_layer(self, [*layers, ["norm", "head", "head_dist"]])
 
     def views(self) -> list[StageView]:
         """Its stages; the class token, and with `distilled` a second one, stand first in all of them."""

@@ -9,7 +9,7 @@ from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
-from paddlevit.layers import WideLinear, zeros_
+from paddlevit.layers import WideLinear, names_by_layer, zeros_
 from paddlevit.regnet.convert import SOURCES
 from paddlevit.views import PIXELS, StageView, Window
 
@@ -103,6 +103,7 @@ class RegNet(nn.Layer):
 
     weight_sources: dict = SOURCES
     head_prefixes: tuple[str, ...] = ("head.2.",)
+    no_weight_decay: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -139,6 +140,11 @@ class RegNet(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head[2](self.forward_features(images))
+
+    def layer_groups(self) -> list[list[str]]:
+        """Names of the parameters by layer: stem, blocks, head."""
+        blocks = [[f"stages.{i}.blocks.{j}"] for i, stage in enumerate(self.stages) for j in range(len(stage.blocks))]
+        return names_by_layer(self, [["stem"], *blocks, ["head"]])
 
     def views(self) -> list[StageView]:
         """Its stages."""

@@ -11,9 +11,10 @@ from paddle import Tensor
 from yacs.config import CfgNode
 
 from paddlevit.data import EvalLoader, TrainLoader
+from paddlevit.layers import learnable
 from paddlevit.runtime import process
 from paddlevit.training.engine import Trainer
-from paddlevit.training.optim import decay_split, layer_rates, learnable
+from paddlevit.training.optim import decay_split, layer_rates
 from paddlevit.training.schedule import peak_lr
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import math
-import re
-from bisect import bisect
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
@@ -16,18 +13,17 @@ from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
+from paddlevit.layers import learnable
 
 
-def learnable(model: nn.Layer) -> dict[str, Tensor]:
-    """Parameters by name, frozen or not, without BatchNorm's running statistics, which Paddle counts among them."""
-    return {name: param for name, param in model.named_parameters() if not name.endswith(("_mean", "_variance"))}
-
-
-def decay_split(model: nn.Layer, excluded: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def decay_split(model: nn.Layer, excluded: Sequence[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Trainable parameters by name: those that weight decay shrinks, and those that it leaves alone.
 
-    Left alone are tensors with one axis (norms and biases) and those whose last name component is in `excluded`.
+    Left alone are tensors with one axis (norms and biases) and those whose last name component is in `excluded`; None
+    stands for `model.no_weight_decay`, where the model has that.
     """
+    if excluded is None:
+        excluded = getattr(model, "no_weight_decay", ())
     decayed: dict[str, Tensor] = {}
     left: dict[str, Tensor] = {}
     for name, param in model.named_parameters():
@@ -68,63 +64,12 @@ def layer_rates(model: nn.Layer, decay: float) -> dict[str, float]:
     """Factor of the learning rate by parameter name: 1 at the head, times `decay` for every layer below it.
 
     Discriminative fine-tuning (Howard & Ruder 2018, section 3.2) as ELECTRA and BEiT have it: `decay` to the power of
-    (last layer - layer), the layers being those of `layer_ids`.
+    (last layer - layer), the layers being the groups of `model.layer_groups()`.
     """
-    params = learnable(model)
     if decay == 1.0:
-        return dict.fromkeys(params, 1.0)
-    ids = layer_ids(list(params))
-    last = max(ids.values())
-    return {name: decay ** (last - layer) for name, layer in ids.items()}
-
-
-# Names of the families' blocks. Their numbers count in the order of the forward pass: stage, module, block.
-_BLOCK = re.compile(
-    r"(?:transformers|stages)\.(\d+)\.blocks\.(\d+)\."  # PiT; CvT and RegNet
-    r"|layers\.(\d+)\."  # HVT
-    r"|layer(1)\.(\d+)\.|stage(\d)\.(\d+)\.branches\.\d+\.(\d+)\."  # HRFormer, whose branches run side by side
-)
-# What stands between blocks, and the last number of its place: before all blocks of its stage, or after them.
-_BETWEEN = (
-    (re.compile(r"stages\.(\d+)\."), -1.0),  # CvT: token embedding and class token
-    (re.compile(r"(?:pools\.|transition)(\d+)\."), math.inf),  # PiT; HRFormer
-    (re.compile(r"stage(\d)\.(\d+)\.fuse_layers\."), math.inf),  # HRFormer
-)
-
-
-def layer_ids(names: Sequence[str]) -> dict[str, int]:
-    """Layer of every parameter, given their names in the network's order: stem 0, blocks from 1 on, head last.
-
-    What stands between two blocks belongs to the second, or to the head; blocks of parallel branches share a layer.
-    """
-    blocks = {name: _numbers(match) for name in names for match in [_BLOCK.match(name)] if match}
-    order = sorted(set(blocks.values()))
-    assert order, f"none of {list(names)[:5]}... is known as a parameter of a block"
-    ids: dict[str, int] = {}
-    edge = 0  # the layer of names without a place: the stem's until a block has come, then the head's
-    for name in names:
-        before = _blocks_before(name, order)
-        if name in blocks:
-            ids[name] = order.index(blocks[name]) + 1
-            edge = len(order) + 1
-        elif before is not None:
-            ids[name] = before + 1 if before else 0
-        else:
-            ids[name] = edge
-    return ids
-
-
-def _blocks_before(name: str, order: Sequence[tuple[float, ...]]) -> int | None:
-    """Blocks that run before what stands between blocks; None for all other names."""
-    for pattern, last in _BETWEEN:
-        match = pattern.match(name)
-        if match:
-            return bisect(order, (*_numbers(match), last))
-    return None
-
-
-def _numbers(match: re.Match[str]) -> tuple[float, ...]:
-    return tuple(int(number) for number in match.groups() if number is not None)
+        return dict.fromkeys(learnable(model), 1.0)
+    groups = model.layer_groups()
+    return {name: decay ** (len(groups) - 1 - layer) for layer, group in enumerate(groups) for name in group}
 
 
 def build_optimizer(
@@ -138,9 +83,9 @@ def build_optimizer(
     if len(betas) != 2:
         raise UserError(f"TRAIN.OPTIMIZER.BETAS is {betas}, allowed: two numbers")
     rates = layer_rates(model, config.TRAIN.LAYER_DECAY)
-    for param, rate in zip(learnable(model).values(), rates.values()):
+    for name, param in learnable(model).items():
         # AdamW's lr_ratio refuses to run on a CPU; this factor reaches the update and the decay alike.
-        param.optimize_attr = {"learning_rate": rate}
+        param.optimize_attr = {"learning_rate": rates[name]}
     decayed, left = decay_split(model, config.TRAIN.NO_WEIGHT_DECAY)
     decayed_names = {param.name for param in decayed.values()}
     stepped = {name: param for name, param in {**decayed, **left}.items() if own is None or name in own}
