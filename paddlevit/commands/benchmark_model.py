@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlevit.commands.parser import Parser
-from paddlevit.config import get_config
 from paddlevit.errors import UserError
-from paddlevit.flops import count
-from paddlevit.models import build_model
-from paddlevit.runtime.process import choose_device
 
 KINDS = ("paddle", "base", "static", "program", "onnx", "openvino")
 TRAINABLE = ("paddle", "base", "static")
@@ -30,6 +26,30 @@ Times = dict[str, list[float]]
 
 def model_command(argv: list[str]) -> int:
     """Measure the network that `argv` names and print a table, or JSON; the exit code."""
+    args = _parse_args(argv)
+    from paddlevit.config import get_config
+    from paddlevit.flops import count
+    from paddlevit.models import build_model
+    from paddlevit.runtime.process import choose_device
+
+    config = get_config(args.cfg, args.opts)
+    if args.profile:
+        shares = _profile({**_spec(args), "kind": args.compare[0]})
+        print(json.dumps(shares) if args.json else "\n".join(f"{key:12} {value:6.1%}" for key, value in shares.items()))
+        return 0
+    choose_device(args.device)
+    macs = count(build_model(config), config.DATA.IMAGE_SIZE)["macs"] * args.batch_size * (3 if args.train else 1)
+    spec = _spec(args)
+    times, memory = measure([PEAK, *args.compare], spec, args.rounds)
+    result = summary(times, args.batch_size, macs)
+    for kind, row in result["kinds"].items():
+        row["memory_mib"] = memory[kind]
+    result = {"name": config.MODEL.NAME, **spec, "rounds": args.rounds, **result}
+    print(json.dumps(result) if args.json else table(result))
+    return 0
+
+
+def _parse_args(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="benchmark.py model", description="Measure the speed of a network.")
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
     parser.flag("train", action="store_true", help="a training step (forward, loss, backward, AdamW), not inference")
@@ -50,23 +70,9 @@ def model_command(argv: list[str]) -> int:
         raise UserError("-rounds, -batch_size and -threads are 1 or more")
     if args.device not in ("cpu", "gpu"):
         raise UserError(f"-device {args.device}, allowed: cpu, gpu")
-    config = get_config(args.cfg, args.opts)
-    if args.profile:
-        if args.device != "cpu":
-            raise UserError(f"-profile -device {args.device}: allowed: cpu")
-        shares = _profile({**_spec(args), "kind": args.compare[0]})
-        print(json.dumps(shares) if args.json else "\n".join(f"{key:12} {value:6.1%}" for key, value in shares.items()))
-        return 0
-    choose_device(args.device)
-    macs = count(build_model(config), config.DATA.IMAGE_SIZE)["macs"] * args.batch_size * (3 if args.train else 1)
-    spec = _spec(args)
-    times, memory = measure([PEAK, *args.compare], spec, args.rounds)
-    result = summary(times, args.batch_size, macs)
-    for kind, row in result["kinds"].items():
-        row["memory_mib"] = memory[kind]
-    result = {"name": config.MODEL.NAME, **spec, "rounds": args.rounds, **result}
-    print(json.dumps(result) if args.json else table(result))
-    return 0
+    if args.profile and args.device != "cpu":
+        raise UserError(f"-profile -device {args.device}: allowed: cpu")
+    return args
 
 
 def _spec(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,25 +1,27 @@
-"""What the tools that classify images share: flags, the network with its weights, and the names of its classes."""
+"""What the tools that classify images share: the network with its weights, and the names of its classes."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.commands.parser import Parser
 from paddlevit.config import get_config, update_config, with_values
-from paddlevit.data import open_source
+from paddlevit.data import EvalLoader, open_source
 from paddlevit.data.class_names import CLASS_NAMES_FILE, imagenet_names, read_class_names
+from paddlevit.data.files import READ
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.models import build_model
 from paddlevit.runtime import process
+from paddlevit.training.journal import progress
 from paddlevit.weights import load_weights
 
 Logits = Callable[[Tensor], Tensor]  # images float32 [N, C, H, W] -> [N, classes]
@@ -30,19 +32,6 @@ class Guess(NamedTuple):
 
     label: int
     probability: float
-
-
-def add_flags(parser: Parser) -> None:
-    """The flags that `configure` reads."""
-    flag = parser.flag
-    flag("cfg", metavar="FILE", help="yaml file, variant, or a run's config.yaml (default: the one beside the weights)")
-    flag("pretrained", metavar="FILE", help="the weights; of any source")
-    flag("labels", metavar="FILE", help="names of the classes, one a line (default: found beside the weights or data)")
-    flag("data_path", metavar="DIR", help="the data set, if its classes have the names")
-    flag("num_classes", type=int, help="classes of the network (default: as many as there are names)")
-    flag("image_size", type=int, help="side of the square input image")
-    flag("device", help="auto (default: a GPU where there is one), gpu or cpu")
-    flag("amp", action="store_true", help="mixed precision")
 
 
 def configure(args: argparse.Namespace) -> tuple[CfgNode, Sequence[str]]:
@@ -87,6 +76,17 @@ def build_logits(config: CfgNode, model: nn.Layer) -> Logits:
             return model(images)
 
     return logits
+
+
+def guesses(logits: Logits, loader: EvalLoader, topk: int) -> Iterator[list[Guess] | None]:
+    """For each image of `loader`, in order, its `topk` likely classes (all, where there are fewer), the likeliest
+    first; None for one that cannot be read.
+    """
+    for images, labels in progress(loader, len(loader), "images"):
+        probabilities = F.softmax(logits(images).astype("float32"))
+        best, classes = (part.tolist() for part in paddle.topk(probabilities, min(topk, probabilities.shape[1])))
+        for row, label in enumerate(labels.tolist()):
+            yield [Guess(*pair) for pair in zip(classes[row], best[row])] if label == READ else None
 
 
 def find_class_names(config: CfgNode, run_folders: Sequence[Path]) -> Sequence[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
-from paddlevit.report import Run, difference_table, read_run, result_table, write_comparison
 
 _WIDEST = 44  # characters of a cell; the page has all of them
 
@@ -21,6 +20,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.flag("output", type=Path, metavar="FILE", help="write a page with their curves, such as compare.html")
     args = parser.parse_intermixed_args(argv)
+    from paddlevit.report import Run, difference_table, read_run, result_table, write_comparison
+
     runs: list[Run] = []
     mistakes: list[UserError] = []
     for folder in dict.fromkeys(args.folders):

@@ -5,11 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddlevit.commands.parser import Parser, exit_code
-from paddlevit.config import get_config
 from paddlevit.errors import UserError
-from paddlevit.models import build_model
-from paddlevit.training.checkpoint import write_weights
-from paddlevit.weights import load_weights
 
 
 @exit_code
@@ -26,6 +22,11 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not args.output.endswith(".pdparams"):
         raise UserError(f"-output {args.output} does not end in .pdparams")
+    from paddlevit.config import get_config
+    from paddlevit.models import build_model
+    from paddlevit.training.checkpoint import write_weights
+    from paddlevit.weights import load_weights
+
     model = build_model(get_config(args.cfg, args.opts))
     report = load_weights(model, args.input, source=args.source)
     write_weights(Path(args.output), model.state_dict())

@@ -6,9 +6,6 @@ import json
 from typing import Any
 
 from paddlevit.commands.parser import Parser, exit_code
-from paddlevit.config import get_config, with_values
-from paddlevit.flops import count
-from paddlevit.models import build_model
 
 
 @exit_code
@@ -22,6 +19,10 @@ def main(argv: list[str]) -> int:
         "opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration"
     )
     args = parser.parse_args(argv)
+    from paddlevit.config import get_config, with_values
+    from paddlevit.flops import count
+    from paddlevit.models import build_model
+
     config = get_config(args.cfg, args.opts)
     if args.image_size is not None:
         config = with_values(config, {"DATA.IMAGE_SIZE": args.image_size})

@@ -10,17 +10,11 @@ import paddle
 from yacs.config import CfgNode
 
 from paddlevit.commands.classifier import Logits
-from paddlevit.commands.parser import Parser
 from paddlevit.config import get_config, update_config, with_values
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export import DESCRIPTION_FILE, data_values, open_exported, read_description
 
 _IN_THE_DESCRIPTION = ("cfg", "pretrained", "labels", "data_path", "num_classes", "image_size", "amp")
-
-
-def add_exported_flag(parser: Parser) -> None:
-    """The flag that `configure_exported` reads besides those of the classifiers."""
-    parser.flag("exported", metavar="DIR", help="what export_model.py wrote, a folder or its file, for -pretrained")
 
 
 def configure_exported(args: argparse.Namespace) -> tuple[CfgNode, Sequence[str], Path]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, NoReturn
 
 from paddlevit.errors import UserError, path_mistakes
+from paddlevit.runtime.settings import NO_PADDLE
 
 Main = Callable[..., int]
 
@@ -38,6 +39,11 @@ def exit_code(main: Main) -> Main:
                 return main(list(sys.argv[1:] if argv is None else argv), **options)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except ModuleNotFoundError as error:
+            if error.name != "paddle":
+                raise
+            print(f"error: {NO_PADDLE}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 130

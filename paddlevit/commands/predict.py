@@ -8,29 +8,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import paddle
-import paddle.nn.functional as F
-from tqdm import tqdm
-
-from paddlevit.commands.classifier import (
-    Guess,
-    Logits,
-    add_flags,
-    as_json,
-    build_classifier,
-    build_logits,
-    configure,
-    name_of,
-)
-from paddlevit.commands.exported import add_exported_flag, configure_exported, exported_logits
+from paddlevit.commands.flags import add_exported_flag, add_flags
 from paddlevit.commands.parser import Parser, exit_code
-from paddlevit.config import with_values
-from paddlevit.data import EvalLoader, build_file_loader
-from paddlevit.data.files import READ, find_images
 from paddlevit.errors import UserError
-from paddlevit.runtime import process
-from paddlevit.training.journal import progress
+
+if TYPE_CHECKING:
+    from paddlevit.commands.classifier import Logits
+    from paddlevit.data import EvalLoader
 
 _BATCH_SIZE = 32  # a training run's own would be a long wait for the first answer, and memory for nothing
 _BROKEN_PIPE = 141
@@ -40,6 +26,13 @@ _BROKEN_PIPE = 141
 def main(argv: list[str]) -> int:
     """Print the likely classes of every image that `argv` names; 0, or 2 where there was one that cannot be read."""
     args = parse_args(argv)
+    from paddlevit.commands.classifier import build_classifier, build_logits, configure
+    from paddlevit.commands.exported import configure_exported, exported_logits
+    from paddlevit.config import with_values
+    from paddlevit.data import build_file_loader
+    from paddlevit.data.files import find_images
+    from paddlevit.runtime import process
+
     paths = list(find_images(_named(args.images)))
     if not paths:
         raise UserError("no image is named on standard input")
@@ -57,17 +50,6 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:  # who reads has enough, as head does; at its end Python would write once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-
-
-def guesses(logits: Logits, loader: EvalLoader, topk: int) -> Iterator[list[Guess] | None]:
-    """For each image of `loader`, in order, its `topk` likely classes (all, where there are fewer), the likeliest
-    first; None for one that cannot be read.
-    """
-    for images, labels in progress(loader, len(loader), "images"):
-        probabilities = F.softmax(logits(images).astype("float32"))
-        best, classes = (part.tolist() for part in paddle.topk(probabilities, min(topk, probabilities.shape[1])))
-        for row, label in enumerate(labels.tolist()):
-            yield [Guess(*pair) for pair in zip(classes[row], best[row])] if label == READ else None
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -98,6 +80,10 @@ def _named(words: Sequence[str]) -> Iterator[str]:
 
 
 def _predict(logits: Logits, loader: EvalLoader, *, args: argparse.Namespace, names: Sequence[str]) -> int:
+    from tqdm import tqdm
+
+    from paddlevit.commands.classifier import as_json, guesses
+
     code = 0
     for i, found in enumerate(guesses(logits, loader, args.topk)):
         if found is None:
@@ -105,7 +91,7 @@ def _predict(logits: Logits, loader: EvalLoader, *, args: argparse.Namespace, na
             code = 2
         else:
             write = _json if args.json else _text
-            tqdm.write(write(loader.source.name(i), found, names), file=sys.stdout)
+            tqdm.write(write(loader.source.name(i), as_json(found, names)), file=sys.stdout)
         sys.stdout.flush()
     return code
 
@@ -118,11 +104,11 @@ def _why(loader: EvalLoader, i: int) -> str:
     return f"{loader.source.name(i)} could not be read at first"
 
 
-def _json(image: str, found: Sequence[Guess], names: Sequence[str]) -> str:
-    return json.dumps({"image": image, "classes": as_json(found, names)})
+def _json(image: str, classes: list[dict[str, Any]]) -> str:
+    return json.dumps({"image": image, "classes": classes})
 
 
-def _text(image: str, found: Sequence[Guess], names: Sequence[str]) -> str:
-    lines = [f"  {100 * probability:6.2f} %  {name_of(label, names)}" for label, probability in found]
+def _text(image: str, classes: list[dict[str, Any]]) -> str:
+    lines = [f"  {100 * found['probability']:6.2f} %  {found['name']}" for found in classes]
     text = image.encode("utf-8", "backslashreplace").decode("utf-8")  # a file's name need not be text
     return "\n".join([text, *lines])

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-import numpy as np
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from paddlevit.commands.parser import Parser, exit_code
-from paddlevit.commands.still_lifes import write_still_lifes
-from paddlevit.data import num_workers
-from paddlevit.data.check import check_images
-from paddlevit.data.cifar import open_cifar
-from paddlevit.data.layouts import SPLITS, open_imagenet
-from paddlevit.data.prepare import write_digits, write_lists, write_zips
-from paddlevit.data.sources import Source
 from paddlevit.errors import MissingFileError, UserError
+
+if TYPE_CHECKING:
+    from paddlevit.data.sources import Source
 
 _MOST_NAMED = 5
 
@@ -56,7 +50,29 @@ def _parser() -> Parser:
     return parser
 
 
+def _digits(args: argparse.Namespace) -> str:
+    from paddlevit.data.prepare import write_digits
+
+    return write_digits(args.folder, force=args.force)
+
+
+def _photos(args: argparse.Namespace) -> str:
+    from paddlevit.commands.still_lifes import write_still_lifes
+
+    return write_still_lifes(args.folder, force=args.force)
+
+
+def _list(args: argparse.Namespace) -> str:
+    from paddlevit.data.prepare import write_lists
+
+    return write_lists(args.folder, force=args.force)
+
+
 def _zip(args: argparse.Namespace) -> str:
+    from tqdm import tqdm
+
+    from paddlevit.data.prepare import write_zips
+
     output = args.output or args.folder
     done = 0
     with tqdm(unit="image", disable=None) as bar:
@@ -67,6 +83,9 @@ def _zip(args: argparse.Namespace) -> str:
 
 
 def _check(args: argparse.Namespace) -> str:
+    from paddlevit.data import num_workers
+    from paddlevit.data.layouts import SPLITS
+
     lines, bad = [], []
     for split in SPLITS:
         source = _source(args.folder, args.dataset, split)
@@ -87,6 +106,9 @@ def _check(args: argparse.Namespace) -> str:
 
 def _source(folder: Path, dataset: str, split: str) -> Source | None:
     """A split of the data set; None where it has the other one only."""
+    from paddlevit.data.cifar import open_cifar
+    from paddlevit.data.layouts import SPLITS, open_imagenet
+
     try:
         return open_imagenet(folder, split) if dataset == "imagenet2012" else open_cifar(folder, dataset, split=split)
     except MissingFileError:
@@ -96,6 +118,10 @@ def _source(folder: Path, dataset: str, split: str) -> Source | None:
 
 
 def _bad_images(source: Source, split: str, workers: int) -> list[str]:
+    from tqdm import tqdm
+
+    from paddlevit.data.check import check_images
+
     bad: list[str] = []
     with tqdm(total=len(source), desc=split, unit="image", disable=None) as bar:
         for checked in check_images(source, num_workers=workers):
@@ -106,14 +132,16 @@ def _bad_images(source: Source, split: str, workers: int) -> list[str]:
 
 
 def _described(source: Source, split: str) -> str:
+    import numpy as np
+
     counts = np.bincount(source.labels, minlength=source.num_classes)
     return f"{split}: {len(source)} images of {source.num_classes} classes, {counts.min()} to {counts.max()} of each"
 
 
 _COMMANDS = {
-    "digits": lambda args: write_digits(args.folder, force=args.force),
-    "photos": lambda args: write_still_lifes(args.folder, force=args.force),
-    "list": lambda args: write_lists(args.folder, force=args.force),
+    "digits": _digits,
+    "photos": _photos,
+    "list": _list,
     "zip": _zip,
     "check": _check,
 }

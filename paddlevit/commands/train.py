@@ -7,15 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable
-
-from yacs.config import CfgNode
+from typing import TYPE_CHECKING, Callable
 
 from paddlevit.commands.parser import Parser, exit_code
-from paddlevit.config import get_config, update_config, with_values
 from paddlevit.errors import UserError
-from paddlevit.run.train import train, validate
-from paddlevit.runtime import launcher, process
+from paddlevit.runtime import launcher
+
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -63,6 +62,8 @@ def main(argv: list[str], *, nprocs: int | None = None, distill: bool = False) -
         if config.MAX_RESTARTS and not launcher.watched():
             raise UserError("-max_restarts: another launcher has started these processes; give -max_restarts 0")
         return launcher.take_part(lambda: _start(config), hang_timeout=config.HANG_TIMEOUT)
+    from paddlevit.runtime import process
+
     kind = process.choose_device(config.DEVICE)
     nprocs = nprocs or process.process_count(config.NPROCS, kind)
     if nprocs == 1 and not config.MAX_RESTARTS:
@@ -100,6 +101,8 @@ def _checkpoints(folder: Path) -> dict[str, int]:
 
 
 def _open_log(folder: Path) -> None:
+    from paddlevit.runtime import process
+
     process.setup_logging(folder if folder.is_dir() else None)
 
 
@@ -107,6 +110,8 @@ def _configure(argv: list[str], distill: bool) -> CfgNode:
     args = parse_args(argv)
     if args.cfg is None:
         raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
+    from paddlevit.config import get_config, update_config, with_values
+
     config = update_config(get_config(), args)
     values = {}
     if distill and config.TRAIN.DISTILLATION_TYPE == "none":
@@ -129,6 +134,9 @@ def _default_output(cfg: str, config: CfgNode) -> str:
 
 
 def _start(config: CfgNode) -> int:
+    from paddlevit.run.train import train, validate
+    from paddlevit.runtime import process
+
     process.setup_logging()
     process.setup(config.DEVICE, config.SEED)
     return validate(config) if config.EVAL else train(config)

@@ -24,7 +24,8 @@ from served import call, form, picture, png_header
 
 from paddlevit.commands import predict
 from paddlevit.commands.export_model import main as export
-from paddlevit.commands.serve import main, open_network, parse_args
+from paddlevit.commands.serve import main, parse_args
+from paddlevit.commands.served import open_network
 from paddlevit.config import get_config
 from paddlevit.models import build_model
 

@@ -1,0 +1,70 @@
+"""What visualize_attention.py shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from PIL import Image
+from yacs.config import CfgNode
+
+from paddlevit.attention_maps import class_attention, feature_maps, heat_map, methods, overlay
+from paddlevit.attention_maps.heat import OF_A_CLASS
+from paddlevit.attention_maps.picture import Captioned, fitted, tiles
+from paddlevit.commands.classifier import build_classifier
+from paddlevit.config import with_values
+from paddlevit.data import build_file_loader
+from paddlevit.data.transforms import build_eval_transform
+
+_SIDE, _SMALL = 240, 96  # longer side of the pictures of a sheet, in pixels
+_CHANNELS = 8
+
+
+class View:
+    """A network and the image that it looks at."""
+
+    def __init__(self, config: CfgNode, path: str, names: Sequence[str]) -> None:
+        loader = build_file_loader(with_values(config, {"DATA.NUM_WORKERS": 0}), [path])
+        self.image = loader.source.image(0)
+        self.box = build_eval_transform(config).source_box(self.image.size)
+        self.images, _ = next(iter(loader))
+        self.model = build_classifier(config, names)
+        with paddle.no_grad():
+            self.probabilities = F.softmax(self.model(self.images).astype("float32"))[0].numpy()
+
+    def over(self, heat: np.ndarray, side: int | None = None) -> Image.Image:
+        """The image with `heat` [h, w] over it, at its own size or with its longer side at `side`."""
+        image, box = (self.image, self.box) if side is None else fitted(self.image, self.box, side)
+        return overlay(image, heat, box)
+
+
+def heats(view: View, label: int) -> list[list[Captioned]]:
+    """The image and every heat map that the network has; below them the heads of the last attention."""
+    image = view.over(np.zeros([1, 1]), _SIDE)
+    row: list[Captioned] = [("what the network sees", image)]
+    for method in methods(view.model):
+        of = label if method in OF_A_CLASS else None
+        heat = heat_map(view.model, view.images, method, class_index=of)[0]
+        row.append((method if heat.any() else f"{method}: nothing", view.over(heat, _SIDE)))
+    if len(row) == 2:
+        return [row]
+    heads = class_attention(view.model, view.images)[0]
+    pictures = tiles(heads, len(heads), _SMALL)
+    return [row, _captioned(f"attention of the {len(heads)} heads of the last layer", pictures)]
+
+
+def features(view: View) -> list[list[Captioned]]:
+    """For every stage and resolution, the channels that vary most."""
+    rows = []
+    for name, maps in feature_maps(view.model, view.images).items():
+        for x in maps:
+            _, channels, height, width = x.shape
+            caption = f"{name}: {min(channels, _CHANNELS)} of {channels} channels, {height} x {width}"
+            rows.append(_captioned(caption, tiles(x[0], _CHANNELS, _SMALL)))
+    return rows
+
+
+def _captioned(caption: str, pictures: Sequence[Image.Image]) -> list[Captioned]:
+    return [(caption, pictures[0]), *(("", picture) for picture in pictures[1:])]
