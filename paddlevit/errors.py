@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 _OF_A_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -18,6 +19,16 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user named does not exist."""
+
+
+@contextlib.contextmanager
+def about_keys(model: Iterable[str], **keys: str) -> Iterator[None]:
+    """In a UserError about arguments, name the keys that they come from: those of MODEL, `model`, and `keys`."""
+    try:
+        yield
+    except UserError as error:
+        keys = {**{key.lower(): f"MODEL.{key}" for key in model}, **keys}
+        raise UserError(re.sub(r"\w+", lambda word: keys.get(word[0], word[0]), str(error))) from None
 
 
 @contextlib.contextmanager

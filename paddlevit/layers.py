@@ -129,17 +129,18 @@ class DropPath(nn.Layer):
 
 
 class Mlp(nn.Layer):
-    """Two linear layers with an activation between them; [..., dim] -> [..., dim].
+    """Two linear layers with an activation between them, the first `mlp_ratio` times as wide; [..., dim] -> [..., dim].
 
-    Raises UserError where `hidden_dim` leaves no channel.
+    Raises UserError where that leaves no channel.
     """
 
     def __init__(
-        self, dim: int, hidden_dim: int, *, dropout: float = 0.0, activation: Callable[[Tensor], Tensor] = kernels.gelu
+        self, dim: int, mlp_ratio: float, *, dropout: float = 0.0, activation: Callable[[Tensor], Tensor] = kernels.gelu
     ) -> None:
         super().__init__()
+        hidden_dim = int(dim * mlp_ratio)
         if hidden_dim < 1:
-            raise UserError(f"MODEL.MLP_RATIO makes {hidden_dim} channels of the {dim} of an MLP, allowed: 1 and above")
+            raise UserError(f"mlp_ratio must be at least 1/{dim} for a width of {dim}, got {mlp_ratio:g}")
         self.fc1 = Linear(dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
@@ -208,7 +209,7 @@ class Attention(nn.Layer):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise UserError(f"the width {dim} of an attention layer is not a multiple of its {num_heads} heads")
+            raise UserError(f"dim must be a multiple of num_heads {num_heads}, got {dim}")
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         # Paddle reads bias_attr=None as "with a bias"; only False leaves it out.
@@ -251,7 +252,7 @@ class Block(nn.Layer):
         self.norm1 = LayerNorm(dim, epsilon=norm_eps)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, attention_dropout=attention_dropout, dropout=dropout)
         self.norm2 = LayerNorm(dim, epsilon=norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout=dropout)
+        self.mlp = Mlp(dim, mlp_ratio, dropout=dropout)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 from golden import cases, golden_images, golden_state, info, manifest, reference, tolerance, training
 from paddlevit.config import get_config
 from paddlevit.cvt import CvT, build_cvt
-from paddlevit.cvt.model import ConvAttention
+from paddlevit.cvt.model import ConvAttention, StageSpec
 from paddlevit.errors import UserError
 from paddlevit.layers import DropPath
 from paddlevit.weights import load_weights
@@ -33,10 +33,21 @@ def float64():
     paddle.set_default_dtype("float32")
 
 
-def small_cvt(**options):
+def small_cvt(num_classes=7, **options):
     """Three stages on 32 x 32 pictures: maps of 8, 4 and 2 places a side."""
-    small = {"num_classes": 7, "dim_embed": (8, 16, 24), "num_heads": (1, 2, 3), "depth": (1, 2, 3)}
-    return CvT(**{**small, **options})
+    values = {
+        "patch_size": (7, 3, 3),
+        "patch_stride": (4, 2, 2),
+        "patch_padding": (2, 1, 1),
+        "dim_embed": (8, 16, 24),
+        "num_heads": (1, 2, 3),
+        "depth": (1, 2, 3),
+        "cls_token": (False, False, True),
+        "drop_path_rate": (0.0, 0.0, 0.1),
+        **options,
+    }
+    stages = [StageSpec(**{key: value[i] for key, value in values.items()}) for i in range(3)]
+    return CvT(stages=stages, num_classes=num_classes)
 
 
 def load_golden(model, name, fmt, dtype):
@@ -203,10 +214,10 @@ def test_initialisation_is_the_official_one():
 @pytest.mark.parametrize(
     ("opts", "said"),
     [
-        (["MODEL.DEPTH", [1, 2]], ["MODEL.DEPTH", "[1, 2]", "2 entries", "NUM_STAGES is 3"]),
-        (["MODEL.NUM_STAGES", 2], ["NUM_STAGES is 2", "3 entries"]),
-        (["MODEL.NUM_HEADS", [1, 3, 5]], ["DIM_EMBED 384", "NUM_HEADS 5"]),
-        (["MODEL.STRIDE_Q", [1, 2, 1]], ["STRIDE_Q 2", "stride 1"]),
+        (["MODEL.DEPTH", [1, 2]], ["MODEL.DEPTH must have one entry per stage", "NUM_STAGES 3", "[1, 2]"]),
+        (["MODEL.NUM_STAGES", 2], ["one entry per stage", "NUM_STAGES 2", "[7, 3, 3]"]),
+        (["MODEL.NUM_HEADS", [1, 3, 5]], ["MODEL.DIM_EMBED must be a multiple of MODEL.NUM_HEADS 5, got 384"]),
+        (["MODEL.STRIDE_Q", [1, 2, 1]], ["MODEL.STRIDE_Q must be 1", "MODEL.STRIDE_Q 2"]),
         (["MODEL.KERNEL_QKV", [3, 3, 5]], ["KERNEL_QKV 5", "PADDING_Q 1"]),
     ],
 )

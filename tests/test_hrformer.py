@@ -306,8 +306,8 @@ def test_drop_path_drops_whole_images_not_windows():
     ("key", "value", "said"),
     [
         ("STAGE3.NUM_BLOCKS", [2, 2], "3 positive numbers"),
-        ("STAGE2.NUM_BRANCHES", 3, "allowed: 2"),
-        ("STAGE2.NUM_MODULES", 0, "1 and above"),
+        ("STAGE2.NUM_BRANCHES", 3, "must be 2, got 3"),
+        ("STAGE2.NUM_MODULES", 0, "at least 1"),
         ("STAGE4.NUM_HEADS", [1, 2, 5, 8], "a multiple of its NUM_HEADS 5"),
         ("STAGE4.NUM_WINDOW_SIZES", [7, 7, 7, 0], "4 positive numbers"),
         ("STAGE2.ATTN_TYPES", [[["conv", "isa_local"]]], "isa_local"),

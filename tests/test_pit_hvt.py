@@ -10,7 +10,9 @@ from golden import cases, golden_images, golden_state, info, manifest, reference
 from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
+from paddlevit.hvt import HVT
 from paddlevit.layers import DropPath
+from paddlevit.pit import PiT
 
 # Its logits take 24 s, and the tests of the weights compute them.
 SLOW = "pit_b_distilled_384"
@@ -82,17 +84,38 @@ def test_distilled_pit_returns_both_heads_in_training_and_their_mean_in_evaluati
 @pytest.mark.parametrize(
     ("cfg", "opts", "said"),
     [
-        ("pit_ti_224", ["DATA.IMAGE_SIZE", 15], ["IMAGE_SIZE", "15", "16"]),
-        ("pit_ti_224", ["MODEL.DEPTH", [2, 6]], ["DEPTH", "equal length"]),
-        ("hvt_ti_1_patch16_224", ["DATA.IMAGE_SIZE", 8], ["IMAGE_SIZE"]),
-        ("hvt_s4_patch16_224", ["DATA.IMAGE_SIZE", 48], ["POOL_KERNEL_SIZE", "tokens"]),
-        ("hvt_s1_patch16_224", ["MODEL.NUM_HEADS", 5], ["384", "5"]),
+        ("pit_ti_224", ["DATA.IMAGE_SIZE", 15], ["DATA.IMAGE_SIZE must be at least MODEL.PATCH_SIZE 16, got 15"]),
+        (
+            "pit_ti_224",
+            ["MODEL.DEPTH", [2, 6]],
+            ["MODEL.BASE_DIMS, MODEL.DEPTH and MODEL.NUM_HEADS", "equal length", "[2, 6]"],
+        ),
+        ("hvt_ti_1_patch16_224", ["DATA.IMAGE_SIZE", 8], ["DATA.IMAGE_SIZE", "PATCH_SIZE 16"]),
+        (
+            "hvt_s4_patch16_224",
+            ["DATA.IMAGE_SIZE", 48],
+            ["MODEL.POOL_KERNEL_SIZE must be at most", "tokens", "larger DATA.IMAGE_SIZE"],
+        ),
+        (
+            "hvt_s1_patch16_224",
+            ["MODEL.NUM_HEADS", 5],
+            ["MODEL.EMBED_DIM must be a multiple of MODEL.NUM_HEADS 5, got 384"],
+        ),
+        ("hvt_s1_patch16_224", ["MODEL.MLP_RATIO", 0.001], ["MODEL.MLP_RATIO must be at least 1/384"]),
+        ("pit_ti_224", ["MODEL.BASE_DIMS", [48, 48, 50]], ["MODEL.BASE_DIMS x MODEL.NUM_HEADS", "multiple", "400"]),
     ],
 )
 def test_impossible_networks_are_named(cfg, opts, said):
     with pytest.raises(UserError) as caught:
         build_model(get_config(cfg, opts))
-    assert all(part in str(caught.value) for part in said)
+    assert all(part in str(caught.value) for part in said), caught.value
+
+
+def test_classes_name_arguments_not_keys():
+    with pytest.raises(UserError, match="^image_size must be at least patch_size 16, got 8$"):
+        HVT(8)
+    with pytest.raises(UserError, match="^base_dims, depth and num_heads must be lists of equal length"):
+        PiT(depth=(1, 2))
 
 
 def rates(model):

@@ -112,9 +112,11 @@ def test_initialisation():
 
 
 def test_widths_that_do_not_fit_are_named():
-    with pytest.raises(UserError, match=r"WIDTHS \[224, 450, 1232, 3024\].*GROUP_WIDTH 112"):
+    with pytest.raises(
+        UserError, match=r"MODEL.WIDTHS must be multiples of MODEL.GROUP_WIDTH 112, got \[224, 450, 1232, 3024\]"
+    ):
         build_regnet(get_config(NAME, ["MODEL.WIDTHS", [224, 450, 1232, 3024]]))
-    with pytest.raises(UserError, match=r"DEPTHS \[2, 4, 11\]"):
+    with pytest.raises(UserError, match=r"MODEL.WIDTHS and MODEL.DEPTHS must be .* and \[2, 4, 11\]"):
         build_regnet(get_config(NAME, ["MODEL.DEPTHS", [2, 4, 11]]))
 
 

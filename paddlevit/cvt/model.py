@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, fields
 
 import paddle
 from paddle import Tensor, nn
@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from paddlevit import kernels
 from paddlevit.cvt.convert import SOURCES
-from paddlevit.errors import UserError
+from paddlevit.errors import UserError, about_keys
 from paddlevit.layers import (
     Conv2D,
     DropPath,
@@ -32,13 +32,48 @@ from paddlevit.views import PIXELS, AttentionView, StageView, Window
 NORM_EPS = 1e-5
 
 
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage (table 2). The stochastic-depth rates of its blocks grow linearly from 0 to `drop_path_rate`.
+
+    Raises UserError where the values do not fit together.
+    """
+
+    patch_size: int
+    patch_stride: int
+    patch_padding: int
+    dim_embed: int
+    num_heads: int
+    depth: int
+    cls_token: bool = False
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    kernel_qkv: int = 3
+    stride_q: int = 1
+    padding_q: int = 1
+    stride_kv: int = 2
+    padding_kv: int = 1
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dim_embed % self.num_heads:
+            raise UserError(f"dim_embed must be a multiple of num_heads {self.num_heads}, got {self.dim_embed}")
+        if self.stride_q != 1 or 2 * self.padding_q != self.kernel_qkv - 1:
+            raise UserError(
+                "stride_q must be 1 and padding_q half of kernel_qkv - 1, for a query from every token, got "
+                f"stride_q {self.stride_q}, padding_q {self.padding_q} and kernel_qkv {self.kernel_qkv}"
+            )
+
+
 class ConvTokenEmbedding(nn.Layer):
     """Section 3.1: overlapping patches by a convolution; map [N, C, H, W] -> tokens [N, H' W', dim], H' and W'."""
 
-    def __init__(self, in_channels: int, dim: int, *, kernel: int, stride: int, padding: int) -> None:
+    def __init__(self, in_channels: int, spec: StageSpec) -> None:
         super().__init__()
-        self.proj = Conv2D(in_channels, dim, kernel, stride, padding)
-        self.norm = LayerNorm(dim, epsilon=NORM_EPS)
+        self.proj = Conv2D(in_channels, spec.dim_embed, spec.patch_size, spec.patch_stride, spec.patch_padding)
+        self.norm = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
 
     def forward(self, feature_map: Tensor) -> tuple[Tensor, int, int]:
         feature_map = self.proj(feature_map)
@@ -61,44 +96,25 @@ class ConvAttention(nn.Layer):
     through `attn_dropout`, where a forward hook can take them out.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        qkv_bias: bool,
-        kernel_qkv: int,
-        stride_q: int,
-        padding_q: int,
-        stride_kv: int,
-        padding_kv: int,
-        drop_rate: float,
-        attn_drop_rate: float,
-    ) -> None:
+    def __init__(self, spec: StageSpec) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise UserError(f"MODEL.DIM_EMBED {dim} of CvT is not a multiple of its MODEL.NUM_HEADS {num_heads}")
-        if stride_q != 1 or 2 * padding_q != kernel_qkv - 1:
-            raise UserError(
-                f"MODEL.KERNEL_QKV {kernel_qkv}, MODEL.STRIDE_Q {stride_q} and MODEL.PADDING_Q {padding_q} of CvT give "
-                "another number of queries than tokens, allowed: stride 1, an odd kernel and padding (kernel - 1) / 2"
-            )
-        self.num_heads = num_heads
-        self.padding = padding_q
-        self.stride_kv = stride_kv
+        dim = spec.dim_embed
+        self.num_heads = spec.num_heads
+        self.padding = spec.padding_q
+        self.stride_kv = spec.stride_kv
         # The official code, and the published weights with it, scale by the whole width, not by that of a head.
         self.scale = dim**-0.5
-        self.conv_proj_q = depthwise_projection(dim, kernel_qkv, stride_q, padding_q)
-        self.conv_proj_k = depthwise_projection(dim, kernel_qkv, stride_kv, padding_kv)
-        self.conv_proj_v = depthwise_projection(dim, kernel_qkv, stride_kv, padding_kv)
+        self.conv_proj_q = depthwise_projection(dim, spec.kernel_qkv, spec.stride_q, spec.padding_q)
+        self.conv_proj_k = depthwise_projection(dim, spec.kernel_qkv, spec.stride_kv, spec.padding_kv)
+        self.conv_proj_v = depthwise_projection(dim, spec.kernel_qkv, spec.stride_kv, spec.padding_kv)
         # Paddle reads bias_attr=None as "with a bias"; only False leaves it out.
-        bias = None if qkv_bias else False
+        bias = None if spec.qkv_bias else False
         self.proj_q = Linear(dim, dim, bias_attr=bias)
         self.proj_k = Linear(dim, dim, bias_attr=bias)
         self.proj_v = Linear(dim, dim, bias_attr=bias)
         self.proj = Linear(dim, dim)
-        self.attn_dropout = nn.Dropout(attn_drop_rate)
-        self.proj_dropout = nn.Dropout(drop_rate)
+        self.attn_dropout = nn.Dropout(spec.attn_drop_rate)
+        self.proj_dropout = nn.Dropout(spec.drop_rate)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         n, length, dim = x.shape
@@ -143,8 +159,8 @@ class ConvAttention(nn.Layer):
         zeros = paddle.zeros([dim, height, n, gap], dtype=tokens.dtype)
         row = paddle.concat([feature_map, zeros], axis=3).reshape([1, dim, height, n * (width + gap)])
         projected = []
-        for conv, norm in (self.conv_proj_q, self.conv_proj_k, self.conv_proj_v):
-            stride = conv._stride[0]
+        projections = (self.conv_proj_q, 1), (self.conv_proj_k, self.stride_kv), (self.conv_proj_v, self.stride_kv)
+        for (conv, norm), stride in projections:
             new_width = -(-width // stride)
             y = conv(row)
             y = y.reshape([dim, y.shape[2], n, (width + gap) // stride])[..., :new_width]
@@ -158,15 +174,13 @@ class Block(nn.Layer):
 
     recomputable = True  # TRAIN.RECOMPUTE
 
-    def __init__(
-        self, dim: int, num_heads: int, *, mlp_ratio: float, drop_rate: float, drop_path_rate: float, **attention: Any
-    ) -> None:
+    def __init__(self, spec: StageSpec, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim, epsilon=NORM_EPS)
-        self.attn = ConvAttention(dim, num_heads, drop_rate=drop_rate, **attention)
-        self.norm2 = LayerNorm(dim, epsilon=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout=drop_rate, activation=kernels.quick_gelu)
-        self.drop_path = DropPath(drop_path_rate)
+        self.norm1 = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
+        self.attn = ConvAttention(spec)
+        self.norm2 = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
+        self.mlp = Mlp(spec.dim_embed, spec.mlp_ratio, dropout=spec.drop_rate, activation=kernels.quick_gelu)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), height, width))
@@ -176,34 +190,16 @@ class Block(nn.Layer):
 class Stage(nn.Layer):
     """Token embedding and blocks (figure 2 a); map [N, C, H, W] -> map [N, dim, H', W'] and class token [N, 1, dim].
 
-    Without a class token there is None in its place. The stochastic-depth rates of the blocks grow linearly from 0 to
-    `drop_path_rate`.
+    Without a class token there is None in its place.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        dim_embed: int,
-        *,
-        patch_size: int,
-        patch_stride: int,
-        patch_padding: int,
-        depth: int,
-        cls_token: bool,
-        drop_rate: float,
-        drop_path_rate: float,
-        **block: Any,
-    ) -> None:
+    def __init__(self, in_channels: int, spec: StageSpec) -> None:
         super().__init__()
-        self.cls_token = create_parameter([1, 1, dim_embed]) if cls_token else None
-        self.patch_embed = ConvTokenEmbedding(
-            in_channels, dim_embed, kernel=patch_size, stride=patch_stride, padding=patch_padding
-        )
-        self.pos_dropout = nn.Dropout(drop_rate)
-        self.blocks = nn.LayerList(
-            Block(dim_embed, drop_rate=drop_rate, drop_path_rate=rate, **block)
-            for rate in drop_path_rates(drop_path_rate, depth)
-        )
+        self.spec = spec
+        self.cls_token = create_parameter([1, 1, spec.dim_embed]) if spec.cls_token else None
+        self.patch_embed = ConvTokenEmbedding(in_channels, spec)
+        self.pos_dropout = nn.Dropout(spec.drop_rate)
+        self.blocks = nn.LayerList(Block(spec, rate) for rate in drop_path_rates(spec.drop_path_rate, spec.depth))
 
     def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor | None]:
         x, height, width = self.patch_embed(feature_map)
@@ -222,63 +218,20 @@ class Stage(nn.Layer):
 class CvT(nn.Layer):
     """CvT: stages of transformer blocks with convolutions in place of position embeddings (section 3, table 2).
 
-    Arguments that are sequences have one entry per stage. The head sees the class token of the last stage or, where
-    that has none, the mean over its tokens; `num_classes` 0 leaves the head out. The weights fit images of any size.
-    Raises UserError where the entries do not fit together.
+    The head sees the class token of the last stage or, where that has none, the mean over its tokens; `num_classes` 0
+    leaves the head out. The weights fit images of any size.
     """
 
     weight_sources: dict = SOURCES
     head_prefixes: tuple[str, ...] = ("head.",)
     no_weight_decay: tuple[str, ...] = ("cls_token",)
 
-    def __init__(
-        self,
-        in_channels: int = 3,
-        *,
-        num_classes: int = 1000,
-        num_stages: int = 3,
-        patch_size: Sequence[int] = (7, 3, 3),
-        patch_stride: Sequence[int] = (4, 2, 2),
-        patch_padding: Sequence[int] = (2, 1, 1),
-        dim_embed: Sequence[int] = (64, 192, 384),
-        num_heads: Sequence[int] = (1, 3, 6),
-        depth: Sequence[int] = (1, 2, 10),
-        mlp_ratio: Sequence[float] = (4.0, 4.0, 4.0),
-        qkv_bias: Sequence[bool] = (True, True, True),
-        kernel_qkv: Sequence[int] = (3, 3, 3),
-        stride_q: Sequence[int] = (1, 1, 1),
-        padding_q: Sequence[int] = (1, 1, 1),
-        stride_kv: Sequence[int] = (2, 2, 2),
-        padding_kv: Sequence[int] = (1, 1, 1),
-        cls_token: Sequence[bool] = (False, False, True),
-        drop_rate: Sequence[float] = (0.0, 0.0, 0.0),
-        attn_drop_rate: Sequence[float] = (0.0, 0.0, 0.0),
-        drop_path_rate: Sequence[float] = (0.0, 0.0, 0.1),
-    ) -> None:
+    def __init__(self, in_channels: int = 3, *, stages: Sequence[StageSpec], num_classes: int = 1000) -> None:
         super().__init__()
-        stages = _per_stage(
-            num_stages,
-            patch_size=patch_size,
-            patch_stride=patch_stride,
-            patch_padding=patch_padding,
-            dim_embed=dim_embed,
-            num_heads=num_heads,
-            depth=depth,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            kernel_qkv=kernel_qkv,
-            stride_q=stride_q,
-            padding_q=padding_q,
-            stride_kv=stride_kv,
-            padding_kv=padding_kv,
-            cls_token=cls_token,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-        )
-        self.stages = nn.LayerList(Stage(c, **stage) for c, stage in zip([in_channels, *dim_embed], stages))
-        self.norm = LayerNorm(dim_embed[-1], epsilon=NORM_EPS)
-        self.head = classifier(dim_embed[-1], num_classes)
+        widths = [spec.dim_embed for spec in stages]
+        self.stages = nn.LayerList(Stage(channels, spec) for channels, spec in zip([in_channels, *widths], stages))
+        self.norm = LayerNorm(widths[-1], epsilon=NORM_EPS)
+        self.head = classifier(widths[-1], num_classes)
         self.apply(init_conv_like_torch_linear_trunc_normal)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -304,61 +257,28 @@ class CvT(nn.Layer):
 
     def views(self) -> list[StageView]:
         """Its stages. The maps of the first ones are large, and there is no class token yet: attention of the last."""
-        last = self.stages[-1]
         views, grid = [], PIXELS
         for i, stage in enumerate(self.stages):
-            conv = stage.patch_embed.proj
-            grid = grid.pooled(_pooling(conv))
+            spec = stage.spec
+            grid = grid.pooled(Window(spec.patch_size, spec.patch_stride, spec.patch_padding))
             views.append(StageView(f"stage {i + 1}", stage, maps=lambda output: [output[0]], grids=[grid]))
-        attentions = [
-            AttentionView(block.attn.attn_dropout, _pooling(block.attn.conv_proj_v[0])) for block in last.blocks
-        ]
-        with_token = last.cls_token is not None
+        pooling = Window(spec.kernel_qkv, spec.stride_kv, spec.padding_kv)
         views[-1] = views[-1]._replace(
-            attentions=attentions,
-            num_tokens=int(with_token),
-            read_by_token=last.blocks[-1].norm1 if with_token else None,
+            attentions=[AttentionView(block.attn.attn_dropout, pooling) for block in stage.blocks],
+            num_tokens=int(spec.cls_token),
+            read_by_token=stage.blocks[-1].norm1 if spec.cls_token else None,
         )
         return views
 
 
-def _pooling(conv: Conv2D) -> Window:
-    return Window(conv.weight.shape[2], conv._stride[0], conv._padding)
-
-
-def _per_stage(num_stages: int, **sequences: Sequence) -> list[dict[str, Any]]:
-    """The keyword arguments of every Stage; UserError where a sequence has not one entry for each."""
-    for name, values in sequences.items():
-        if len(values) != num_stages:
-            raise UserError(
-                f"MODEL.{name.upper()} of CvT is {list(values)}, which has {len(values)} entries; "
-                f"allowed: one per stage, MODEL.NUM_STAGES is {num_stages}"
-            )
-    return [{name: values[i] for name, values in sequences.items()} for i in range(num_stages)]
-
-
 def build_cvt(config: CfgNode) -> CvT:
-    """The CvT that `config` describes."""
-    model = config.MODEL
-    return CvT(
-        config.DATA.IMAGE_CHANNELS,
-        num_classes=model.NUM_CLASSES,
-        num_stages=model.NUM_STAGES,
-        patch_size=model.PATCH_SIZE,
-        patch_stride=model.PATCH_STRIDE,
-        patch_padding=model.PATCH_PADDING,
-        dim_embed=model.DIM_EMBED,
-        num_heads=model.NUM_HEADS,
-        depth=model.DEPTH,
-        mlp_ratio=model.MLP_RATIO,
-        qkv_bias=model.QKV_BIAS,
-        kernel_qkv=model.KERNEL_QKV,
-        stride_q=model.STRIDE_Q,
-        padding_q=model.PADDING_Q,
-        stride_kv=model.STRIDE_KV,
-        padding_kv=model.PADDING_KV,
-        cls_token=model.CLS_TOKEN,
-        drop_rate=model.DROP_RATE,
-        attn_drop_rate=model.ATTN_DROP_RATE,
-        drop_path_rate=model.DROP_PATH_RATE,
-    )
+    """The CvT that `config` describes; UserError where a list has not one entry for each stage."""
+    model, names = config.MODEL, [field.name for field in fields(StageSpec)]
+    for key in map(str.upper, names):
+        if len(model[key]) != model.NUM_STAGES:
+            raise UserError(
+                f"MODEL.{key} must have one entry per stage, MODEL.NUM_STAGES {model.NUM_STAGES}, got {model[key]}"
+            )
+    with about_keys(model):
+        stages = [StageSpec(**{name: model[name.upper()][i] for name in names}) for i in range(model.NUM_STAGES)]
+        return CvT(config.DATA.IMAGE_CHANNELS, stages=stages, num_classes=model.NUM_CLASSES)

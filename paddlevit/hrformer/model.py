@@ -312,7 +312,7 @@ def _stage(hrt: CfgNode, number: int) -> StageSpec:
     name, section = f"STAGE{number}", hrt[f"STAGE{number}"]
     _check(section.BLOCK == "TRANSFORMER_BLOCK", f"{name}.BLOCK", section.BLOCK, "TRANSFORMER_BLOCK")
     _check(number == section.NUM_BRANCHES, f"{name}.NUM_BRANCHES", section.NUM_BRANCHES, str(number))
-    _check(section.NUM_MODULES > 0, f"{name}.NUM_MODULES", section.NUM_MODULES, "1 and above")
+    _check(section.NUM_MODULES > 0, f"{name}.NUM_MODULES", section.NUM_MODULES, "at least 1")
     for key in ("NUM_BLOCKS", "NUM_CHANNELS", "NUM_HEADS", "NUM_WINDOW_SIZES", "NUM_MLP_RATIOS"):
         fits = len(section[key]) == number and min(section[key]) > 0
         _check(fits, f"{name}.{key}", section[key], f"{number} positive numbers, one per branch")
@@ -339,4 +339,4 @@ def _all_are(entry: str | Sequence, kind: str) -> bool:
 
 def _check(fits: bool, key: str, value: Any, allowed: str) -> None:
     if not fits:
-        raise UserError(f"MODEL.HRT.{key} is {value}, allowed: {allowed}")
+        raise UserError(f"MODEL.HRT.{key} must be {allowed}, got {value}")

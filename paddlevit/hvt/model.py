@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.errors import UserError
+from paddlevit.errors import UserError, about_keys
 from paddlevit.hvt.convert import SOURCES
 from paddlevit.layers import (
     Block,
@@ -58,7 +58,7 @@ class HVT(nn.Layer):
 
     Every `pool_block_width`-th block, from the first on, ends with a pooling; 0 pools nowhere. There is no class token:
     the head sees the mean over the tokens (section 3.3). `num_classes` 0 leaves the head out. Raises UserError where
-    the sequence becomes shorter than the pooling kernel.
+    the arguments do not fit together.
     """
 
     weight_sources: dict = SOURCES
@@ -86,7 +86,7 @@ class HVT(nn.Layer):
     ) -> None:
         super().__init__()
         if image_size < patch_size:
-            raise UserError(f"DATA.IMAGE_SIZE {image_size} is smaller than MODEL.PATCH_SIZE {patch_size}")
+            raise UserError(f"image_size must be at least patch_size {patch_size}, got {image_size}")
         length = (image_size // patch_size) ** 2
         self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size)
         self.pos_embed = create_parameter([1, length, embed_dim])
@@ -98,7 +98,11 @@ class HVT(nn.Layer):
             if pool_block_width == 0 or i % pool_block_width:
                 self.layers.append(Block(embed_dim, num_heads, **block))
                 continue
-            _check_poolable(i, length, pool_kernel_size)
+            if length < pool_kernel_size:
+                raise UserError(
+                    f"pool_kernel_size must be at most {length}, the tokens in block {i}, got {pool_kernel_size}; or "
+                    "use a larger image_size or pool_block_width"
+                )
             length = (length - pool_kernel_size) // pool_stride + 1
             pool = {"kernel": pool_kernel_size, "stride": pool_stride, "pooled_length": length}
             self.layers.append(PooledBlock(embed_dim, num_heads, **pool, **block))
@@ -146,31 +150,24 @@ class HVT(nn.Layer):
         return views
 
 
-def _check_poolable(block: int, length: int, kernel: int) -> None:
-    if length < kernel:
-        raise UserError(
-            f"block {block} of HVT would pool {length} tokens with MODEL.POOL_KERNEL_SIZE {kernel}: use a larger "
-            "DATA.IMAGE_SIZE or MODEL.POOL_BLOCK_WIDTH"
-        )
-
-
 def build_hvt(config: CfgNode) -> HVT:
     """The HVT that `config` describes."""
     model = config.MODEL
-    return HVT(
-        config.DATA.IMAGE_SIZE,
-        config.DATA.IMAGE_CHANNELS,
-        num_classes=model.NUM_CLASSES,
-        patch_size=model.PATCH_SIZE,
-        embed_dim=model.EMBED_DIM,
-        depth=model.DEPTH,
-        num_heads=model.NUM_HEADS,
-        mlp_ratio=model.MLP_RATIO,
-        qkv_bias=model.QKV_BIAS,
-        pool_kernel_size=model.POOL_KERNEL_SIZE,
-        pool_stride=model.POOL_STRIDE,
-        pool_block_width=model.POOL_BLOCK_WIDTH,
-        dropout=model.DROPOUT,
-        attention_dropout=model.ATTENTION_DROPOUT,
-        drop_path=model.DROPPATH,
-    )
+    with about_keys(model, image_size="DATA.IMAGE_SIZE", dim="MODEL.EMBED_DIM"):
+        return HVT(
+            config.DATA.IMAGE_SIZE,
+            config.DATA.IMAGE_CHANNELS,
+            num_classes=model.NUM_CLASSES,
+            patch_size=model.PATCH_SIZE,
+            embed_dim=model.EMBED_DIM,
+            depth=model.DEPTH,
+            num_heads=model.NUM_HEADS,
+            mlp_ratio=model.MLP_RATIO,
+            qkv_bias=model.QKV_BIAS,
+            pool_kernel_size=model.POOL_KERNEL_SIZE,
+            pool_stride=model.POOL_STRIDE,
+            pool_block_width=model.POOL_BLOCK_WIDTH,
+            dropout=model.DROPOUT,
+            attention_dropout=model.ATTENTION_DROPOUT,
+            drop_path=model.DROPPATH,
+        )

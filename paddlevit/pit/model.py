@@ -9,7 +9,7 @@ import paddle
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.errors import UserError
+from paddlevit.errors import UserError, about_keys
 from paddlevit.layers import (
     Block,
     Conv2D,
@@ -29,6 +29,7 @@ class PatchEmbed(nn.Layer):
 
     def __init__(self, in_channels: int, dim: int, patch_size: int, stride: int) -> None:
         super().__init__()
+        self.window = Window(patch_size, stride, padding=0)
         self.conv = Conv2D(in_channels, dim, kernel_size=patch_size, stride=stride)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -96,15 +97,15 @@ class PiT(nn.Layer):
         super().__init__()
         if not len(base_dims) == len(depth) == len(num_heads):
             raise UserError(
-                f"MODEL.BASE_DIMS {list(base_dims)}, MODEL.DEPTH {list(depth)} and MODEL.NUM_HEADS {list(num_heads)} "
-                "of PiT are lists of equal length, one entry per stage"
+                "base_dims, depth and num_heads must be lists of equal length, one entry per stage, got "
+                f"{list(base_dims)}, {list(depth)} and {list(num_heads)}"
             )
         if image_size < patch_size:
-            raise UserError(f"DATA.IMAGE_SIZE {image_size} is smaller than MODEL.PATCH_SIZE {patch_size}")
+            raise UserError(f"image_size must be at least patch_size {patch_size}, got {image_size}")
         dims = [base * heads for base, heads in zip(base_dims, num_heads)]
         if any(wide % narrow for narrow, wide in zip(dims, dims[1:])):
             raise UserError(
-                f"the widths MODEL.BASE_DIMS x MODEL.NUM_HEADS of PiT, {dims}, are no multiples of each other"
+                f"the width of each stage, base_dims x num_heads, must be a multiple of the previous one, got {dims}"
             )
         # Block i drops with rate * i / total, so the rate itself is never reached: the official schedule.
         rates = iter([drop_path * i / sum(depth) for i in range(sum(depth))])
@@ -155,8 +156,8 @@ class PiT(nn.Layer):
     def views(self) -> list[StageView]:
         """Its stages; the class token, and with `distilled` a second one, stand first in all of them."""
         views = []
-        conv, halved = self.patch_embed.conv, Window(kernel=3, stride=2, padding=1)
-        grid = PIXELS.pooled(Window(conv.weight.shape[2], conv._stride[0], 0))
+        halved = Window(kernel=3, stride=2, padding=1)
+        grid = PIXELS.pooled(self.patch_embed.window)
         for i, transformer in enumerate(self.transformers):
             views.append(
                 StageView(
@@ -176,18 +177,19 @@ class PiT(nn.Layer):
 def build_pit(config: CfgNode) -> PiT:
     """The PiT that `config` describes."""
     model = config.MODEL
-    return PiT(
-        config.DATA.IMAGE_SIZE,
-        config.DATA.IMAGE_CHANNELS,
-        num_classes=model.NUM_CLASSES,
-        patch_size=model.PATCH_SIZE,
-        stride=model.STRIDE,
-        base_dims=model.BASE_DIMS,
-        depth=model.DEPTH,
-        num_heads=model.NUM_HEADS,
-        mlp_ratio=model.MLP_RATIO,
-        distilled=model.DISTILLED,
-        dropout=model.DROPOUT,
-        attention_dropout=model.ATTENTION_DROPOUT,
-        drop_path=model.DROPPATH,
-    )
+    with about_keys(model, image_size="DATA.IMAGE_SIZE"):
+        return PiT(
+            config.DATA.IMAGE_SIZE,
+            config.DATA.IMAGE_CHANNELS,
+            num_classes=model.NUM_CLASSES,
+            patch_size=model.PATCH_SIZE,
+            stride=model.STRIDE,
+            base_dims=model.BASE_DIMS,
+            depth=model.DEPTH,
+            num_heads=model.NUM_HEADS,
+            mlp_ratio=model.MLP_RATIO,
+            distilled=model.DISTILLED,
+            dropout=model.DROPOUT,
+            attention_dropout=model.ATTENTION_DROPOUT,
+            drop_path=model.DROPPATH,
+        )

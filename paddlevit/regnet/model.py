@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.errors import UserError
+from paddlevit.errors import UserError, about_keys
 from paddlevit.layers import WideLinear, names_by_layer, zeros_
 from paddlevit.regnet.convert import SOURCES
 from paddlevit.views import PIXELS, StageView, Window
@@ -117,11 +117,13 @@ class RegNet(nn.Layer):
         se_ratio: float = 0.25,
     ) -> None:
         super().__init__()
-        if not widths or len(widths) != len(depths) or any(width % group_width for width in widths):
+        if not widths or len(widths) != len(depths):
             raise UserError(
-                f"MODEL.WIDTHS {list(widths)} and MODEL.DEPTHS {list(depths)} of RegNet are lists of equal length, one "
-                f"entry per stage, and every width is a multiple of MODEL.GROUP_WIDTH {group_width}"
+                "widths and depths must be lists of equal length, one entry per stage, got "
+                f"{list(widths)} and {list(depths)}"
             )
+        if any(width % group_width for width in widths):
+            raise UserError(f"widths must be multiples of group_width {group_width}, got {list(widths)}")
         self.stem = nn.Sequential(conv(in_channels, stem_width, 3, stride=2), nn.BatchNorm2D(stem_width), nn.ReLU())
         self.stages = nn.Sequential(
             *(
@@ -173,12 +175,13 @@ def _init(layer: nn.Layer) -> None:
 def build_regnet(config: CfgNode) -> RegNet:
     """The RegNetY that `config` describes."""
     model = config.MODEL
-    return RegNet(
-        config.DATA.IMAGE_CHANNELS,
-        num_classes=model.NUM_CLASSES,
-        widths=model.WIDTHS,
-        depths=model.DEPTHS,
-        group_width=model.GROUP_WIDTH,
-        stem_width=model.STEM_WIDTH,
-        se_ratio=model.SE_RATIO,
-    )
+    with about_keys(model):
+        return RegNet(
+            config.DATA.IMAGE_CHANNELS,
+            num_classes=model.NUM_CLASSES,
+            widths=model.WIDTHS,
+            depths=model.DEPTHS,
+            group_width=model.GROUP_WIDTH,
+            stem_width=model.STEM_WIDTH,
+            se_ratio=model.SE_RATIO,
+        )
