@@ -1,6 +1,6 @@
 """Configuration: defaults, yaml files with BASE inheritance, flags and options, checked and frozen.
 
-A key's default gives its type. The keys of MODEL that only one family has stand, with their defaults, in
+A key's default gives its type. The keys of MODEL that only one family has stand, with their defaults and ranges, in
 `configs/<family>/_family.yaml`; all others in `schema.py`.
 """
 
@@ -9,26 +9,35 @@ from __future__ import annotations
 import copy
 import difflib
 import fnmatch
-import math
+import itertools
+import logging
 import os
+import re
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
 from yacs.config import CfgNode
 
 from paddlevit.errors import MissingFileError, UserError
-from paddlevit.schema import ABOVE_ZERO, BELOW_ONE, CHOICES, DEFAULTS, FLAGS, OPTIONAL, PATHS, RANGES
+from paddlevit.schema import FLAGS, KEYS, PATHS, Key
+
+logger = logging.getLogger(__name__)
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
-# What yaml files of other projects call a family.
-_FAMILY_ALIASES = {"hrt": "hrformer"}
-
-_Source = tuple[str, Any, str]  # dotted key, value, where it was written
+# What people and other projects call a family, a size or a kind of network.
+_ALIASES = {
+    "hrt": "hrformer",
+    "tiny": "ti",
+    "t": "ti",
+    "small": "s",
+    "base": "b",
+    "distill": "distilled",
+}
+_MOST_VALUES = 10_000  # in one file: aliases of aliases multiply
 
 
 class ConfigError(UserError):
@@ -43,12 +52,25 @@ class ConfigTypeError(ConfigError, TypeError):
     """A value of another type than its key's."""
 
 
+class _Source(NamedTuple):
+    key: str  # dotted
+    value: Any
+    origin: str = ""  # a file or a flag
+    line: int = 0  # in the file
+
+    @property
+    def where(self) -> str:
+        """The beginning of a message about it."""
+        line = f":{self.line}" if self.line else ""
+        return f"{self.origin}{line}: " if self.origin else ""
+
+
 def get_config(cfg: str | Path | None = None, opts: Sequence[Any] | None = None) -> CfgNode:
     """The frozen configuration of a yaml file or a shipped variant.
 
-    `cfg` is a path or a variant's name ('pit_b_224'), or None for the defaults; `opts` a flat list of keys and values
-    (['TRAIN.BASE_LR', 1e-3]) that take precedence. Raises ConfigKeyError, ConfigTypeError, ConfigError or
-    MissingFileError.
+    `cfg` is a yaml file or a variant's name ('pit_b_224'; `find_variant` says what else
+    counts as its name), or None for the defaults; `opts` a flat list of keys and values (['TRAIN.BASE_LR', 1e-3])
+    that take precedence. Raises ConfigKeyError, ConfigTypeError, ConfigError or MissingFileError.
     """
     return _resolve([*_read(cfg), *_pairs(opts or [])])
 
@@ -59,20 +81,19 @@ def update_config(config: CfgNode, args: Namespace) -> CfgNode:
     `args` has attributes named as the flags of `schema.FLAGS`; None and False count as not given. Raises as
     `get_config`.
     """
-    start = _read(args.cfg) if getattr(args, "cfg", None) else list(_flat(config, "the configuration"))
+    start = _read(args.cfg) if getattr(args, "cfg", None) else list(_flat(config, "config"))
+    given = {flag: getattr(args, flag, None) for flag in FLAGS}
     flags = [
-        (key, getattr(args, flag), f"flag -{flag}")
-        for flag, key in FLAGS.items()
-        if getattr(args, flag, None) is not None and getattr(args, flag) is not False
+        _Source(FLAGS[flag], value, f"-{flag}")
+        for flag, value in given.items()
+        if value is not None and value is not False
     ]
     return _resolve([*start, *flags, *_pairs(getattr(args, "opts", None) or [])])
 
 
 def with_values(config: CfgNode, values: dict[str, Any]) -> CfgNode:
     """A new frozen configuration in which the dotted keys of `values` are set. Raises as `get_config`."""
-    return _resolve(
-        [*_flat(config, "the configuration"), *((key, value, "the program") for key, value in values.items())]
-    )
+    return _resolve([*_flat(config, "config"), *itertools.starmap(_Source, values.items())])
 
 
 def variant_names(pattern: str = "*") -> list[str]:
@@ -81,96 +102,167 @@ def variant_names(pattern: str = "*") -> list[str]:
     return sorted(stem for stem in stems if fnmatch.fnmatchcase(stem, pattern))
 
 
-def variant_path(name: str) -> Path:
-    """The shipped yaml file of a variant; MissingFileError names the nearest variants where there is none."""
-    paths = {path.stem: path for path in CONFIG_DIR.glob("*/*.yaml")}
-    if name in variant_names():
-        return paths[name]
-    near = difflib.get_close_matches(name, variant_names(), n=3, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise MissingFileError(f"no configuration file and no variant is called '{name}'{hint}")
+def find_variant(typed: str) -> str:
+    """The shipped variant that a name or path means; a warning says which, where it is not its name.
+
+    Folders and suffix do not count, nor do case, - and _. hrformer is hrt, tiny (t), small and base are ti, s and b.
+    Only patch16 and the image size may be left out: 224 is meant, or the one size that there is. So 384 and distilled
+    are never assumed where 224 or the plain model exists. Raises MissingFileError that names the nearest.
+    """
+    stem = re.sub(r"\.(ya?ml|json)$", "", re.split(r"[/\\]", typed)[-1])
+    by_key = {_key(name): name for name in variant_names()}
+    key = _key(stem)
+    sizes = [other for other in by_key if re.fullmatch(re.escape(key) + r" \d{3}", other)]
+    found = by_key.get(sizes[0] if key not in by_key and len(sizes) == 1 else key)
+    if found is None:
+        raise MissingFileError(
+            f"there is no configuration file and no variant '{typed}'{_nearest(key, by_key)} "
+            "(paddlevit.list_models() names all)"
+        )
+    if found != typed:
+        logger.warning("there is no file '%s': taking the shipped variant %s", typed, found)
+    return found
 
 
-def _read(cfg: str | Path | None) -> list[_Source]:
+def _key(name: str) -> str:
+    """The words and numbers of a variant's name, as we say them, without patch16 and 224."""
+    square = re.sub(r"(?<!\d)(\d+)x\1(?!\d)", r"\1", name.lower())
+    words = re.findall(r"[^\W\d_]+|\d+|[^\w .-]", square)
+    return re.sub(r" patch 16\b| 224$", "", " ".join(_ALIASES.get(word, word) for word in words))
+
+
+def _nearest(key: str, by_key: dict[str, str]) -> str:
+    words = re.findall(r"[a-z]{3,}", key)
+    score = {
+        other: difflib.SequenceMatcher(None, key, other).ratio() + any(word in other for word in words)
+        for other in by_key
+    }
+    near = [by_key[other] for other in sorted(by_key, key=lambda other: -score[other]) if score[other] > 0.75]
+    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def _read(cfg: str | Path | None, folder: Path | None = None, seen: tuple[Path, ...] = ()) -> list[_Source]:
+    """What the file or variant `cfg`, and the files that its BASE names, set. `seen` are the files that name it."""
     if cfg is None:
         return []
-    path = Path(cfg)
-    return _read_file(path if path.is_file() else _named(str(cfg)), ())
-
-
-def _named(name: str) -> Path:
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        raise MissingFileError(f"there is no configuration file '{name}'")
-    return variant_path(name)
-
-
-def _read_file(path: Path, seen: tuple[Path, ...]) -> list[_Source]:
+    path = (folder or Path()) / cfg
+    if not os.path.isfile(path):
+        path = next(CONFIG_DIR.glob(f"*/{find_variant(str(cfg))}.yaml"))
     if path.resolve() in seen:
         raise ConfigError(f"{path}: BASE leads back to this file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a yaml file: {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no keys")
+    content = _load(path)
     bases = content.pop("BASE", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigTypeError(f"{path}: BASE is {bases!r}, allowed: a yaml file, or a list of them")
-    sources: list[_Source] = []
-    for base in bases:
-        if base:
-            base_path = path.parent / base
-            sources += _read_file(base_path if base_path.is_file() else _named(base), (*seen, path.resolve()))
-    return sources + list(_flat(content, str(path)))
+        raise ConfigTypeError(f"{path}: BASE must be a file, a variant or a list of them, got {bases!r}")
+    sources = [source for base in bases if base for source in _read(base, path.parent, (*seen, path.resolve()))]
+    sources += itertools.islice(_flat(content, str(path)), _MOST_VALUES)
+    if len(sources) >= _MOST_VALUES:
+        raise ConfigError(f"{path} holds more than {_MOST_VALUES} values")
+    return sources
 
 
-def _flat(node: dict[str, Any], where: str, prefix: str = "") -> Iterator[_Source]:
+class _Key(str):
+    """A key of a file that knows its line."""
+
+    line = 0
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves scalars as the text that the file has: a key's type decides what it means, not the rules of YAML 1.1, by
+    which 010 is 8, 1:30 is 90 and `on` is true. Null is None, and a mapping has no key twice."""
+
+    def scalar(self, node: yaml.ScalarNode) -> Any:
+        text = self.construct_scalar(node)
+        return None if node.tag.endswith(":null") and node.style is None else text
+
+    def sequence(self, node: yaml.SequenceNode) -> list[Any]:
+        return self.construct_sequence(node, deep=True)
+
+    def mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key.start_mark)
+            if key.value in lines:
+                problem = f"'{key.value}' is given twice, first in line {lines[key.value]}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        for name, value in self.construct_mapping(node, deep=True).items():
+            own = _Key(name)
+            own.line = lines.get(str(name), node.start_mark.line + 1)
+            content[own] = value
+        return content
+
+
+_Loader.yaml_constructors = {
+    None: _Loader.construct_undefined,
+    **{
+        f"tag:yaml.org,2002:{kind}": _Loader.scalar
+        for kind in ("null", "bool", "int", "float", "timestamp", "value", "str")
+    },
+    "tag:yaml.org,2002:seq": _Loader.sequence,
+    "tag:yaml.org,2002:map": _Loader.mapping,
+}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_bytes(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{path}{f':{mark.line + 1}' if mark else ''}: {problem}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no keys")
+    return content
+
+
+def _flat(node: dict[str, Any], origin: str, prefix: str = "") -> Iterator[_Source]:
     for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, where, f"{prefix}{key}.")
+        if isinstance(value, dict) and value:
+            yield from _flat(value, origin, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value, where
+            yield _Source(f"{prefix}{key}", None if value == {} else value, origin, getattr(key, "line", 0))
 
 
 def _pairs(opts: Sequence[Any]) -> list[_Source]:
     if not isinstance(opts, (list, tuple)):
-        raise ConfigTypeError(f"options are {opts!r}, allowed: a list of keys and values, ['TRAIN.BASE_LR', 1e-3]")
+        raise ConfigTypeError(f"opts must be a list of keys and values, ['TRAIN.BASE_LR', 1e-3], got {opts!r}")
     if len(opts) % 2:
-        raise ConfigError(f"options come as pairs of a key and a value, but '{opts[-1]}' stands alone")
-    return [(str(key), value, "option") for key, value in zip(opts[::2], opts[1::2])]
+        raise ConfigError(f"opts must be pairs of a key and a value, but '{opts[-1]}' stands alone")
+    return [_Source(str(key), value, "opts") for key, value in zip(opts[::2], opts[1::2])]
 
 
 def _resolve(sources: list[_Source]) -> CfgNode:
-    schema = _schema(sources)
-    defaults = {key: value for key, value, _ in _flat(schema, "")}
-    values = copy.deepcopy(defaults)
-    inference_said_by = ""
-    for key, value, where in sources:
-        if any(known.startswith(f"{key}.") for known in values):
-            if value is None:
-                continue  # a section without keys
-            raise ConfigKeyError(
-                f"{where}: {key} is {value!r}, allowed: a section of keys, such as {_first(key, values)}"
-            )
-        if key not in values:
-            raise _unknown(key, where, values, schema["MODEL"]["TYPE"])
-        values[key] = _checked(key, value, OPTIONAL.get(key, defaults[key]), where)
-        if key == "DATA.INFER_NUM_CLASSES":
-            inference_said_by = where
-        elif key == "MODEL.NUM_CLASSES" and where != inference_said_by:
+    family, keys = _keys_of_family(sources)
+    values = {key: copy.deepcopy(row.default) for key, row in keys.items()}
+    inference_said_by = None
+    for source in sources:
+        if source.key not in keys:
+            if source.value is not None or not _keys_in(source.key, keys):  # else a section without keys
+                raise _unknown(source, keys, family)
+            continue
+        try:
+            value = keys[source.key].checked(source.value)
+        except (TypeError, ValueError) as error:
+            kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
+            raise kind(f"{source.where}{source.key} {error}") from None
+        values[source.key] = os.path.expanduser(value) if source.key in PATHS else value
+        if source.key == "DATA.INFER_NUM_CLASSES":
+            inference_said_by = source.origin
+        elif source.key == "MODEL.NUM_CLASSES" and source.origin != inference_said_by:
             values["DATA.INFER_NUM_CLASSES"] = False
-    values["MODEL.TYPE"] = schema["MODEL"]["TYPE"]
-    # PaddleViT's yaml files say by the objective whether the network has a second head.
+    values["MODEL.TYPE"] = family
+    # PaddleViT's yaml files say by the objective whether the model has a second head.
     if values.get("MODEL.DISTILLED", False) is None:
         values["MODEL.DISTILLED"] = values["TRAIN.DISTILLATION_TYPE"] != "none"
     return _nested(values)
-
-
-def _first(section: str, values: dict[str, Any]) -> str:
-    return next(key for key in values if key.startswith(f"{section}."))
 
 
 def _nested(values: dict[str, Any]) -> CfgNode:
@@ -185,76 +277,34 @@ def _nested(values: dict[str, Any]) -> CfgNode:
     return config
 
 
-def _schema(sources: list[_Source]) -> dict[str, Any]:
-    """The defaults, with the MODEL keys of the family that `sources` name."""
-    given = [(value, where) for key, value, where in sources if key == "MODEL.TYPE"]
-    name, where = given[-1] if given else (DEFAULTS["MODEL"]["TYPE"], "the defaults")
-    family = _FAMILY_ALIASES.get(str(name).lower(), str(name).lower())
+def _keys_of_family(sources: list[_Source]) -> tuple[str, dict[str, Key]]:
+    """The family that `sources` name, and all keys that it has."""
+    given = [source for source in sources if source.key == "MODEL.TYPE"]
+    source = given[-1] if given else _Source("MODEL.TYPE", KEYS["MODEL"]["TYPE"])
+    name = str(source.value).lower()
+    family = _ALIASES.get(name, name)
     path = CONFIG_DIR / family / "_family.yaml"
     if not path.is_file():
         families = ", ".join(sorted(p.parent.name for p in CONFIG_DIR.glob("*/_family.yaml")))
-        raise ConfigError(f"{where}: MODEL.TYPE is '{name}', allowed: {families}")
+        raise ConfigError(f"{source.where}MODEL.TYPE must be one of {families}, got {source.value!r}")
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {**DEFAULTS, "MODEL": {**DEFAULTS["MODEL"], "TYPE": family, **own["MODEL"]}}
+    ranges = {key: allowed for allowed, keys in own["RANGES"].items() for key in keys}
+    optional = own.get("OPTIONAL", {})
+    keys = {key: row if isinstance(row, Key) else Key(row) for key, row, *_ in _flat(KEYS, "")}
+    for key, default, *_ in _flat(own["MODEL"], ""):
+        keys[f"MODEL.{key}"] = Key(default, ranges.get(key, ""), optional.get(key))
+    return family, keys
 
 
-def _unknown(key: str, where: str, values: dict[str, Any], family: str) -> ConfigKeyError:
-    by_upper = {known.upper(): known for known in values}
-    near = difflib.get_close_matches(key.upper(), by_upper, n=1, cutoff=0.0)
-    return ConfigKeyError(
-        f"{where}: there is no key '{key}' (family {family}); the nearest one is '{by_upper[near[0]]}'"
-    )
+def _keys_in(section: str, keys: dict[str, Key]) -> list[str]:
+    return [key for key in keys if key.startswith(f"{section}.")]
 
 
-def _checked(key: str, value: Any, like: Any, where: str) -> Any:
-    if key in OPTIONAL and (value is None or value in ("null", "None")):
-        return None
-    if isinstance(value, str) and not isinstance(like, str):
-        value = _parsed(value)
-    value = _typed(key, value, like, where)
-    if key in PATHS:
-        value = os.path.expanduser(value)
-    if key in CHOICES and value not in CHOICES[key]:
-        raise ConfigError(f"{where}: {key} is '{value}', allowed: {', '.join(CHOICES[key])}")
-    low, high = RANGES.get(key, (-math.inf, math.inf))
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, (int, float)) and not low <= number <= high:
-            off = ", or null" if key in OPTIONAL else ""
-            raise ConfigError(f"{where}: {key} is {value}, allowed: {_range_text(low, high)}{off}")
-    return value
-
-
-def _range_text(low: float, high: float) -> str:
-    if low == ABOVE_ZERO[0]:
-        return "above 0" if high == math.inf else f"above 0, at most {high:g}"
-    if high == math.inf:
-        return f"{low:g} and above"
-    return f"{low:g} to {'less than 1' if (low, high) == BELOW_ONE else format(high, '.10g')}"
-
-
-def _parsed(text: str) -> Any:
-    """`text` as yaml reads it, and 1e-3, which yaml takes for a string, as a number."""
-    try:
-        value = yaml.safe_load(text)
-        return float(value) if isinstance(value, str) else value
-    except (ValueError, yaml.YAMLError):
-        return text
-
-
-def _typed(key: str, value: Any, like: Any, where: str) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(like, list) and isinstance(value, (list, tuple)):
-        return [_typed(key, item, like[0], where) if like else item for item in value]
-    if isinstance(like, float) and isinstance(value, str):
-        value = _parsed(value)
-    if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(like) or (isinstance(value, float) and not math.isfinite(value)):
-        raise ConfigTypeError(f"{where}: {key} is {value!r}, which is no {_type_name(like)}")
-    return value
-
-
-def _type_name(like: Any) -> str:
-    names = {bool: "true or false", int: "whole number", float: "number", str: "text", list: "list"}
-    return names[type(like)]
+def _unknown(source: _Source, keys: dict[str, Key], family: str) -> ConfigKeyError:
+    where, key = source.where, source.key
+    inside = _keys_in(key, keys)
+    if inside:
+        return ConfigKeyError(f"{where}{key} must be a section of keys, such as {inside[0]}, got {source.value!r}")
+    by_upper = {known.upper(): known for known in keys}
+    near = by_upper[difflib.get_close_matches(key.upper(), by_upper, n=1, cutoff=0.0)[0]]
+    return ConfigKeyError(f"{where}there is no key '{key}' (family {family}); the nearest one is '{near}'")

@@ -10,7 +10,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddlevit.config import ConfigError, ConfigKeyError, ConfigTypeError, get_config, update_config, with_values
+from paddlevit.config import (
+    CONFIG_DIR,
+    ConfigError,
+    ConfigKeyError,
+    ConfigTypeError,
+    get_config,
+    update_config,
+    with_values,
+)
 from paddlevit.errors import MissingFileError, UserError
 
 
@@ -48,7 +56,7 @@ def test_a_flag_may_be_zero(flag, key):
     config = update_config(get_config("pit_ti_224", ["SEED", 5]), Namespace(**{flag: 0}))
     section, _, leaf = key.rpartition(".")
     assert (config[section] if section else config)[leaf] == 0
-    with pytest.raises(ConfigError, match="DATA.BATCH_SIZE is 0"):
+    with pytest.raises(ConfigError, match="-batch_size: DATA.BATCH_SIZE must be >= 1, got 0"):
         update_config(get_config(), Namespace(batch_size=0))
 
 
@@ -61,19 +69,19 @@ def test_options_may_be_numbers_of_numpy():
 
 @pytest.mark.parametrize("opts", [{"TRAIN.BASE_LR": 1e-3}, "TRAIN.BASE_LR 1e-3"])
 def test_options_that_are_no_list(opts):
-    with pytest.raises(ConfigTypeError, match="a list of keys and values"):
+    with pytest.raises(ConfigTypeError, match="must be a list of keys and values"):
         get_config("pit_ti_224", opts)
 
 
 @pytest.mark.parametrize("value", [3, [1], "pit"])
 def test_a_section_that_is_none(tmp_path, value):
-    with pytest.raises(ConfigKeyError, match=r"a\.yaml: MODEL is .*, allowed: a section of keys, such as MODEL\."):
+    with pytest.raises(ConfigKeyError, match=r"a\.yaml:1: MODEL must be a section of keys, such as MODEL\.TYPE, got"):
         get_config(write(tmp_path / "a.yaml", {"MODEL": value}))
 
 
-@pytest.mark.parametrize("base", [5, [5], {"a": 1}])
-def test_base_that_is_no_file(tmp_path, base):
-    with pytest.raises(ConfigTypeError, match="BASE"):
+@pytest.mark.parametrize(("base", "said"), [(5, "no variant '5'"), ([5], "no variant '5'"), ({"a": 1}, "BASE must be")])
+def test_base_that_is_no_file(tmp_path, base, said):
+    with pytest.raises(UserError, match=said):
         get_config(write(tmp_path / "a.yaml", {"BASE": base}))
 
 
@@ -108,23 +116,23 @@ def test_base_may_be_a_variant(tmp_path):
         (["train.base_lr", 1.0], ConfigKeyError, ["'TRAIN.BASE_LR'"]),
         (["MODEL.EMBED_DIM", 3], ConfigKeyError, ["family pit"]),
         (["TRAIN", 3], ConfigKeyError, ["TRAIN"]),
-        (["TRAIN.BASE_LR", "fast"], ConfigTypeError, ["TRAIN.BASE_LR", "'fast'", "number"]),
-        (["TRAIN.NUM_EPOCHS", 2.5], ConfigTypeError, ["TRAIN.NUM_EPOCHS", "2.5", "whole number"]),
-        (["AMP", 1], ConfigTypeError, ["AMP", "true or false"]),
+        (["TRAIN.BASE_LR", "fast"], ConfigTypeError, ["opts: TRAIN.BASE_LR must be a number, got 'fast'"]),
+        (["TRAIN.NUM_EPOCHS", 2.5], ConfigTypeError, ["TRAIN.NUM_EPOCHS must be an integer, got 2.5"]),
+        (["AMP", 1], ConfigTypeError, ["AMP must be true or false, got 1"]),
         (["TRAIN.MODEL_EMA", "yess"], ConfigTypeError, ["TRAIN.MODEL_EMA"]),
-        (["MODEL.DEPTH", "[1, two]"], ConfigTypeError, ["MODEL.DEPTH", "'two'"]),
-        (["MODEL.DEPTH", 3], ConfigTypeError, ["MODEL.DEPTH", "list"]),
-        (["DATA.BATCH_SIZE", 0], ConfigError, ["DATA.BATCH_SIZE", "0", "1 and above"]),
-        (["AMP_DTYPE", "float8"], ConfigError, ["float8", "float16, bfloat16"]),
-        (["MODEL.TYPE", "vgg"], ConfigError, ["vgg", "pit"]),
+        (["MODEL.DEPTH", "[1, two]"], ConfigTypeError, ["MODEL.DEPTH must be a list of integers, got '[1, two]'"]),
+        (["MODEL.DEPTH", 3], ConfigTypeError, ["MODEL.DEPTH must be a list of integers, got 3"]),
+        (["DATA.BATCH_SIZE", 0], ConfigError, ["DATA.BATCH_SIZE must be >= 1, got 0"]),
+        (["AMP_DTYPE", "float8"], ConfigError, ["AMP_DTYPE must be one of float16, bfloat16, got 'float8'"]),
+        (["MODEL.TYPE", "vgg"], ConfigError, ["MODEL.TYPE must be one of cvt, hrformer, hvt, pit, regnet, got 'vgg'"]),
         (["SEED"], ConfigError, ["SEED", "pairs"]),
-        (["SEED", -1], ConfigError, ["SEED", "-1", "0 to 2147483647"]),
-        (["TRAIN.LAST_EPOCH", -3], ConfigError, ["TRAIN.LAST_EPOCH", "-3", "0 and above"]),
-        (["MODEL.DROPPATH", 1.0], ConfigError, ["MODEL.DROPPATH", "0 to less than 1"]),
-        (["MODEL.DEPTH", [2, 0, 4]], ConfigError, ["MODEL.DEPTH", "[2, 0, 4]", "1 and above"]),
-        (["TRAIN.GRAD_CLIP", 0.0], ConfigError, ["TRAIN.GRAD_CLIP", "0.0", "above 0, or null"]),
-        (["MODEL.MLP_RATIO", 0.0], ConfigError, ["MODEL.MLP_RATIO", "0.0", "above 0"]),
-        (["DATA.IMAGE_CHANNELS", 0], ConfigError, ["DATA.IMAGE_CHANNELS", "0", "1 and above"]),
+        (["SEED", -1], ConfigError, ["SEED must be >= 0 and < 2147483648, got -1"]),
+        (["TRAIN.LAST_EPOCH", -3], ConfigError, ["TRAIN.LAST_EPOCH must be >= 0, got -3"]),
+        (["MODEL.DROPPATH", 1.0], ConfigError, ["MODEL.DROPPATH must be >= 0 and < 1, got 1.0"]),
+        (["MODEL.DEPTH", [2, 0, 4]], ConfigError, ["MODEL.DEPTH must have entries >= 1, got [2, 0, 4]"]),
+        (["TRAIN.GRAD_CLIP", 0.0], ConfigError, ["TRAIN.GRAD_CLIP must be > 0 or null, got 0.0"]),
+        (["MODEL.MLP_RATIO", 0.0], ConfigError, ["MODEL.MLP_RATIO must be > 0, got 0.0"]),
+        (["DATA.IMAGE_CHANNELS", 0], ConfigError, ["DATA.IMAGE_CHANNELS must be >= 1, got 0"]),
         (["MODEL.TYPE", "cvt", "MODEL.STRIDE_KV", [0, 2, 2]], ConfigError, ["MODEL.STRIDE_KV", "[0, 2, 2]"]),
         (["TRAIN.BASE_LR", "nan"], ConfigTypeError, ["TRAIN.BASE_LR", "nan"]),
     ],
@@ -151,11 +159,117 @@ def test_missing_file_and_near_variant(tmp_path):
         get_config(tmp_path / "nowhere.yaml")
 
 
-@pytest.mark.parametrize("text", ["{", "- 1", "", "\x00"])
-def test_no_yaml(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "bad.yaml:1: expected"),
+        ("- 1", "bad.yaml holds no keys"),
+        ("", "bad.yaml holds no keys"),
+        ("\x00", "bad.yaml: unacceptable character"),
+        ("[" * 2000, "bad.yaml is nested too deeply"),
+        (
+            "SEED: 1\nTRAIN:\n  NUM_EPOCHS: 2\nTRAIN:\n  BASE_LR: 1\n",
+            "bad.yaml:4: 'TRAIN' is given twice, first in line 2",
+        ),
+        ("TRAIN: {HFLIP: 0.1, HFLIP: 0.2}\n", "bad.yaml:1: 'HFLIP' is given twice, first in line 1"),
+        ("SEED: 1\nTRAIN: &a\n  OPTIMIZER: *a\n", "bad.yaml:2: found unconstructable recursive node"),
+        ("A: &a [1]\nB: &b [*a, *b]\n", "bad.yaml:2: found unconstructable recursive node"),
+        ("TRAIN:\n  ? [a]\n  : 1\n", "bad.yaml:2: a key must be text"),
+        ("SEED: !!python/name:os.system\n", "bad.yaml:1: could not determine a constructor"),
+        ("SEED: 1\nTRAIN:\n  SMOOTHING: none\n", "bad.yaml:3: TRAIN.SMOOTHING must be a number, got 'none'"),
+        ("FOO: {}\n", "bad.yaml:1: there is no key 'FOO'"),
+        ("SEED: {}\n", "bad.yaml:1: SEED must be an integer, got None"),
+    ],
+)
+def test_files_that_are_refused_by_file_and_line(tmp_path, text, said):
     (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match="bad.yaml"):
+    with pytest.raises(ConfigError) as caught:
         get_config(tmp_path / "bad.yaml")
+    assert said in str(caught.value)
+
+
+def test_aliases_of_aliases_end(tmp_path):
+    lines = ["a0: &a0 {x: 1}"] + [
+        f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}" for i in range(1, 9)
+    ]
+    (tmp_path / "a.yaml").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ConfigError, match="more than 10000 values"):
+        get_config(tmp_path / "a.yaml")
+
+
+def test_anchors_and_merges(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "BASE: hrt_tiny\nMODEL:\n  HRT:\n    STAGE3: &s {NUM_MODULES: 5}\n    STAGE4: {<<: *s, NUM_BRANCHES: 4}\n",
+        encoding="utf-8",
+    )
+    stages = get_config(tmp_path / "a.yaml").MODEL.HRT
+    assert (stages.STAGE3.NUM_MODULES, stages.STAGE4.NUM_MODULES, stages.STAGE2.NUM_MODULES) == (5, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "value"),
+    [
+        ("MODEL.NAME", "010", "010"),
+        ("MODEL.NAME", "1:30", "1:30"),
+        ("MODEL.NAME", "on", "on"),
+        ("MODEL.NAME", "2026-01-02", "2026-01-02"),
+        ("MODEL.NAME", "1e3", "1e3"),
+        ("MODEL.PRETRAINED", "~", ""),
+        ("MODEL.PRETRAINED", "", ""),
+        ("MODEL.PRETRAINED", "'null'", "null"),
+        ("TRAIN.MODEL_EMA", "yes", True),
+        ("TRAIN.RAND_AUGMENT", "Off", False),
+        ("TRAIN.DISTILLATION_TYPE", "none", "none"),
+        ("TRAIN.NUM_EPOCHS", "1_000", 1000),
+        ("TRAIN.BASE_LR", "1e-3", 1e-3),
+        ("TRAIN.BASE_LR", ".5", 0.5),
+        ("TRAIN.BASE_LR", "0", 0.0),
+        ("TRAIN.FREEZE", "[on, 010]", ["on", "010"]),
+        *[("TRAIN.GRAD_CLIP", nothing, None) for nothing in ("none", "None", "null", "~", "'null'", "")],
+        *[("TRAIN.LINEAR_SCALED_LR", nothing, None) for nothing in ("none", "NULL", "~")],
+        ("DATA.IMAGENET_MEAN", "[0, 0, 0]", [0.0, 0.0, 0.0]),
+    ],
+)
+def test_a_keys_type_says_what_is_meant(tmp_path, key, written, value):
+    section, leaf = key.split(".")
+    (tmp_path / "a.yaml").write_text(f"{section}:\n  {leaf}: {written}\n", encoding="utf-8")
+    got = get_config(tmp_path / "a.yaml")[section][leaf]
+    assert (got, type(got)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "said"),
+    [
+        ("TRAIN.NUM_EPOCHS", "010", "must be an integer, got '010'"),
+        ("TRAIN.NUM_EPOCHS", "1:30", "must be an integer, got '1:30'"),
+        ("TRAIN.NUM_EPOCHS", "on", "must be an integer, got 'on'"),
+        ("TRAIN.NUM_EPOCHS", "", "must be an integer, got None"),
+        ("TRAIN.BASE_LR", "010", "must be a number, got '010'"),
+        ("TRAIN.BASE_LR", ".inf", "must be a number, got '.inf'"),
+        ("TRAIN.GRAD_CLIP", "off", "must be a number or null, got 'off'"),
+        ("TRAIN.DISTILLATION_TYPE", "off", "must be one of none, soft, hard, got 'off'"),
+        ("DATA.DATA_PATH", "~", "must be text, got None"),
+        ("DATA.IMAGENET_MEAN", "[123.675, 116.28, 103.53]", "must have entries >= 0 and <= 1, got [123.675,"),
+        ("DATA.IMAGENET_STD", "[58.395, 57.12, 57.375]", "must have entries > 0 and <= 1, got [58.395,"),
+        ("DATA.NUM_WORKERS", "-2", "must be >= -1, got -2"),
+    ],
+)
+def test_what_could_be_meant_otherwise_is_refused(tmp_path, key, written, said):
+    section, leaf = key.split(".")
+    (tmp_path / "a.yaml").write_text(f"SEED: 1\n{section}:\n  {leaf}: {written}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        get_config(tmp_path / "a.yaml")
+    assert f"a.yaml:3: {key} {said}" in str(caught.value)
+
+
+def test_every_range_of_a_family_is_of_one_of_its_keys():
+    for path in CONFIG_DIR.glob("*/_family.yaml"):
+        own = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = get_config(None, ["MODEL.TYPE", path.parent.name]).MODEL
+        for key in [*own.get("OPTIONAL", {}), *(key for keys in own["RANGES"].values() for key in keys)]:
+            node = model
+            for part in key.split("."):
+                node = node[part]
 
 
 def test_the_users_own_folder_in_files_and_folders(tmp_path, monkeypatch):
