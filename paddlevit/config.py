@@ -68,7 +68,7 @@ class _Source(NamedTuple):
 def get_config(cfg: str | Path | None = None, opts: Sequence[Any] | None = None) -> CfgNode:
     """The frozen configuration of a yaml file or a shipped variant.
 
-    `cfg` is a yaml file or a variant's name ('pit_b_224'; `find_variant` says what else
+    `cfg` is a yaml file, a json file of official HVT, or a variant's name ('pit_b_224'; `find_variant` says what else
     counts as its name), or None for the defaults; `opts` a flat list of keys and values (['TRAIN.BASE_LR', 1e-3])
     that take precedence. Raises ConfigKeyError, ConfigTypeError, ConfigError or MissingFileError.
     """
@@ -151,6 +151,8 @@ def _read(cfg: str | Path | None, folder: Path | None = None, seen: tuple[Path, 
     if path.resolve() in seen:
         raise ConfigError(f"{path}: BASE leads back to this file")
     content = _load(path)
+    if path.suffix == ".json" and not content.keys() & KEYS.keys():
+        return _official_json(content, path)
     bases = content.pop("BASE", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -209,7 +211,9 @@ _Loader.yaml_constructors = {
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_bytes(), _Loader)
+        data = path.read_bytes()
+        # To YAML, json is a part of it but for tabs.
+        content = yaml.load(data.expandtabs() if path.suffix == ".json" else data, _Loader)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except RecursionError:
@@ -221,6 +225,33 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys")
     return content
+
+
+def _official_json(content: dict[str, Any], path: Path) -> list[_Source]:
+    """What a json file of official HVT sets, as `configs/hvt/_json.yaml` says."""
+    table = yaml.safe_load((CONFIG_DIR / "hvt" / "_json.yaml").read_text(encoding="utf-8"))
+    content |= {name: value for name, value in table["DEFAULTS"].items() if name not in content}
+    heads, head_dim = content["num_heads"], content.pop("head_dim")
+    if not (str(heads).isdecimal() and str(head_dim).isdecimal()):
+        raise ConfigTypeError(f"{path}: num_heads and head_dim must be integers, got {heads!r} and {head_dim!r}")
+    sources = [_Source("MODEL.NAME", path.stem), _Source("MODEL.EMBED_DIM", int(heads) * int(head_dim), str(path))]
+    for name, value in content.items():
+        source = _Source(table["KEYS"].get(name, name), value, str(path), getattr(name, "line", 0))
+        words = table["VALUES"].get(name)
+        if name in table["IGNORED"] or (name in table["KEYS"] and value is None):
+            continue
+        if name not in table["KEYS"]:
+            near = difflib.get_close_matches(name, table["KEYS"], n=1, cutoff=0.0)[0]
+            raise ConfigKeyError(f"{source.where}there is no key '{name}' (official HVT); the nearest one is '{near}'")
+        if words and value not in list(words):
+            raise ConfigError(f"{source.where}{name} must be one of {', '.join(words)}, got {value!r}")
+        sources.append(source._replace(value=words[value]) if words else source)
+    ignored = [name for name in content if name in table["IGNORED"]]
+    if ignored:
+        logger.info("%s: ignored %s", path, ", ".join(ignored))
+    if content.get("pool_stride", "2") != "2":
+        logger.warning("%s: pool_stride %s is used; the official code always pools by 2", path, content["pool_stride"])
+    return sources
 
 
 def _flat(node: dict[str, Any], origin: str, prefix: str = "") -> Iterator[_Source]:
