@@ -11,6 +11,7 @@ import paddle
 from paddle import Tensor, nn
 
 from paddlevit.layers import learnable
+from paddlevit.paddle_internals import conv_options
 
 Counts = dict[str, int]
 
@@ -116,4 +117,4 @@ def _parts(model: nn.Layer) -> list[tuple[str, nn.Layer]]:
 
 def _channels(model: nn.Layer) -> int:
     first = next(layer for layer in model.sublayers() if isinstance(layer, nn.Conv2D))
-    return first.weight.shape[1] * first._groups
+    return first.weight.shape[1] * conv_options(first).groups

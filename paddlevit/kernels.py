@@ -20,6 +20,14 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
+from paddlevit.paddle_internals import (
+    conv_options,
+    has_hooks,
+    momentum_and_epsilon,
+    running_statistics,
+    uses_running_statistics,
+)
+
 # Below this many elements the calls cost more than what they save.
 FEW = 2**16
 # Paddle convolves depthwise image by image and channel by channel. Up to this many places on a map that is too little
@@ -71,13 +79,14 @@ def quick_gelu(x: Tensor) -> Tensor:
 def conv2d(x: Tensor, layer: nn.Conv2D) -> Tensor:
     """The convolution of `layer` without its bias; [N, in, H, W] -> [N, out, H', W']."""
     filters = layer.weight
-    options = (layer._stride, layer._padding, layer._dilation, layer._groups)
+    stride, padding, dilation, groups, _ = conv_options(layer)
+    options = (stride, padding, dilation, groups)
     if not on_cpu(x):
         return F.conv2d(x, filters, None, *options)
     if _narrows(layer):
         # As its transpose: Paddle then folds the narrow products, where it would have unfolded the wide map.
         turned = filters.flip([2, 3]).transpose([1, 0, 2, 3])
-        return F.conv2d_transpose(x, turned, None, padding=layer._padding)
+        return F.conv2d_transpose(x, turned, None, padding=padding)
     tiny = math.prod(x.shape[2:]) <= TINY_MAP
     if tiny and x.shape[0] >= 4 and _is_depthwise(layer) and _keeps_size(layer):
         return _products_per_channel(x, filters)
@@ -85,7 +94,7 @@ def conv2d(x: Tensor, layer: nn.Conv2D) -> Tensor:
         return F.conv2d(x, filters, None, *options)
     # Two roads for the gradient: Paddle's kernel gives that of the filters, _InputGradient that of the input.
     y = F.conv2d(x.detach(), filters, None, *options)
-    return _InputGradient.apply(y, x, filters.detach(), layer._groups)
+    return _InputGradient.apply(y, x, filters.detach(), groups)
 
 
 def conv_norm_gelu(x: Tensor, layer: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
@@ -94,12 +103,14 @@ def conv_norm_gelu(x: Tensor, layer: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
     In training the bias changes nothing but the running mean, and its gradient is zero. In evaluation it is taken off
     the running mean.
     """
-    watched = any(part._forward_pre_hooks or part._forward_post_hooks for part in (layer, norm))
-    plain = layer.bias is None or watched or norm._use_global_stats or not on_cpu(x)
+    watched = has_hooks(layer) or has_hooks(norm)
+    plain = layer.bias is None or watched or uses_running_statistics(norm) or not on_cpu(x)
     # Paddle does not normalise the only value of a channel.
     if plain or x.size == x.shape[1] or (paddle.is_grad_enabled() and not norm.training):
         return gelu(norm(layer(x)))
-    mean, variance, bias = norm._mean.clone(), norm._variance, layer.bias
+    running_mean, variance = running_statistics(norm)
+    momentum, epsilon = momentum_and_epsilon(norm)
+    mean, bias = running_mean.clone(), layer.bias
     # The factor that the error function of gelu wants is part of the normalisation.
     weight, shift = norm.weight * math.sqrt(0.5), norm.bias * math.sqrt(0.5)
     if norm.training:
@@ -107,11 +118,11 @@ def conv_norm_gelu(x: Tensor, layer: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
     else:
         mean = mean - bias
     y = conv2d(x, layer)
-    y = F.batch_norm(y, mean, variance, weight, shift, norm.training, norm._momentum, norm._epsilon)
+    y = F.batch_norm(y, mean, variance, weight, shift, norm.training, momentum, epsilon)
     if norm.training:
-        new = 1.0 - float(np.float32(norm._momentum))  # Paddle's kernel has it in this precision
+        new = 1.0 - float(np.float32(momentum))  # Paddle's kernel has it in this precision
         with paddle.no_grad():
-            norm._mean.set_value(mean + new * bias)
+            running_mean.set_value(mean + new * bias)
     return _Gelu.apply(y, 1.0) if _want_gradients(y) else _phi(y, 1.0).multiply_(y)
 
 
@@ -151,25 +162,26 @@ def _want_gradients(*tensors: Tensor) -> bool:
 def _is_depthwise(layer: nn.Conv2D) -> bool:
     """Whether every channel has one filter of its own."""
     out, per_group = layer.weight.shape[:2]
-    return per_group == 1 and out == layer._groups
+    return per_group == 1 and out == conv_options(layer).groups
 
 
 def _keeps_size(layer: nn.Conv2D) -> bool:
     """Whether `layer` looks at every place of a map, and gives a map of its size."""
     _, _, height, width = layer.weight.shape
-    same = height == width > 1 and height % 2 == 1 and layer._padding in (height // 2, [height // 2] * 2)
-    return same and layer._stride in (1, [1, 1]) and layer._dilation in (1, [1, 1]) and layer._padding_mode == "zeros"
+    stride, padding, dilation, _, padding_mode = conv_options(layer)
+    same = height == width > 1 and height % 2 == 1 and padding in (height // 2, [height // 2] * 2)
+    return same and stride in (1, [1, 1]) and dilation in (1, [1, 1]) and padding_mode == "zeros"
 
 
 def _is_reversible(layer: nn.Conv2D) -> bool:
     """Whether the input's gradient is a convolution like `layer`: it keeps the map's size, in one group or all."""
-    return _keeps_size(layer) and (layer._groups == 1 or _is_depthwise(layer))
+    return _keeps_size(layer) and (conv_options(layer).groups == 1 or _is_depthwise(layer))
 
 
 def _narrows(layer: nn.Conv2D) -> bool:
     """Whether every place has fewer products than input channels, as where a wide map becomes a narrow one."""
     out, channels, height, width = layer.weight.shape
-    return _keeps_size(layer) and layer._groups == 1 and out * height * width < channels
+    return _keeps_size(layer) and conv_options(layer).groups == 1 and out * height * width < channels
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from paddle import Tensor, nn
 
 from paddlevit import kernels
 from paddlevit.errors import UserError
+from paddlevit.paddle_internals import has_hooks
 
 # Attention probabilities of more images than one at a time, if there are no more numbers than this.
 CACHED = 2**21
@@ -94,8 +95,12 @@ class Linear(nn.Linear):
 class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm over the last axis with a faster gradient on a CPU; the same shape."""
 
+    def __init__(self, dim: int, epsilon: float = 1e-5) -> None:
+        super().__init__(dim, epsilon=epsilon)
+        self.epsilon = epsilon
+
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.layer_norm(x, self.weight, self.bias, epsilon=self._epsilon, training=self.training)
+        return kernels.layer_norm(x, self.weight, self.bias, epsilon=self.epsilon, training=self.training)
 
 
 class Conv2D(nn.Conv2D):
@@ -158,7 +163,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout) -> Tensor:
     a CPU goes image by image while the probabilities of all would not fit into its cache.
     """
     n, heads, length = q.shape[:3]
-    if n > 1 and not is_watched(dropout) and kernels.on_cpu(q) and n * heads * length * k.shape[2] > CACHED:
+    if n > 1 and not has_hooks(dropout) and kernels.on_cpu(q) and n * heads * length * k.shape[2] > CACHED:
         images = zip(q.split(n), k.split(n), v.split(n))
         return paddle.concat([attention(*image, dropout=dropout) for image in images])
     return paddle.matmul(dropout(F.softmax(paddle.matmul(q, k, transpose_y=True))), v)
@@ -174,7 +179,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout) -> Ten
 def has_flash_attention(x: Tensor, dropout: nn.Dropout) -> bool:
     """Whether to use `flash_attention`: half precision, a GPU that has it, and no hook that wants the probabilities."""
     half = x.dtype in (paddle.float16, paddle.bfloat16)
-    return half and not is_watched(dropout) and _runs_flash_attention(paddle.device.get_device())
+    return half and not has_hooks(dropout) and _runs_flash_attention(paddle.device.get_device())
 
 
 @functools.cache
@@ -184,11 +189,6 @@ def _runs_flash_attention(device: str) -> bool:
     Paddle 3.0 to 3.2 take the kernel unchecked, and it raises on V100, T4 and RTX 20.
     """
     return device.startswith("gpu") and paddle.device.cuda.get_device_capability(device) >= (8, 0)
-
-
-def is_watched(layer: nn.Layer) -> bool:
-    """Whether forward hooks want what `layer` is given or returns."""
-    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
 
 
 class Attention(nn.Layer):

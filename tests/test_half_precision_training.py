@@ -12,10 +12,11 @@ import pytest
 from paddle import nn
 
 from paddlevit.config import get_config
+from paddlevit.paddle_internals import master_weights
 from paddlevit.run.build import _to_half_precision
 from paddlevit.training import checkpoint
 from paddlevit.training.ema import ModelEma
-from paddlevit.training.optim import build_optimizer, load_optimizer_arrays, master_weights, optimizer_arrays
+from paddlevit.training.optim import build_optimizer, load_optimizer_arrays, optimizer_arrays
 from paddlevit.weights import load_weights
 
 CONFIG = get_config("pit_ti_224", ["AMP", True, "AMP_OPT_LEVEL", "O2"])

@@ -8,7 +8,8 @@ from paddle import Tensor, nn
 
 from paddlevit import kernels
 from paddlevit.hrformer.convert import relative_position_index
-from paddlevit.layers import Conv2D, DropPath, LayerNorm, Linear, create_parameter, is_watched
+from paddlevit.layers import Conv2D, DropPath, LayerNorm, Linear, create_parameter
+from paddlevit.paddle_internals import has_hooks
 
 
 def window_padding(size: int, window: int) -> tuple[int, int]:
@@ -77,7 +78,7 @@ class RelativeAttention(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
         q, bias = q * self.scale, self.position_bias()
-        if is_watched(self.attn_dropout):
+        if has_hooks(self.attn_dropout):
             probs = self.attn_dropout(F.softmax(paddle.matmul(q, k, transpose_y=True) + bias))
             out = paddle.matmul(probs, v)
         else:

@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from paddlevit.errors import UserError, about_keys
 from paddlevit.layers import WideLinear, names_by_layer, zeros_
+from paddlevit.paddle_internals import conv_options
 from paddlevit.regnet.convert import SOURCES
 from paddlevit.views import PIXELS, StageView, Window
 
@@ -162,7 +163,7 @@ def _init(layer: nn.Layer) -> None:
     """Start of a training from scratch: He et al. 2015, equation 14, for convolutions; blocks begin as the identity."""
     if isinstance(layer, nn.Conv2D):
         out_channels, _, height, width = layer.weight.shape
-        fan_out = out_channels * height * width / layer._groups
+        fan_out = out_channels * height * width / conv_options(layer).groups
         nn.initializer.Normal(std=(2.0 / fan_out) ** 0.5)(layer.weight)
     elif isinstance(layer, nn.Linear):
         nn.initializer.Normal(std=0.01)(layer.weight)

@@ -19,6 +19,7 @@ import paddle.distributed as dist
 from paddle import Tensor
 from tqdm import tqdm
 
+from paddlevit import paddle_internals
 from paddlevit.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,8 @@ def setup(device: str, seed: int) -> None:
     Python's and NumPy's numbers differ between the ranks; Paddle's are the same, so that all begin with one network.
     Raises UserError where a GPU is asked for and there is none.
     """
-    # What every BatchNorm of Paddle says in training, and nobody has asked.
+    paddle_internals.check()
+    # A harmless warning of every BatchNorm in training.
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
     if choose_device(device) == "gpu":
         paddle.set_device(f"gpu:{dist.ParallelEnv().device_id}")  # its local_rank is the rank among all machines

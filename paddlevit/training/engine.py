@@ -13,13 +13,14 @@ import paddle
 from paddle import Tensor, nn
 
 from paddlevit.errors import UserError
+from paddlevit.paddle_internals import master_weights
 from paddlevit.runtime.launcher import heartbeat
 from paddlevit.runtime.process import all_reduce_max, rank, world_size
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.gradients import LossScale, clip
 from paddlevit.training.metrics import EvalTotals
 from paddlevit.training.objectives import Objective
-from paddlevit.training.optim import load_optimizer_arrays, master_weights, optimizer_arrays, set_lr
+from paddlevit.training.optim import load_optimizer_arrays, optimizer_arrays, set_lr
 from paddlevit.training.running_statistics import RunningStatistics
 from paddlevit.training.sharding import Shards
 

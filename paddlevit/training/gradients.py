@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import paddle
-from paddle import Tensor, _C_ops
+from paddle import Tensor
+
+from paddlevit.paddle_internals import squared_norm, unscale_, update_loss_scale_
 
 _INITIAL_SCALE = 2.0**16
 _GROWTH_INTERVAL = 2000  # steps in a row with finite gradients after which the scale doubles
@@ -11,12 +13,8 @@ _GROWTH_INTERVAL = 2000  # steps in a row with finite gradients after which the 
 
 @paddle.no_grad()
 def clip(gradients: list[Tensor], limit: float) -> None:
-    """Scale the gradients so that their norm, one over all of them, is at most `limit` (Pascanu et al. 2013, 3.2).
-
-    paddle.nn.utils.clip_grad_norm_ does the same in five times the time on a CPU: it takes the root of each norm.
-    """
-    squares = [_C_ops.squared_l2_norm(gradient).reshape([1]) for gradient in gradients]
-    norm = paddle.add_n(squares).sqrt()
+    """Scale the gradients so that their norm, one over all of them, is at most `limit` (Pascanu et al. 2013, 3.2)."""
+    norm = paddle.add_n([squared_norm(gradient) for gradient in gradients]).sqrt()
     factor = paddle.clip(limit / (norm + 1e-6), max=1.0)
     for gradient in gradients:
         gradient.multiply_(factor.astype(gradient.dtype))
@@ -49,18 +47,15 @@ class LossScale:
         The gradients are of the scale's type and, where several processes train, already summed: all come to the same
         end without asking each other.
         """
-        _, skip = _C_ops.check_finite_and_unscale_(gradients, self._scale)
-        _C_ops.update_loss_scaling_(
+        skip = unscale_(gradients, self._scale)
+        update_loss_scale_(
             gradients,
             skip,
             self._scale,
-            self._finite_steps,
-            self._overflows,
-            _GROWTH_INTERVAL,
-            1,  # overflow after which the scale halves
-            2.0,
-            0.5,
-            not self.dynamic,
+            finite_steps=self._finite_steps,
+            overflows=self._overflows,
+            growth_interval=_GROWTH_INTERVAL,
+            dynamic=self.dynamic,
         )
         skipped = skip.astype("int32")
         # A dynamic scale on its way down finds gradients that are too large: that is its work, and no trouble.

@@ -14,6 +14,12 @@ from yacs.config import CfgNode
 
 from paddlevit.errors import UserError
 from paddlevit.layers import learnable
+from paddlevit.paddle_internals import (
+    learning_rate_tensor,
+    restored_state,
+    stepped_parameters,
+    use_running_statistics,
+)
 
 
 def decay_split(model: nn.Layer, excluded: Sequence[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -56,7 +62,7 @@ def freeze(model: nn.Layer, patterns: Sequence[str]) -> list[str]:
         params[name].stop_gradient = True
     for layer in model.sublayers():
         if isinstance(layer, nn.BatchNorm2D) and layer.weight.stop_gradient and layer.bias.stop_gradient:
-            layer._use_global_stats = True  # the constructor's use_global_stats, for which there is no setter
+            use_running_statistics(layer)
     return chosen
 
 
@@ -105,11 +111,10 @@ def set_lr(optimizer: paddle.optimizer.Optimizer, lr: float, *, skip: Tensor) ->
     """Give the next step the learning rate `lr`, or 0 where `skip`, bool [1], is true, without waiting for the device.
 
     With learning rate 0 and gradients of 0 a step leaves every weight as it is. Paddle's own way of skipping reads
-    `skip` on the host; it keeps the learning rate in a tensor, for which there is no public name.
+    `skip` on the host.
     """
-    optimizer._create_global_learning_rate()
+    rate = learning_rate_tensor(optimizer)
     optimizer.set_lr(lr)
-    rate = optimizer._global_learning_rate()
     rate.multiply_(paddle.logical_not(skip).astype(rate.dtype).reshape(rate.shape))
 
 
@@ -120,11 +125,6 @@ def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> 
     """
     names = {param.name: name for name, param in model.named_parameters()}
     return {f"{names[tensor_name]}/{slot}": value.numpy() for tensor_name, slot, value in _slots(optimizer, set(names))}
-
-
-def master_weights(optimizer: paddle.optimizer.Optimizer) -> dict[str, Tensor]:
-    """What `optimizer` steps in float32 in place of parameters in half precision, by Tensor.name."""
-    return optimizer._master_weights
 
 
 def load_optimizer_arrays(
@@ -146,7 +146,7 @@ def load_optimizer_arrays(
             f"parameters differ, first {', '.join(differing[:3])}"
         )
     state: dict[str, Any] = {}
-    stepped = {param.name for param in optimizer._parameter_list}
+    stepped = {param.name for param in stepped_parameters(optimizer)}
     for name, values in slots.items():
         if trainable[name].name in stepped:
             _put_back(trainable[name], values, state)
@@ -174,8 +174,7 @@ def _put_back(param: Tensor, values: dict[str, np.ndarray], state: dict[str, Any
 
 
 def _slots(optimizer: paddle.optimizer.Optimizer, tensor_names: set) -> Iterator[tuple[str, str, Tensor]]:
-    # What was put back lies in the holder until the next step.
-    for key, value in {**optimizer._accumulators_holder, **optimizer.state_dict()}.items():
+    for key, value in {**restored_state(optimizer), **optimizer.state_dict()}.items():
         if key == _MASTER:
             yield from ((tensor_name, _MASTER, master) for tensor_name, master in value.items())
         elif key != "LR_Scheduler":

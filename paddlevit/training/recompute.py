@@ -11,6 +11,7 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
 from paddlevit.errors import UserError
+from paddlevit.paddle_internals import momentum_and_epsilon, set_momentum
 
 
 def recompute_blocks(model: nn.Layer) -> None:
@@ -50,11 +51,11 @@ def _computed_again(block: nn.Layer) -> Callable[..., Tensor]:
 @contextlib.contextmanager
 def _standing_still(norms: list[nn.BatchNorm2D]) -> Iterator[None]:
     """Running statistics stay as they are: a momentum of 1 gives the old ones the whole weight."""
-    momenta = [norm._momentum for norm in norms]
+    momenta = [momentum_and_epsilon(norm)[0] for norm in norms]
     for norm in norms:
-        norm._momentum = 1.0
+        set_momentum(norm, 1.0)
     try:
         yield
     finally:
         for norm, momentum in zip(norms, momenta):
-            norm._momentum = momentum
+            set_momentum(norm, momentum)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor, nn
 
+from paddlevit.paddle_internals import running_statistics, uses_running_statistics
 from paddlevit.runtime.process import all_reduce_sum, world_size
 
 
@@ -14,7 +15,7 @@ class RunningStatistics:
     def __init__(self, model: nn.Layer) -> None:
         layers = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, nn.BatchNorm2D)]
         self._tensors: list[Tensor] = [
-            tensor for layer in layers if not layer._use_global_stats for tensor in (layer._mean, layer._variance)
+            tensor for layer in layers if not uses_running_statistics(layer) for tensor in running_statistics(layer)
         ]
         self.remember()
 
