@@ -331,7 +331,7 @@ def failing(digits, tmp_path, name):
     if name == "config typo":
         return [*good, "-opts", "TRAIN.BASE_LRR", "1"], ["TRAIN.BASE_LRR", "TRAIN.BASE_LR"]
     if name == "wrong type":
-        return [*good, "-opts", "TRAIN.NUM_EPOCHS", "many"], ["TRAIN.NUM_EPOCHS", "many", "whole number"]
+        return [*good, "-opts", "TRAIN.NUM_EPOCHS", "many"], ["TRAIN.NUM_EPOCHS must be an integer, got 'many'"]
     if name == "missing data folder":
         return [*base, "-data_path", tmp_path / "nowhere"], ["nowhere"]
     if name == "line without a label":
@@ -372,7 +372,7 @@ def failing(digits, tmp_path, name):
     if name == "names that are too long":
         return [*base, "-data_path", tmp_path / ("x" * 300)], ["File name too long"]
     if name == "a network without width":
-        return [*good, "-opts", "MODEL.MLP_RATIO", "0.001"], ["MODEL.MLP_RATIO", "32", "1 and above"]
+        return [*good, "-opts", "MODEL.MLP_RATIO", "0.001"], ["MODEL.MLP_RATIO must be at least 1/32"]
     raise AssertionError(name)
 
 
