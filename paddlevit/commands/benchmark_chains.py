@@ -120,7 +120,7 @@ def _decoding(config: CfgNode, source: Source) -> dict[str, Chain]:
         return {}
     import cv2
 
-    from paddlevit.data.parts import read_part
+    from paddlevit.data.opencv import read_part
 
     cv2.setNumThreads(0)  # as in the processes that read data: figures are per core
 

@@ -1,24 +1,19 @@
-"""RandAugment, AutoAugment, 3-Augment and colour jitter.
+"""RandAugment, AutoAugment, 3-Augment and color jitter.
 
-They are written once, over the operations of pillow_ops.py or those of opencv_ops.py: an image here is what these take.
+An image is Pillow's, of mode RGB or L, or an array for OpenCV (opencv.py): the same is drawn and done for both.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Union
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from yacs.config import CfgNode
 
-from paddlevit.data import pillow_ops
-from paddlevit.data.pillow_ops import Fill
-from paddlevit.errors import UserError
-
 Augmentation = Callable[[Any, np.random.Generator], Any]
+Fill = Union[int, tuple[int, ...]]
 
 MAX_LEVEL = 10.0
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -26,103 +21,92 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 _VALUES = np.arange(256)
 
 
-class Draw(NamedTuple):
-    """What an operation needs besides its level: a direction, a filter, and the colour where no pixel comes from."""
-
-    sign: float
-    resample: Image.Resampling
-    fill: Fill
+def _affine(image: Image.Image, matrix: tuple[float, ...], resample: Image.Resampling, fill: Fill) -> Image.Image:
+    """The pixel at (x, y) comes from (a x + b y + c, d x + e y + f), for matrix = (a, b, c, d, e, f)."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=fill)
 
 
-Op = Callable[[Any, float, Draw], Any]
+# What the augmentations are made of; opencv.OPS has the same for arrays.
+PILLOW: dict[str, Callable[..., Image.Image]] = {
+    "lookup": lambda image, table: image.point(table.tolist() * len(image.getbands())),
+    "autocontrast": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+    "color": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
+    "contrast": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+    "brightness": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
+    "sharpness": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
+    "rotate": lambda image, degrees, resample, fill: image.rotate(degrees, resample=resample, fillcolor=fill),
+    "shear": lambda image, x, y, *how: _affine(image, (1, x, 0, y, 1, 0), *how),
+    "translate": lambda image, x, y, *how: _affine(image, (1, 0, x * image.width, 0, 1, y * image.height), *how),
+    "grey": lambda image: image.convert("L").convert(image.mode),
+    "blur": lambda image, radius: image.filter(ImageFilter.GaussianBlur(radius)),
+    "mirror": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+}
+
+_GEOMETRIC = ("rotate", "shear", "translate")  # these take a filter and a fill color as well
+
+# An operation: from a level of 0 to 1 and a direction (1 or -1) to what is done, with the values it takes.
+Op = Callable[[float, float], tuple[Any, ...]]
 
 
-def _autocontrast(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
-    return ops.autocontrast(image)
+def operations(*, increasing: bool) -> dict[str, Op]:
+    """Operation by name; `increasing`: a higher level always changes the image more."""
+
+    def factor(m: float, sign: float) -> float:
+        return max(0.1, 1.0 + sign * m * 0.9) if increasing else 0.1 + m * 1.8
+
+    return {
+        "AutoContrast": lambda m, sign: ("autocontrast",),
+        "Equalize": lambda m, sign: ("equalize",),
+        "Invert": lambda m, sign: ("lookup", _solarized(0)),
+        "Rotate": lambda m, sign: ("rotate", sign * m * 30.0),
+        "Posterize": lambda m, sign: ("lookup", _posterized(4 - int(m * 4) if increasing else 4 + int(m * 4))),
+        "Solarize": lambda m, sign: ("lookup", _solarized(256 - int(m * 256) if increasing else int(m * 256))),
+        "SolarizeAdd": lambda m, sign: ("lookup", _brightened(int(m * 110))),
+        "Color": lambda m, sign: ("color", factor(m, sign)),
+        "Contrast": lambda m, sign: ("contrast", factor(m, sign)),
+        "Brightness": lambda m, sign: ("brightness", factor(m, sign)),
+        "Sharpness": lambda m, sign: ("sharpness", factor(m, sign)),
+        "ShearX": lambda m, sign: ("shear", sign * m * 0.3, 0.0),
+        "ShearY": lambda m, sign: ("shear", 0.0, sign * m * 0.3),
+        "TranslateX": lambda m, sign: ("translate", sign * m * 0.45, 0.0),
+        "TranslateY": lambda m, sign: ("translate", 0.0, sign * m * 0.45),
+    }
 
 
-def _equalize(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
-    return ops.equalize(image)
-
-
-def _invert(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
-    return ops.lookup(image, _solarized(0))
-
-
-def _rotate(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
-    degrees = draw.sign * level / MAX_LEVEL * 30.0
-    return ops.rotate(image, degrees, draw.resample, draw.fill) if degrees else image
-
-
-def _posterize(image: Any, level: float, draw: Draw, *, ops: ModuleType, increasing: bool) -> Any:
-    step = int(level / MAX_LEVEL * 4)
-    bits = 4 - step if increasing else 4 + step
-    # Pillow 13 refuses 0 bits, which the highest level asks for.
-    return ops.lookup(image, (_VALUES >> (8 - bits) << (8 - bits)).astype(np.uint8)) if bits < 8 else image
-
-
-def _solarize(image: Any, level: float, draw: Draw, *, ops: ModuleType, increasing: bool) -> Any:
-    step = int(level / MAX_LEVEL * 256)
-    threshold = 256 - step if increasing else step
-    return ops.lookup(image, _solarized(threshold)) if threshold < 256 else image
+def _posterized(bits: int) -> np.ndarray:
+    return (_VALUES >> (8 - bits) << (8 - bits)).astype(np.uint8)  # Pillow 13 refuses 0 bits, the highest level
 
 
 def _solarized(threshold: int) -> np.ndarray:
     return np.where(threshold <= _VALUES, 255 - _VALUES, _VALUES).astype(np.uint8)
 
 
-def _solarize_add(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
-    added = int(level / MAX_LEVEL * 110)
-    table = np.where(_VALUES >= 128, _VALUES, np.minimum(_VALUES + added, 255)).astype(np.uint8)
-    return ops.lookup(image, table) if added else image
+def _brightened(added: int) -> np.ndarray:
+    return np.where(_VALUES >= 128, _VALUES, np.minimum(_VALUES + added, 255)).astype(np.uint8)
 
 
-def _enhance(image: Any, level: float, draw: Draw, *, blend: Callable, increasing: bool) -> Any:
-    if increasing:
-        factor = max(0.1, 1.0 + draw.sign * level / MAX_LEVEL * 0.9)
-    else:
-        factor = 0.1 + level / MAX_LEVEL * 1.8
-    return blend(image, factor) if factor != 1.0 else image
+class Draw(NamedTuple):
+    """What an operation needs besides its level: a direction, a filter, and the color where no pixel comes from."""
+
+    sign: float
+    resample: Image.Resampling
+    fill: Fill
 
 
-def _affine(image: Any, matrix: tuple[float, ...], draw: Draw, ops: ModuleType) -> Any:
-    return image if matrix == (1, 0, 0, 0, 1, 0) else ops.affine(image, matrix, draw.resample, draw.fill)
+def perform(op: Op, image: Any, level: float, draw: Draw) -> Any:
+    """The image after an operation at a level of 0 to MAX_LEVEL."""
+    name, *values = op(level / MAX_LEVEL, draw.sign)
+    return apply(name, image, *values, *((draw.resample, draw.fill) if name in _GEOMETRIC else ()))
 
 
-def _shear_x(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
-    return _affine(image, (1, draw.sign * level / MAX_LEVEL * 0.3, 0, 0, 1, 0), draw, ops)
+def apply(name: str, image: Any, *values: Any) -> Any:
+    """The image after what PILLOW, or opencv.OPS, calls so."""
+    if isinstance(image, np.ndarray):
+        from paddlevit.data.opencv import OPS  # an optional package
 
-
-def _shear_y(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
-    return _affine(image, (1, 0, 0, draw.sign * level / MAX_LEVEL * 0.3, 1, 0), draw, ops)
-
-
-def _translate_x(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
-    return _affine(image, (1, 0, draw.sign * level / MAX_LEVEL * 0.45 * ops.size(image)[0], 0, 1, 0), draw, ops)
-
-
-def _translate_y(image: Any, level: float, draw: Draw, *, ops: ModuleType) -> Any:
-    return _affine(image, (1, 0, 0, 0, 1, draw.sign * level / MAX_LEVEL * 0.45 * ops.size(image)[1]), draw, ops)
-
-
-def operations(ops: ModuleType, *, increasing: bool) -> dict[str, Op]:
-    """Operation by name, on what `ops` takes; `increasing`: a higher level always changes the image more."""
-    blends = {"Color": ops.colour, "Contrast": ops.contrast, "Brightness": ops.brightness, "Sharpness": ops.sharpness}
-    on = functools.partial
-    return {
-        "AutoContrast": on(_autocontrast, ops=ops),
-        "Equalize": on(_equalize, ops=ops),
-        "Invert": on(_invert, ops=ops),
-        "Rotate": on(_rotate, ops=ops),
-        "Posterize": on(_posterize, ops=ops, increasing=increasing),
-        "Solarize": on(_solarize, ops=ops, increasing=increasing),
-        "SolarizeAdd": on(_solarize_add, ops=ops),
-        **{name: on(_enhance, blend=blend, increasing=increasing) for name, blend in blends.items()},
-        "ShearX": on(_shear_x, ops=ops),
-        "ShearY": on(_shear_y, ops=ops),
-        "TranslateX": on(_translate_x, ops=ops),
-        "TranslateY": on(_translate_y, ops=ops),
-    }
+        return OPS[name](image, *values)
+    return PILLOW[name](image, *values)
 
 
 _Step = tuple[str, float, int]  # operation, probability, level
@@ -166,12 +150,12 @@ class RandAugment:
 
     From the paper: the random choice and one magnitude for all operations, here from 0 to 10. From practice, and what
     recipes call rand-m9-mstd0.5-inc1: an operation that was drawn is applied with probability 0.5, its level is normal
-    around `magnitude` with deviation `std`, clipped to [0, 10], levels change the image the more the higher they are
+    around `magnitude` with std `std`, clipped to [0, 10], levels change the image the more the higher they are
     ("increasing"), translations are relative to the image's size, Invert and SolarizeAdd join the paper's operations
     and the identity leaves, geometric operations use the filter that images are resized with, and fill with `fill`.
 
     At level m: rotation by 3m degrees, shear by 0.03m, translation by 4.5m % of the side, each to either side;
-    colour, contrast, brightness and sharpness times 1 +- 0.09m (at least 0.1); posterize to 4 - int(0.4m) bits;
+    color, contrast, brightness and sharpness times 1 +- 0.09m (at least 0.1); posterize to 4 - int(0.4m) bits;
     solarize from 256 - int(25.6m); values below 128 plus int(11m).
     """
 
@@ -183,9 +167,8 @@ class RandAugment:
         std: float,
         fill: Fill,
         resample: Image.Resampling = Image.Resampling.BICUBIC,
-        ops: ModuleType = pillow_ops,
     ) -> None:
-        self.ops = tuple(operations(ops, increasing=True).values())
+        self.ops = tuple(operations(increasing=True).values())
         self.layers = layers
         self.magnitude = magnitude
         self.std = std
@@ -197,7 +180,7 @@ class RandAugment:
         for index in rng.integers(len(self.ops), size=self.layers):
             if rng.random() < 0.5:
                 level = min(max(rng.normal(self.magnitude, self.std), 0.0), MAX_LEVEL)
-                image = self.ops[index](image, level, Draw(_sign(rng), self.resample, self.fill))
+                image = perform(self.ops[index], image, level, Draw(_sign(rng), self.resample, self.fill))
         return image
 
 
@@ -205,18 +188,12 @@ class AutoAugment:
     """One of the 25 sub-policies that were found on ImageNet, drawn uniformly (Cubuk et al. 2019, table 9).
 
     The paper's ranges (table 6) divided by 10 levels: posterize keeps 4 + int(0.4m) bits, solarize inverts from
-    int(25.6m), colour, contrast and sharpness are multiplied by 0.1 + 0.18m. From practice: the side of rotations and
-    shears is drawn anew for each image, and `fill` is the images' mean colour instead of grey.
+    int(25.6m), color, contrast and sharpness are multiplied by 0.1 + 0.18m. From practice: the side of rotations and
+    shears is drawn anew for each image, and `fill` is the images' mean color instead of grey.
     """
 
-    def __init__(
-        self,
-        *,
-        fill: Fill,
-        resample: Image.Resampling = Image.Resampling.BICUBIC,
-        ops: ModuleType = pillow_ops,
-    ) -> None:
-        self.ops = operations(ops, increasing=False)
+    def __init__(self, *, fill: Fill, resample: Image.Resampling = Image.Resampling.BICUBIC) -> None:
+        self.ops = operations(increasing=False)
         self.fill = fill
         self.resample = resample
 
@@ -224,80 +201,71 @@ class AutoAugment:
         """An image of the same size and mode."""
         for name, probability, level in AUTO_AUGMENT_POLICY[rng.integers(len(AUTO_AUGMENT_POLICY))]:
             if rng.random() < probability:
-                image = self.ops[name](image, level, Draw(_sign(rng), self.resample, self.fill))
+                image = perform(self.ops[name], image, level, Draw(_sign(rng), self.resample, self.fill))
         return image
 
 
 class ColorJitter:
     """Brightness, contrast and saturation in random order, each times a factor uniform in [max(0, 1 - j), 1 + j]."""
 
-    def __init__(self, strength: float, *, ops: ModuleType = pillow_ops) -> None:
+    BLENDS = ("brightness", "contrast", "color")
+
+    def __init__(self, strength: float) -> None:
         self.low = max(0.0, 1.0 - strength)
         self.high = 1.0 + strength
-        self.blends = (ops.brightness, ops.contrast, ops.colour)
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
         """An image of the same size and mode."""
-        for index in rng.permutation(len(self.blends)):
-            image = self.blends[index](image, rng.uniform(self.low, self.high))
+        for index in rng.permutation(len(self.BLENDS)):
+            image = apply(self.BLENDS[index], image, rng.uniform(self.low, self.high))
         return image
 
 
 class ThreeAugment:
-    """Grey, solarized from 128 on, or blurred by a deviation uniform in [0.1, 2] pixels, each with probability 1/3,
-    then colour jitter of the strength `jitter` (Touvron et al. 2022, "DeiT III", where it is 0.3).
+    """Grey, solarized from 128 on, or blurred with a std uniform in [0.1, 2] pixels, each with probability 1/3,
+    then color jitter of the strength `jitter` (Touvron et al. 2022, "DeiT III", where it is 0.3).
     """
 
     RADIUS = (0.1, 2.0)
     THRESHOLD = 128
 
-    def __init__(self, *, jitter: float, ops: ModuleType = pillow_ops) -> None:
-        self.ops = ops
-        self.jitter = ColorJitter(jitter, ops=ops) if jitter else None
+    def __init__(self, *, jitter: float) -> None:
+        self.jitter = ColorJitter(jitter) if jitter else None
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
         """An image of the same size and mode."""
         choice = rng.integers(3)
         if choice == 0:
-            image = self.ops.grey(image)
+            image = apply("grey", image)
         elif choice == 1:
-            image = self.ops.lookup(image, _solarized(self.THRESHOLD))
+            image = apply("lookup", image, _solarized(self.THRESHOLD))
         else:
-            image = self.ops.blur(image, rng.uniform(*self.RADIUS))
+            image = apply("blur", image, rng.uniform(*self.RADIUS))
         return self.jitter(image, rng) if self.jitter else image
 
 
-def mean_colour(mean: Sequence[float], channels: int) -> Fill:
-    """The mean colour of the images, given in [0, 1] per channel, as Pillow takes it for mode RGB (3) or L (1)."""
-    if channels not in (1, 3):
-        raise UserError(f"DATA.IMAGE_CHANNELS is {channels}, allowed: 1 (grey) or 3 (red, green, blue)")
-    if len(mean) not in {channels, 3}:
-        raise UserError(
-            f"DATA.IMAGENET_MEAN is {list(mean)}, allowed: one number per channel, of which there are {channels}"
-        )
-    if channels == 1:
-        return round(255 * sum(mean) / len(mean))
-    return tuple(round(255 * value) for value in mean)
-
-
-def build_augmentation(config: CfgNode, ops: ModuleType = pillow_ops) -> Augmentation | None:
-    """What TRAIN asks for, on what `ops` takes: AUTO_AUGMENT before THREE_AUGMENT before RAND_AUGMENT before
-    COLOR_JITTER; None where all are off.
-
-    Raises UserError where DATA.IMAGENET_MEAN does not fit DATA.IMAGE_CHANNELS.
+def build_augmentation(config: CfgNode) -> Augmentation | None:
+    """What TRAIN asks for: AUTO_AUGMENT before THREE_AUGMENT before RAND_AUGMENT before COLOR_JITTER; None where all
+    are off.
     """
     train, data = config.TRAIN, config.DATA
-    fill = mean_colour(data.IMAGENET_MEAN, data.IMAGE_CHANNELS)
-    common: dict[str, Any] = {"fill": fill, "resample": FILTERS[data.INTERPOLATION], "ops": ops}
+    resample, fill = FILTERS[data.INTERPOLATION], mean_color(data.IMAGENET_MEAN, data.IMAGE_CHANNELS)
     if train.AUTO_AUGMENT:
-        return AutoAugment(**common)
+        return AutoAugment(fill=fill, resample=resample)
     if train.THREE_AUGMENT:
-        return ThreeAugment(jitter=train.COLOR_JITTER, ops=ops)
+        return ThreeAugment(jitter=train.COLOR_JITTER)
     if train.RAND_AUGMENT:
         return RandAugment(
             layers=train.RAND_AUGMENT_LAYERS,
             magnitude=train.RAND_AUGMENT_MAGNITUDE,
             std=train.RAND_AUGMENT_STD,
-            **common,
+            fill=fill,
+            resample=resample,
         )
-    return ColorJitter(train.COLOR_JITTER, ops=ops) if train.COLOR_JITTER else None
+    return ColorJitter(train.COLOR_JITTER) if train.COLOR_JITTER else None
+
+
+def mean_color(mean: Sequence[float], channels: int) -> Fill:
+    """The mean color of the images, given in [0, 1] for red, green and blue, as Pillow takes it for mode RGB or L."""
+    levels = tuple(round(255 * value) for value in mean)
+    return levels if channels == 3 else round(255 * sum(mean) / len(mean))

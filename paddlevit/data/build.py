@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
-from paddlevit.data.augment import build_augmentation
 from paddlevit.data.cifar import open_cifar
-from paddlevit.data.dataset import MODES, ImageDataset, PartDataset
+from paddlevit.data.dataset import MODES, ImageDataset
 from paddlevit.data.erasing import build_erasing
 from paddlevit.data.files import FileDataset, FileSource
 from paddlevit.data.layouts import open_imagenet
@@ -22,7 +21,7 @@ from paddlevit.data.loader import EvalLoader, Normalize, TrainLoader
 from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
 from paddlevit.data.sources import Source
 from paddlevit.data.stream import shared_memory_holds
-from paddlevit.data.transforms import build_crop, build_eval_transform, build_train_transform
+from paddlevit.data.transforms import build_eval_transform, build_train_transform
 from paddlevit.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -120,20 +119,12 @@ def _checked_source(config: CfgNode, split: str) -> Source:
 
 def _train_dataset(config: CfgNode, source: Source) -> ImageDataset:
     """The training images, by the fastest of the allowed packages that is there."""
-    channels = _channels(config)
+    channels, transform = _channels(config), build_train_transform(config)
     if resizer(config.TRAIN.RESIZER) == "pillow":
-        return ImageDataset(source, build_train_transform(config), channels=channels)
-    from paddlevit.data import opencv_ops
-    from paddlevit.data.opencv_transforms import OpenCVTrainTransform
+        return ImageDataset(source, transform, channels=channels)
+    from paddlevit.data.opencv import OpenCVDataset
 
-    transform = OpenCVTrainTransform(
-        build_crop(config),
-        hflip=config.TRAIN.HFLIP,
-        augmentation=build_augmentation(config, opencv_ops),
-        channels=channels,
-        fast=config.TRAIN.FAST_JPEG,
-    )
-    return PartDataset(source, transform, channels=channels)
+    return OpenCVDataset(source, transform, channels=channels, fast=config.TRAIN.FAST_JPEG)
 
 
 def resizer(wanted: str) -> str:

@@ -7,17 +7,14 @@ from typing import Callable, Optional
 
 import numpy as np
 
+from paddlevit.data.seeding import SAMPLES, Key, generator
 from paddlevit.data.sources import Source
 
-# (seed, epoch, position in the epoch): what the randomness of a sample depends on, and nothing else.
-Key = tuple[int, ...]
+# Which image, and (seed, epoch, position in the epoch), on which alone its randomness depends.
 Sample = tuple[int, Optional[Key]]
 Drawn = tuple[int, Optional[np.random.Generator]]
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
-
-# Other parts draw from the same seeds; this number keeps the samples' stream apart from theirs.
-_STREAM = 3
 
 
 class ImageDataset:
@@ -41,16 +38,7 @@ class ImageDataset:
 
     def _pixels(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
         image = self.source.image(index)
-        if image.mode != self.mode:
-            image = image.convert(self.mode)
-        return self.transform(image, rng)
-
-
-class PartDataset(ImageDataset):
-    """An ImageDataset whose transform reads the images itself, because it does not need the whole of them."""
-
-    def _pixels(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
-        return self.transform(self.source, index, rng)
+        return self.transform(image if image.mode == self.mode else image.convert(self.mode), rng)
 
 
 def with_generators(samples: Sequence[Sample]) -> list[Drawn]:
@@ -59,8 +47,4 @@ def with_generators(samples: Sequence[Sample]) -> list[Drawn]:
     Those of a batch are made at once. Between two images one takes four times as long, as what it runs through has left
     the processor's caches.
     """
-    return [(index, None if key is None else _generator(key)) for index, key in samples]
-
-
-def _generator(key: Key) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=(_STREAM,))))
+    return [(index, None if key is None else generator(key, SAMPLES)) for index, key in samples]

@@ -11,10 +11,9 @@ import paddle
 from paddle import Tensor
 from yacs.config import CfgNode
 
-_Rectangle = tuple[int, int, int, int]  # top, left, height, width
+from paddlevit.data.seeding import ERASING, Key, generator
 
-# One key serves several consumers of randomness in a step: this number keeps erasing's stream apart.
-_STREAM = 1
+_Rectangle = tuple[int, int, int, int]  # top, left, height, width
 _POOL_SIZE = 1 << 20
 
 
@@ -41,13 +40,13 @@ class RandomErasing:
         self._pool: Tensor | None = None
 
     @paddle.no_grad()
-    def __call__(self, images: Tensor, key: tuple[int, ...]) -> Tensor:
+    def __call__(self, images: Tensor, key: Key) -> Tensor:
         """`images` [N, C, H, W], written in place; the same key erases the same rectangles with the same values.
 
         Copying a batch would cost more than all the rest, and only rectangles are touched. No host sync.
         """
         num, channels, height, width = images.shape
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=(_STREAM,))))
+        rng = generator(key, ERASING)
         for index in np.flatnonzero(rng.random(num) < self.prob).tolist():
             for top, left, h, w in self.rectangles(height, width, rng):
                 shape = [channels, h, w] if self.mode == "pixel" else [channels, 1, 1]
@@ -81,7 +80,7 @@ class RandomErasing:
         return self._pool[start : start + math.prod(shape)].reshape(shape)
 
 
-def build_erasing(config: CfgNode) -> Callable[[Tensor, tuple[int, ...]], Tensor] | None:
+def build_erasing(config: CfgNode) -> Callable[[Tensor, Key], Tensor] | None:
     """Random erasing as TRAIN asks for it: erase(images, key) -> images; None where its probability is 0."""
     train = config.TRAIN
     if train.RANDOM_ERASE_PROB == 0.0:

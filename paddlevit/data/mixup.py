@@ -11,13 +11,10 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from yacs.config import CfgNode
 
+from paddlevit.data.seeding import MIXUP, Key, generator
 from paddlevit.errors import UserError
 
-Key = tuple[int, ...]
 _Box = tuple[int, int, int, int]  # top, bottom, left, right
-
-# One key serves several consumers of randomness in a step: this number keeps mixup's stream apart.
-_STREAM = 2
 
 
 class _Mix(NamedTuple):
@@ -83,7 +80,7 @@ class Mixup(SmoothTargets):
 
         The same key gives the same mix. The input is left as it is; there is no host sync.
         """
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key, spawn_key=(_STREAM,))))
+        rng = generator(key, MIXUP)
         num, _, height, width = images.shape
         partner = paddle.arange(num - 1, -1, -1, dtype="int64")
         targets = F.one_hot(labels, self.num_classes)

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from paddlevit.data.dataset import Sample
+from paddlevit.data.seeding import ORDER, generator
 from paddlevit.errors import UserError
-
-# Other parts draw from the same seeds; this number keeps the order's stream apart from theirs.
-_STREAM = 4
 
 
 def train_order(num_samples: int, seed: int, *, epoch: int, repeats: int = 1) -> np.ndarray:
@@ -19,8 +17,7 @@ def train_order(num_samples: int, seed: int, *, epoch: int, repeats: int = 1) ->
     With `repeats` above 1 each chosen image stands that often, one copy after the other, and an epoch keeps its length,
     so it has num_samples / repeats different images (repeated augmentation, Hoffer et al. 2020; Berman et al. 2019).
     """
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch), spawn_key=(_STREAM,))))
-    order = rng.permutation(num_samples)
+    order = generator((seed, epoch), ORDER).permutation(num_samples)
     return order if repeats == 1 else np.repeat(order[: -(-num_samples // repeats)], repeats)[:num_samples]
 
 

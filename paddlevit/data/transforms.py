@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from yacs.config import CfgNode
 
-from paddlevit.data.augment import FILTERS, Augmentation, build_augmentation
+from paddlevit.data.augment import FILTERS, Augmentation, apply, build_augmentation
 from paddlevit.errors import UserError
-
-Transform = Callable[[Image.Image, Any], np.ndarray]  # with a random generator; evaluation needs none
 
 Box = tuple[float, float, float, float]
 
@@ -24,9 +22,9 @@ Box = tuple[float, float, float, float]
 _MAX_RESIZED_PIXELS = 1 << 25
 
 
-def to_array(image: Image.Image) -> np.ndarray:
+def to_array(image: Image.Image | np.ndarray) -> np.ndarray:
     """The pixels [H, W, C], writable; C is 1 for mode L."""
-    pixels = np.array(image)
+    pixels = image if isinstance(image, np.ndarray) else np.array(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
@@ -141,15 +139,20 @@ class PaddedCrop:
 class TrainTransform:
     """Crop, mirror with probability `hflip`, then augment."""
 
-    def __init__(self, crop: Augmentation, *, hflip: float, augmentation: Augmentation | None) -> None:
+    def __init__(
+        self, crop: RandomResizedCrop | PaddedCrop, *, hflip: float, augmentation: Augmentation | None
+    ) -> None:
         self.crop = crop
         self.hflip = hflip
         self.augmentation = augmentation
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        image = self.crop(image, rng)
+        return self.augmented(self.crop(image, rng), rng)
+
+    def augmented(self, image: Any, rng: np.random.Generator) -> np.ndarray:
+        """What follows the crop, for Pillow's images and for arrays (see augment.py)."""
         if rng.random() < self.hflip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = apply("mirror", image)
         if self.augmentation is not None:
             image = self.augmentation(image, rng)
         return to_array(image)
@@ -164,8 +167,8 @@ def build_eval_transform(config: CfgNode) -> CenterCrop | Squash:
     return CenterCrop(data.IMAGE_SIZE, crop_pct=data.CROP_PCT, resample=resample)
 
 
-def build_train_transform(config: CfgNode) -> Transform:
-    """The transform of training images by Pillow. Raises UserError where a key of TRAIN has an unsuitable value."""
+def build_train_transform(config: CfgNode) -> TrainTransform:
+    """The transform of training images. Raises UserError where a key of TRAIN has an unsuitable value."""
     return TrainTransform(build_crop(config), hflip=config.TRAIN.HFLIP, augmentation=build_augmentation(config))
 
 

@@ -45,7 +45,7 @@ def equalize(channel):
     return ((step // 2 + before) // step).clip(0, 255).astype(np.uint8)[channel]
 
 
-def colour(pixels, factor):
+def color(pixels, factor):
     return blend(luma(pixels)[:, :, None], pixels, factor)
 
 
@@ -147,7 +147,7 @@ SHARED = {
     "TranslateX": geometric(lambda m, width, height: (1, 0, m * 0.45 * width, 0, 1, 0)),
     "TranslateY": geometric(lambda m, width, height: (1, 0, 0, 0, 1, m * 0.45 * height)),
 }
-ENHANCED = {"Color": colour, "Contrast": contrast, "Brightness": brightness, "Sharpness": sharpness}
+ENHANCED = {"Color": color, "Contrast": contrast, "Brightness": brightness, "Sharpness": sharpness}
 RAND_REFERENCE = {
     **SHARED,
     "Posterize": table(lambda p, level: p >> (4 + int(level / 10 * 4)) << (4 + int(level / 10 * 4))),

@@ -320,8 +320,6 @@ class TestBuild:
             ("TRAIN.RAND_AUGMENT_MAGNITUDE", 11),
             ("TRAIN.RAND_AUGMENT_MAGNITUDE", -1),
             ("TRAIN.RAND_AUGMENT_STD", -0.5),
-            ("DATA.IMAGE_CHANNELS", 4),
-            ("DATA.IMAGENET_MEAN", [0.5, 0.5]),
         ],
     )
     def test_a_wrong_training_key_is_named(self, key, value):
