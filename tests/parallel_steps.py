@@ -2,10 +2,9 @@
 
     python parallel_steps.py OUTPUT CASE...
 
-A case is <images per batch>x<batches per step>[s]: with s the optimizer's state is shared out, with r
-blocks keep no activations. OUTPUT_<rank>.npz gets,
-for every case, the losses of the steps, the weights after them, and the bytes of the optimizer's state on this process;
-and a BatchNorm's running means before and after the end of an epoch.
+A case is <images per batch>x<batches per step>[s][r]: with s the optimizer's state is sharded, with r blocks keep no
+activations. OUTPUT_<rank>.npz gets, for every case, the losses of the steps, the weights after them, and the bytes of
+the optimizer's state on this process; and a BatchNorm's running means before and after the end of an epoch.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ STEPS, IMAGES = 20, 32
 CONFIG = get_config("pit_digits", ["MODEL.DROPPATH", 0.0, "DATA.IMAGE_SIZE", 16, "MODEL.NUM_CLASSES", 10])
 
 
-def trainer_of(accum_iter, shared_out, recomputed):
+def trainer_of(accum_iter, sharded, recomputed):
     paddle.seed(5)
     model = build_model(CONFIG)
     if recomputed:
         recompute_blocks(model)
-    shards = Shards(dict(model.named_parameters())) if shared_out else None
+    shards = Shards(dict(model.named_parameters()) if sharded else None)
     return Trainer(
         model=model,
-        network=paddle.DataParallel(model) if process.world_size() > 1 else model,
+        forward=paddle.DataParallel(model) if process.world_size() > 1 else model,
         objective=Supervised(),
         mixup=SmoothTargets(10, 0.1),
-        optimizer=build_optimizer(CONFIG, model, own=shards and shards.own()),
+        optimizer=build_optimizer(CONFIG, model, steps=shards.steps),
         lr_at=lambda epoch: 1e-3,
         steps_per_epoch=STEPS * accum_iter,
         accum_iter=accum_iter,
@@ -82,7 +81,7 @@ def statistics():
     model = nn.Sequential(nn.BatchNorm2D(3), nn.Flatten(), nn.Linear(3 * 4, 10))
     trainer = Trainer(
         model=model,
-        network=paddle.DataParallel(model) if process.world_size() > 1 else model,
+        forward=paddle.DataParallel(model) if process.world_size() > 1 else model,
         objective=Supervised(),
         mixup=SmoothTargets(10, 0.1),
         optimizer=build_optimizer(CONFIG, model),

@@ -28,9 +28,8 @@ from paddlevit.data.erasing import RandomErasing
 from paddlevit.data.mixup import Mixup, SmoothTargets, build_mixup
 from paddlevit.data.stream import BatchStream
 from paddlevit.errors import UserError
-from paddlevit.run.build import build_trainer, check_amp
+from paddlevit.run.build import build_trainer, check_amp, log_start
 from paddlevit.run.folder import restore, resumed_state, save
-from paddlevit.run.messages import log_start
 from paddlevit.runtime import process
 from paddlevit.training import checkpoint
 from paddlevit.training.gradients import LossScale
@@ -142,8 +141,8 @@ def test_several_processes_train_one_network(processes, monkeypatch):
     monkeypatch.setattr(process, "world_size", lambda: processes)
     monkeypatch.setattr(paddle, "DataParallel", Synchronised)
     trainer = small_trainer()
-    assert trainer.network is trainer.model or processes > 1
-    assert getattr(trainer.network, "model", None) is trainer.model or processes == 1
+    assert trainer.forward is trainer.model or processes > 1
+    assert getattr(trainer.forward, "model", None) is trainer.model or processes == 1
 
 
 def test_smoothing_without_mixing():
@@ -155,7 +154,7 @@ def test_smoothing_without_mixing():
 def test_processes_meet_once_per_optimizer_step():
     model = network()
     together = Synchronised(model)
-    trainer = trainer_of(model, network=together, accum_iter=3)
+    trainer = trainer_of(model, forward=together, accum_iter=3)
     trainer.steps_per_epoch = 7
     trainer.train_epoch(map(batch, range(7)), lambda loss, waited: None)
     assert together.forwards == together.backwards == [False, False, True, False, False, True, True]
@@ -227,9 +226,9 @@ def test_no_part_of_a_step_waits_for_the_device(reads, tmp_path, mode, kind):
 
 def test_processes_seldom_ask_each_other(monkeypatch):
     asked_at = set()
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
     trainer = trainer_of(network())
     trainer.steps_per_epoch = 40
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, **options: asked_at.add((trainer.epoch, trainer.step)))
     trainer.train_epoch(map(batch, range(40)), lambda loss, waited: None)
     assert {(0, 16), (0, 32)} <= asked_at <= {(0, 16), (0, 32), (1, 0)}, "whether to stop, and at the epoch's end"

@@ -169,7 +169,7 @@ def test_state_of_another_network_is_refused():
     go()
     arrays = optimizer_arrays(optimizer, model)
     other = nn.Linear(3, 3)
-    with pytest.raises(UserError, match="another network"):
+    with pytest.raises(UserError, match="another model"):
         load_optimizer_arrays(build_optimizer(get_config("pit_ti_224"), other), other, arrays)
 
 
@@ -402,9 +402,9 @@ def test_batch_norm_with_something_to_train_goes_on_as_ever():
     [
         (
             ["patch_embd.*"],
-            r"'patch_embd\.\*' fits no parameter; the nearest ones are patch_embed\.conv\.(weight|bias)",
+            r"'patch_embd\.\*' matches no parameter; the nearest ones are patch_embed\.conv\.(weight|bias)",
         ),
-        (["head", "*"], "'head' fits no parameter"),
+        (["head", "*"], "'head' matches no parameter"),
         (["*", "!heads.*"], "'!heads"),
         (["*"], "leaves no parameter to train"),
     ],
@@ -421,8 +421,6 @@ def test_nothing_is_frozen_without_a_pattern():
     assert freeze(model, []) == []
     assert names_of(model) == names
     assert get_config("pit_digits", ["TRAIN.FREEZE", '["*", "!head*"]']).TRAIN.FREEZE == ["*", "!head*"]
-    with pytest.raises(UserError, match="FREEZE"):
-        get_config("pit_digits", ["TRAIN.FREEZE", "[1]"])
 
 
 def test_state_of_frozen_networks_resumes_and_other_freezing_is_refused():

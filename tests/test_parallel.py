@@ -1,4 +1,4 @@
-"""Several processes, accumulation and a shared out optimizer compute what one process computes with one large batch."""
+"""Several processes, accumulation and a sharded optimizer compute what one process computes with one large batch."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_all_processes_evaluate_with_the_mean_of_their_running_statistics(togeth
         np.testing.assert_array_equal(result["statistics/ema"], together[0]["statistics/ema"])
 
 
-def test_shared_out_state_takes_half_the_memory(together):
+def test_sharded_state_takes_half_the_memory(together):
     whole = int(together[0]["16x1/bytes"])
     parts = [int(result["16x1s/bytes"]) for result in together]
     assert sum(parts) == whole

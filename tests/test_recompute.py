@@ -132,8 +132,8 @@ def test_a_static_program_draws_the_same_numbers_again():
 
 def test_what_does_not_go_together_is_named(monkeypatch):
     both = get_config("pit_digits", ["TRAIN.TO_STATIC", True, "TRAIN.RECOMPUTE", True])
-    with pytest.raises(UserError, match="TRAIN.TO_STATIC True does not work with TRAIN.RECOMPUTE True"):
+    with pytest.raises(UserError, match="TRAIN.TO_STATIC True cannot be combined with TRAIN.RECOMPUTE True"):
         build_trainer(both, 1)
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
-    with pytest.raises(UserError, match="TRAIN.TO_STATIC True does not work with NPROCS above 1"):
+    with pytest.raises(UserError, match="TRAIN.TO_STATIC True cannot be combined with NPROCS above 1"):
         build_trainer(get_config("pit_digits", ["TRAIN.TO_STATIC", True]), 1)

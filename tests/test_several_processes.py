@@ -94,7 +94,7 @@ def test_a_run_whose_process_hangs_is_started_again_and_ends_the_same(data, undi
         assert process.wait(timeout=120) == 0, out.read_text()
     log = (folder / "log.txt").read_text()
     assert re.search(r"ERROR +rank 1 \(log_rank1.txt\) has made no progress for \d+ seconds; it is stopped", log)
-    assert re.search(r"starting again: restart 1 of 3\n.* going on from .*epoch_001", log)
+    assert re.search(r"starting again: restart 1 of 3\n.* resuming from .*epoch_001", log)
     assert final_weights(folder) == final_weights(undisturbed)
 
 
@@ -119,7 +119,7 @@ def test_two_machines_stop_and_go_on_together(data, undisturbed, tmp_path):
         port = free_port()
         codes = [each.wait(timeout=120) for each in [machine(stack, rank, port) for rank in range(2)]]
     assert codes == [0, 0], (tmp_path / "out0").read_text()
-    assert "going on from" in (tmp_path / "run" / "log.txt").read_text()
+    assert "resuming from" in (tmp_path / "run" / "log.txt").read_text()
     assert final_weights(tmp_path / "run") == final_weights(undisturbed)
 
 

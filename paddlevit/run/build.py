@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Callable
 
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.config import get_config, with_values
-from paddlevit.data import open_source
+from paddlevit.data import EvalLoader, TrainLoader, open_source
 from paddlevit.data.mixup import build_mixup
 from paddlevit.errors import UserError
+from paddlevit.layers import learnable
 from paddlevit.models import build_model
 from paddlevit.runtime import process
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.engine import Trainer
 from paddlevit.training.gradients import LossScale
+from paddlevit.training.journal import Journal
 from paddlevit.training.objectives import Distilled, Objective, Renormalized, Supervised
-from paddlevit.training.optim import build_optimizer, freeze
+from paddlevit.training.optim import build_optimizer, decay_split, freeze, layer_rates
 from paddlevit.training.recompute import recompute_blocks
-from paddlevit.training.schedule import build_lr_schedule
+from paddlevit.training.scalars import open_scalars
+from paddlevit.training.schedule import build_lr_schedule, peak_lr
 from paddlevit.training.sharding import Shards
 from paddlevit.weights import load_weights
 
@@ -32,57 +37,61 @@ logger = logging.getLogger(__name__)
 
 def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = True) -> Trainer:
     """The trainer of `config`, with the weights that it names unless `pretrained` is false. Raises UserError."""
-    if config.TRAIN.LAST_EPOCH > config.TRAIN.NUM_EPOCHS:
+    train, processes = config.TRAIN, process.world_size()
+    if train.LAST_EPOCH > train.NUM_EPOCHS:
         raise UserError(
-            f"TRAIN.LAST_EPOCH is {config.TRAIN.LAST_EPOCH} (-last_epoch), allowed: 0 to TRAIN.NUM_EPOCHS, which is "
-            f"{config.TRAIN.NUM_EPOCHS}"
+            f"TRAIN.LAST_EPOCH must be at most TRAIN.NUM_EPOCHS, which is {train.NUM_EPOCHS}, got {train.LAST_EPOCH}"
         )
     paddle.seed(config.SEED)
     model = build_model(config)
     if config.MODEL.PRETRAINED and pretrained:
         load_pretrained(config, model)
-    freeze(model, config.TRAIN.FREEZE or ())
-    accum_iter = min(config.TRAIN.ACCUM_ITER, steps_per_epoch)  # a step ends with its epoch
-    images_per_step = config.DATA.BATCH_SIZE * accum_iter * process.world_size()
-    ema = None
-    if config.TRAIN.MODEL_EMA:
-        ema = ModelEma(model, decay=config.TRAIN.MODEL_EMA_DECAY, warmup=config.TRAIN.MODEL_EMA_WARMUP)
-    shards = None
-    if config.TRAIN.SHARD_OPTIMIZER and process.world_size() > 1:
-        shards = Shards({name: param for name, param in model.named_parameters() if not param.stop_gradient})
-    optimizer = build_optimizer(config, model, own=shards.own() if shards else None)
+    freeze(model, train.FREEZE or ())
+    ema = ModelEma(model, decay=train.MODEL_EMA_DECAY, warmup=train.MODEL_EMA_WARMUP) if train.MODEL_EMA else None
+    trainable = {name: param for name, param in model.named_parameters() if not param.stop_gradient}
+    shards = Shards(trainable if train.SHARD_OPTIMIZER and processes > 1 else None)
+    optimizer = build_optimizer(config, model, steps=shards.steps)
     if config.AMP and config.AMP_OPT_LEVEL == "O2":
         _to_half_precision(model, optimizer, config.AMP_DTYPE)
-    trainer = Trainer(
+    accum_iter = min(train.ACCUM_ITER, steps_per_epoch)  # a step ends with its epoch
+    images_per_batch = config.DATA.BATCH_SIZE * processes
+    return Trainer(
         model=model,
-        network=_network(config, model),
+        forward=_forward(config, model),
         objective=_objective(config),
         mixup=build_mixup(config),
         optimizer=optimizer,
-        lr_at=build_lr_schedule(config, images_per_step),
+        lr_at=build_lr_schedule(config, images_per_batch * accum_iter),
         steps_per_epoch=steps_per_epoch,
         accum_iter=accum_iter,
         seed=config.SEED,
         ema=ema,
-        grad_clip=config.TRAIN.GRAD_CLIP,
+        grad_clip=train.GRAD_CLIP,
         shards=shards,
         loss_scale=LossScale(dynamic=config.AMP and config.AMP_DTYPE == "float16"),
-        max_nonfinite=config.TRAIN.MAX_NONFINITE,
+        max_nonfinite=train.MAX_NONFINITE,
         autocast=autocast(config),
+        fixed={
+            "SEED": config.SEED,
+            "TRAIN.REPEATED_AUG": train.REPEATED_AUG,
+            "TRAIN.ACCUM_ITER": accum_iter,
+            "DATA.BATCH_SIZE x processes": images_per_batch,
+            "the number of batches per epoch": steps_per_epoch,
+        },
+        epoch=train.LAST_EPOCH,
     )
-    trainer.epoch = config.TRAIN.LAST_EPOCH
-    return trainer
 
 
-def _network(config: CfgNode, model: nn.Layer) -> Callable:
-    """What the objective calls in training; evaluation and checkpoints go on with `model` itself."""
+def _forward(config: CfgNode, model: nn.Layer) -> Callable:
+    """What the objective calls in training; evaluation and checkpoints use `model` itself."""
+    several = process.world_size() > 1
     if config.TRAIN.RECOMPUTE:
         recompute_blocks(model)
     if not config.TRAIN.TO_STATIC:
-        return paddle.DataParallel(model) if process.world_size() > 1 else model
-    for key, given in (("NPROCS above 1", process.world_size() > 1), ("TRAIN.RECOMPUTE True", config.TRAIN.RECOMPUTE)):
+        return paddle.DataParallel(model) if several else model
+    for key, given in (("NPROCS above 1", several), ("TRAIN.RECOMPUTE True", config.TRAIN.RECOMPUTE)):
         if given:
-            raise UserError(f"TRAIN.TO_STATIC True does not work with {key}: leave one of them out")
+            raise UserError(f"TRAIN.TO_STATIC True cannot be combined with {key}")
     # Several threads would draw random numbers in another order in every run.
     paddle.set_flags({"FLAGS_new_executor_serial_run": True})
     return paddle.jit.to_static(model.forward, full_graph=True)
@@ -97,7 +106,7 @@ def _to_half_precision(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, d
 
 
 def _teacher(config: CfgNode) -> nn.Layer:
-    """The network to learn from, for the images and classes of `config`."""
+    """The model to learn from, for the images and classes of `config`."""
     same = ["DATA.IMAGE_SIZE", config.DATA.IMAGE_SIZE, "DATA.IMAGE_CHANNELS", config.DATA.IMAGE_CHANNELS]
     own = get_config(config.TRAIN.TEACHER_MODEL, [*same, "MODEL.NUM_CLASSES", config.MODEL.NUM_CLASSES])
     teacher = build_model(own)
@@ -149,3 +158,64 @@ def load_pretrained(config: CfgNode, model: nn.Layer) -> None:
     reinit = type(model).head_prefixes if config.MODEL.REINIT_HEAD else ()
     report = load_weights(model, config.MODEL.PRETRAINED, reinit=reinit)
     logger.info("weights: %s", report)
+
+
+def build_journal(config: CfgNode, folder: Path, loader: TrainLoader) -> Journal:
+    """The journal of a run in `folder`, with curves where LOG_TO asks for them."""
+    return Journal(
+        folder / "metrics.jsonl",
+        report_freq=config.REPORT_FREQ,
+        num_epochs=config.TRAIN.NUM_EPOCHS,
+        steps_per_epoch=loader.steps_per_epoch,
+        images_per_step=loader.batch_size * process.world_size(),
+        write_curves=open_scalars(config.LOG_TO, folder) if config.LOG_TO != "none" and process.is_main() else None,
+    )
+
+
+def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval_loader: EvalLoader) -> None:
+    """Log what a person should check before waiting for days."""
+    classes, size = config.MODEL.NUM_CLASSES, config.DATA.IMAGE_SIZE
+    logger.info(
+        f"{config.MODEL.NAME or config.MODEL.TYPE}: {_count(learnable(trainer.model)) / 1e6:.2f} M parameters, "
+        f"{classes} classes, images of {size} x {size}, on {paddle.device.get_device()}"
+    )
+    if config.TRAIN.TEACHER_MODEL_PATH and config.TRAIN.DISTILLATION_TYPE == "none":
+        logger.warning("TRAIN.TEACHER_MODEL_PATH is not used: TRAIN.DISTILLATION_TYPE is none")
+    logger.info(f"data: {train_loader.num_images} images to train on, {eval_loader.num_images} to validate")
+    found = train_loader.source.num_classes
+    if found != classes:
+        logger.warning(f"MODEL.NUM_CLASSES is {classes}, the data has {found} classes")
+    _log_optimizer(config, trainer)
+
+
+def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:
+    train, batch, accum, world = config.TRAIN, config.DATA.BATCH_SIZE, trainer.accum_iter, process.world_size()
+    peak = peak_lr(trainer.lr_at, train.NUM_EPOCHS, trainer.steps_per_epoch, accum)
+    scaling = "not scaled" if train.LINEAR_SCALED_LR is None else f"for {train.LINEAR_SCALED_LR} images"
+    logger.info(
+        f"effective batch: {batch * accum * world} images ({batch} x accum_iter {accum} x {world} processes); "
+        f"peak learning rate {peak:.3e} (TRAIN.BASE_LR {train.BASE_LR:g}, {scaling})"
+    )
+    if accum < train.ACCUM_ITER:
+        logger.warning(f"TRAIN.ACCUM_ITER {train.ACCUM_ITER}: an epoch has only {accum} batches")
+    if train.LAYER_DECAY != 1.0:
+        stem = min(layer_rates(trainer.model, train.LAYER_DECAY).values())
+        logger.info(f"learning rate x {train.LAYER_DECAY:g} from each layer to the one below: x {stem:.3g} at the stem")
+    if train.WARMUP_EPOCHS > train.NUM_EPOCHS:
+        logger.warning(
+            f"the warm-up (TRAIN.WARMUP_EPOCHS {train.WARMUP_EPOCHS:g}) is longer than the run (TRAIN.NUM_EPOCHS "
+            f"{train.NUM_EPOCHS}): the learning rate does not reach TRAIN.BASE_LR"
+        )
+    decayed, spared = decay_split(trainer.model, train.NO_WEIGHT_DECAY)
+    names = sorted({name.rsplit(".", 1)[-1] for name, param in spared.items() if param.ndim > 1})
+    logger.info(
+        f"weight decay {train.WEIGHT_DECAY:g} on {len(decayed)} tensors ({_count(decayed):,} parameters), none on "
+        f"{len(spared)} ({_count(spared):,}): {', '.join(['norms', 'biases', *names])}"
+    )
+    frozen = {name: param for name, param in learnable(trainer.model).items() if param.stop_gradient}
+    if frozen:
+        logger.info(f"frozen by TRAIN.FREEZE: {len(frozen)} tensors ({_count(frozen):,} parameters)")
+
+
+def _count(params: dict[str, Tensor]) -> int:
+    return sum(math.prod(param.shape) for param in params.values())

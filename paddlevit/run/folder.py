@@ -1,4 +1,4 @@
-"""The run's folder: opened, saved into, and gone on from."""
+"""The run's folder: opened, saved into, and resumed from."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
+from paddlevit.config import with_values
+from paddlevit.data.class_names import CLASS_NAMES_FILE, class_names_text
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import process
 from paddlevit.training import checkpoint
@@ -38,12 +40,16 @@ def open_folder(config: CfgNode) -> Iterator[Path]:
             _make(folder)
             yield folder
     except UserError:
-        _remove(new)
+        if new:
+            shutil.rmtree(new[0], ignore_errors=True)
+        for parent in new[1:]:
+            with contextlib.suppress(OSError):  # others use it by now
+                parent.rmdir()
         raise
 
 
 def _refuse_another_run(folder: Path, resume: str) -> None:
-    """A run begins in a folder without checkpoints; also one that goes on from elsewhere, until it saves its own."""
+    """A run begins in a folder without checkpoints, one that is resumed from elsewhere too until it saves its own."""
     named = Path(resume)
     if resume == "auto" or (resume and (named if named.is_dir() else named.parent).resolve() == folder.resolve()):
         return
@@ -51,7 +57,7 @@ def _refuse_another_run(folder: Path, resume: str) -> None:
     if taken:
         another = f", which is not the one that -resume {resume} names" if resume else ""
         raise UserError(
-            f"-output {folder} already holds a run ({taken.name}){another}: go on with it by -resume auto, or name "
+            f"-output {folder} already holds a run ({taken.name}){another}: resume it with -resume auto, or name "
             "another folder"
         )
 
@@ -67,13 +73,12 @@ def _make(folder: Path) -> None:
         raise UserError(f"-output {folder}: the processes see different folders; machines must share the run's")
 
 
-def _remove(folders: list[Path]) -> None:
-    """Remove the first of `folders` with what is in it, and the others, which it lies in, where they are empty."""
-    for path in folders[:1]:
-        shutil.rmtree(path, ignore_errors=True)
-    for path in folders[1:]:
-        with contextlib.suppress(OSError):
-            path.rmdir()
+def write_description(folder: Path, config: CfgNode, class_names: Sequence[str]) -> None:
+    """Write what the run is, config.yaml, and what its classes are called."""
+    if process.is_main():
+        saved = with_values(config, {"MODEL.RESUME": ""})
+        checkpoint.write_text(folder / "config.yaml", saved.dump())
+        checkpoint.write_text(folder / CLASS_NAMES_FILE, class_names_text(class_names))
 
 
 def best_path(folder: Path) -> Path:
@@ -82,8 +87,8 @@ def best_path(folder: Path) -> Path:
 
 
 def save(folder: Path, trainer: Trainer, keep: int) -> None:
-    """Write a checkpoint; all processes come back together."""
-    if process.is_main() or trainer.shards is not None:
+    """Write a checkpoint; all processes return together."""
+    if process.is_main() or trainer.shards:
         state = trainer.state()
     if process.is_main():
         logger.info("saved %s", checkpoint.save(folder, state, keep=keep).with_suffix(""))
@@ -91,16 +96,17 @@ def save(folder: Path, trainer: Trainer, keep: int) -> None:
 
 
 def resumed_state(config: CfgNode, folder: Path) -> dict[str, Any] | None:
-    """The state to go on from, or None for a fresh start."""
-    if not config.MODEL.RESUME:
+    """The state to resume from, and its "path"; None for a fresh start."""
+    resume = config.MODEL.RESUME
+    if not resume:
         return None
-    path = checkpoint.newest(folder) if config.MODEL.RESUME == "auto" else checkpoint.find(Path(config.MODEL.RESUME))
+    path = checkpoint.newest(folder) if resume == "auto" else checkpoint.find(Path(resume))
     if not process.agree(str(path)):
-        raise UserError(f"-resume {config.MODEL.RESUME}: the processes see different checkpoints (here {path})")
+        raise UserError(f"-resume {resume}: the processes see different checkpoints (here {path})")
     if path is None:
-        logger.info("-resume auto: no checkpoint in %s, starting anew", folder)
+        logger.info("-resume auto: no checkpoint in %s, training from scratch", folder)
         return None
-    logger.info("going on from %s", path)
+    logger.info("resuming from %s", path)
     return {**checkpoint.load(path, read_state_dict), "path": path}
 
 
@@ -112,26 +118,24 @@ def restore(trainer: Trainer, resumed: dict[str, Any], folder: Path) -> None:
         if trainer.ema is not None:
             load_weights(trainer.ema.model, resumed["ema"] or resumed["model"])
     except UserError as error:
-        raise UserError(
-            f"{path.with_suffix('.pdparams')} is of another network than the configuration's: {error}"
-        ) from None
+        raise UserError(f"{path.with_suffix('.pdparams')} does not fit the configuration's model: {error}") from None
     trainer.load_state(resumed["optimizer"], resumed["progress"])
     gone = process.is_main() and not _restore_best(trainer.best, best_path(path.parent), best_path(folder))
     if process.all_reduce_max(int(gone)):  # all processes forget it, or they part ways at the next comparison
         trainer.best = {}
     if process.is_main() and path.parent.resolve() == folder.resolve():
-        for stem in checkpoint.drop_later(path):
-            logger.warning("%s came after %s and is withdrawn", stem, path.stem)
+        for stem in checkpoint.drop_newer(path):
+            logger.warning("deleted %s, which is newer than %s", stem, path.stem)
     process.barrier()
 
 
 def _restore_best(best: dict[str, Any], theirs: Path, ours: Path) -> bool:
-    """Whether the best weights that the resumed state knows are still there; they are copied from where it lies."""
+    """Whether the best weights that the resumed state knows are still there; they are copied from its folder."""
     known = best.get("sha256")
     if not known or checkpoint.sha256(ours) == known:
         return True
     if checkpoint.sha256(theirs) == known:
         checkpoint.copy_file(theirs, ours)
         return True
-    logger.info("the best weights of that time, top-1 %.2f %%, are gone: the next ones count", best["acc1"])
+    logger.info("the best weights so far, top-1 %.2f %%, are gone: the next ones count", best["acc1"])
     return False

@@ -45,7 +45,11 @@ def save(folder: Path, state: dict[str, Any], *, keep: int) -> Path:
         if not path.exists():  # weights alone are no use, and the disk may be full
             _remove_weights(path)
         raise
-    _prune(folder, keep)
+    for part in folder.glob("*.part"):  # left by a run that was killed while it wrote
+        part.unlink()
+    for old in _all(folder)[:-keep]:
+        old.unlink()  # first, so that no half checkpoint looks complete
+        _remove_weights(old)
     return path
 
 
@@ -58,7 +62,12 @@ def _write_all(path: Path, state: dict[str, Any]) -> None:
             sums[file.name] = sha256(file)
     arrays = {f"optimizer/{name}": value for name, value in state["optimizer"].items()}
     arrays["progress"] = np.asarray(json.dumps({**state["progress"], "sha256": sums}))
-    _write(path, lambda part: _write_npz(part, arrays))
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+
+    _write(path, write)
 
 
 def _remove_weights(path: Path) -> None:
@@ -78,17 +87,17 @@ def write_text(path: Path, text: str) -> None:
     _write(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def drop_later(path: Path) -> list[str]:
-    """Withdraw the checkpoints of `path`'s folder that come after it, so that nobody goes on from them; their names."""
-    later = [other for other in _all(path.parent) if _position(other) > _position(path)]
-    for other in later:
-        other.unlink()
-    return [other.stem for other in later]
-
-
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file, atomically."""
     _write(target, lambda part: shutil.copyfile(source, part))
+
+
+def drop_newer(path: Path) -> list[str]:
+    """Delete checkpoints next to `path` that are newer, so that nobody resumes from them; returns their stems."""
+    newer = [other for other in _all(path.parent) if _position(other) > _position(path)]
+    for other in newer:
+        other.unlink()
+    return [other.stem for other in newer]
 
 
 def find(where: Path) -> Path:
@@ -114,12 +123,12 @@ def find(where: Path) -> Path:
 
 
 def newest(folder: Path) -> Path | None:
-    """The .pdstate of the newest complete checkpoint in `folder`; damaged ones are named in the log and passed over."""
+    """The .pdstate of the newest complete checkpoint in `folder`; the log names the damaged ones that it skips."""
     for path in reversed(_all(folder)):
         damage = _damage(path)
         if not damage:
             return path
-        logger.warning("checkpoint passed over: %s", damage)
+        logger.warning("skipping a checkpoint: %s", damage)
     return None
 
 
@@ -128,10 +137,9 @@ def load(path: Path, read_weights: Callable[[Path], dict[str, np.ndarray]]) -> d
     with np.load(path, allow_pickle=False) as archive:
         progress = json.loads(str(archive["progress"]))
         optimizer = {key[len("optimizer/") :]: archive[key] for key in archive.files if key.startswith("optimizer/")}
-    stem = path.name[: -len(path.suffix)]
-    ema = path.with_name(f"{stem}_ema.pdparams")
+    model, ema = (path.with_name(f"{path.stem}{suffix}") for suffix in _WEIGHTS)
     return {
-        "model": read_weights(path.with_name(f"{stem}.pdparams")),
+        "model": read_weights(model),
         "ema": read_weights(ema) if ema.name in progress["sha256"] else None,
         "optimizer": optimizer,
         "progress": progress,
@@ -170,17 +178,8 @@ def _damage(path: Path) -> str:
     return ""
 
 
-def _prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; the .pdstate first, so that no half checkpoint looks complete."""
-    for part in folder.glob("*.part"):  # left by a run that was killed while it wrote
-        part.unlink()
-    for path in _all(folder)[:-keep]:
-        path.unlink()
-        _remove_weights(path)
-
-
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside `path`, see it on the disk, and put it in `path`'s place in one step."""
+    """Write a file next to `path`, flush it to the disk, and put it in `path`'s place in one step."""
     part = path.with_name(f"{path.name}.part")
     try:
         write(part)
@@ -197,16 +196,11 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk: only then may what they replace be removed."""
+    """Flush the names in a folder to the disk: only then may what they replace be removed."""
     descriptor = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):  # some network file systems cannot, and need not
         os.fsync(descriptor)
     os.close(descriptor)
-
-
-def _write_npz(path: Path, arrays: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
 
 
 def sha256(path: Path) -> str:

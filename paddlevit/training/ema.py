@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights (Polyak & Juditsky 1992)."""
+"""Exponential moving average of a model's weights (Polyak & Juditsky 1992)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from paddle import Tensor, nn
 class ModelEma:
     """A second copy of `model` in float32 whose weights follow it: e <- d e + (1 - d) w after every optimizer step.
 
-    With `warmup`, d is (1 + steps) / (10 + steps) while that is smaller than `decay`, so that a short run does not end
-    near its random start. Running statistics of BatchNorm are averaged too, but for values that are not finite; integer
-    buffers are copied.
+    With `warmup`, d is (1 + steps) / (10 + steps) while that is smaller than `decay`: a short run would end near its
+    random start. BatchNorm's running statistics are averaged too where they are finite; integer buffers are copied.
     """
 
     def __init__(self, model: nn.Layer, *, decay: float, warmup: bool = True) -> None:
@@ -27,9 +26,9 @@ class ModelEma:
 
     @paddle.no_grad()
     def update(self, steps: int, exact: dict[str, Tensor] | None = None) -> None:
-        """Follow the network after its optimizer step number `steps`, counted from 1.
+        """Follow the model after its optimizer step number `steps`, counted from 1.
 
-        `exact`: by Tensor.name, weights in float32 that the network has in half precision only.
+        `exact`: by Tensor.name, float32 copies of weights that the model has in half precision.
         """
         decay = min(self.decay, (1 + steps) / (10 + steps)) if self.warmup else self.decay
         exact = exact or {}

@@ -1,9 +1,9 @@
-"""The training loop and exact evaluation."""
+"""The training loop and exact evaluation. `Trainer.train_step` is one batch, `run.train` a whole run."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -15,7 +15,8 @@ from paddle import Tensor, nn
 from paddlevit.errors import UserError
 from paddlevit.paddle_internals import master_weights
 from paddlevit.runtime.launcher import heartbeat
-from paddlevit.runtime.process import all_reduce_max, rank, world_size
+from paddlevit.runtime.process import all_reduce_max, world_size
+from paddlevit.runtime.seeding import Key, seed_step
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.gradients import LossScale, clip
 from paddlevit.training.metrics import EvalTotals
@@ -25,6 +26,9 @@ from paddlevit.training.running_statistics import RunningStatistics
 from paddlevit.training.sharding import Shards
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+
+_PROGRESS = ("epoch", "step", "updates", "to_evaluate", "best")  # fields of Trainer, saved under these names
+_STEPS_BETWEEN_CHECKS = 16  # of several processes: asking the others makes the device wait
 
 
 class Stopped(Exception):  # noqa: N818 - no error
@@ -37,28 +41,28 @@ class Stopped(Exception):  # noqa: N818 - no error
 
 @dataclass
 class Trainer:
-    """Everything that takes part in training, and all that a resumed run must restore.
+    """All that takes part in training, and all that a resumed run must restore.
 
-    Randomness is drawn from (seed, epoch, step, rank), so no generator's state needs saving: a resumed run goes on with
-    the numbers that an undisturbed one would have drawn.
+    Randomness is drawn from (seed, epoch, step, rank): no generator's state needs saving.
     """
 
     model: nn.Layer
     objective: Objective
-    mixup: Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
+    mixup: Callable[[Tensor, Tensor, Key], tuple[Tensor, Tensor]]
     optimizer: paddle.optimizer.Optimizer
-    lr_at: Callable[[float], float]
-    steps_per_epoch: int
-    accum_iter: int = 1
+    lr_at: Callable[[float], float]  # learning rate by epochs done, with their fraction
+    steps_per_epoch: int  # batches
+    accum_iter: int = 1  # batches per optimizer step
     seed: int = 0
     ema: ModelEma | None = None
-    network: Callable | None = None  # what the objective calls: the model, its program, or what synchronises ranks
+    forward: Any = None  # what the objective calls: the model, DataParallel around it, or its program
     grad_clip: float | None = None  # largest global norm of the gradient
-    shards: Shards | None = None  # where every process keeps a part of the optimizer's state only
+    shards: Shards = field(default_factory=Shards)  # which process keeps which part of the optimizer's state
     loss_scale: LossScale = field(default_factory=LossScale)
-    max_nonfinite: int = 10  # optimizer steps in a row that may be left out
+    max_nonfinite: int = 10  # optimizer steps in a row that may be skipped
     autocast: Callable[[], AbstractContextManager] = nullcontext
-    stop_signal: int = 0
+    fixed: dict[str, Any] = field(default_factory=dict)  # by name, what must not change in the middle of an epoch
+    stop_signal: int = 0  # set by a signal's handler
 
     epoch: int = 0  # epochs done
     step: int = 0  # batches done in the current epoch
@@ -68,10 +72,10 @@ class Trainer:
     lr: float = 0.0  # of the last optimizer step
 
     def __post_init__(self) -> None:
-        self.network = self._network = self.network or self.model
+        self.forward = self.forward or self.model
         self._trainable = [param for param in self.model.parameters() if not param.stop_gradient]
-        networks = [self.model] if self.ema is None else [self.model, self.ema.model]
-        self._statistics = [RunningStatistics(network) for network in networks]
+        self._statistics = RunningStatistics([self.model] if self.ema is None else [self.model, self.ema.model])
+        self._steps_between_checks = self.accum_iter * (1 if world_size() == 1 else _STEPS_BETWEEN_CHECKS)
 
     def train_epoch(self, batches: Batches, on_step: Callable[[Tensor, float], None]) -> None:
         """Train on the rest of the current epoch. After every batch `on_step(loss, seconds waited for data)` is called.
@@ -79,69 +83,64 @@ class Trainer:
         Raises Stopped between two optimizer steps when `stop_signal` was set.
         """
         self.model.train()
-        for images, labels, waited in _timed(batches):
+        asked = time.perf_counter()
+        for images, labels in batches:
+            waited = time.perf_counter() - asked
             heartbeat()
             on_step(self.train_step(images, labels), waited)
             if self.step % self._steps_between_checks == 0 and self.step < self.steps_per_epoch:
                 self.check_stop()
+            asked = time.perf_counter()
         assert self.step == self.steps_per_epoch, f"{self.step} batches instead of {self.steps_per_epoch}"
         self.epoch, self.step = self.epoch + 1, 0
-        self._average_statistics()
-
-    def check_stop(self) -> None:
-        """Raise Stopped if any process was asked to stop; to be called by all of them at the same step."""
-        signum = all_reduce_max(self.stop_signal)
-        if signum:
-            self._average_statistics()
-            raise Stopped(signum)
-
-    def _average_statistics(self) -> None:
-        for statistics in self._statistics:
-            statistics.mend()  # a step since the last line of the log may have spoilt them
-            statistics.average()
-
-    @property
-    def _steps_between_checks(self) -> int:
-        """Optimizer steps are whole there; alone, asking costs nothing, and together it makes the device wait."""
-        return self.accum_iter if world_size() == 1 else self.accum_iter * 16
+        self._statistics.settle()
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One batch forward and backward, and an optimizer step where it completes one; returns the batch's loss."""
-        key = (self.seed, self.epoch, self.step, rank())
-        paddle.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        """Forward and backward on one batch, and an optimizer step after the last one of a group; the batch's loss."""
+        key = seed_step(self.seed, self.epoch, self.step)
         images, targets = self.mixup(images, labels, key)
         first = self.step - self.step % self.accum_iter
-        batches = min(self.accum_iter, self.steps_per_epoch - first)
-        completes = self.step - first + 1 == batches
-        with nullcontext() if completes else self._no_sync():
+        group = min(self.accum_iter, self.steps_per_epoch - first)  # batches of this optimizer step
+        last = self.step + 1 == first + group
+        with nullcontext() if last else self._no_sync():
             with self.autocast():
-                loss, _ = self.objective(self._network, images, targets)
-            self.loss_scale.scaled(loss / batches).backward()
-        if completes:
-            self._update(first)
+                loss, _ = self.objective(self.forward, images, targets)
+            self.loss_scale.scaled(loss / group).backward()
+        if last:
+            self.lr = self.lr_at(self.epoch + first / self.steps_per_epoch)
+            self._update()
         self.step += 1
         return loss.detach()
 
-    def _update(self, step: int) -> None:
-        """An optimizer step, or none, on all processes alike, where a gradient is not finite."""
-        self.lr = self.lr_at(self.epoch + step / self.steps_per_epoch)
+    def _update(self) -> None:
+        """An optimizer step; where a gradient is not finite all processes skip it."""
         gradients = [param.grad_ for param in self._trainable if param.grad_ is not None]
         skip = self.loss_scale.unscale(gradients)
         if self.grad_clip is not None:
             clip(gradients, self.grad_clip)
         set_lr(self.optimizer, self.lr, skip=skip)
         self.optimizer.step()
-        if self.shards is not None:
-            self.shards.share()
+        self.shards.broadcast()
         for param in self._trainable:
             param.clear_gradient(set_to_zero=False)
         self.updates += 1
         if self.ema is not None:
-            # Where the optimizer is shared out, no process has the float32 copies of all.
-            self.ema.update(self.updates, master_weights(self.optimizer) if self.shards is None else None)
+            # No process has the float32 copies of all weights where they are sharded.
+            self.ema.update(self.updates, {} if self.shards else master_weights(self.optimizer))
+
+    def _no_sync(self) -> AbstractContextManager:
+        """Gradients are summed over the processes once per optimizer step."""
+        return self.forward.no_sync() if hasattr(self.forward, "no_sync") else nullcontext()
+
+    def check_stop(self) -> None:
+        """Raise Stopped if any process was asked to stop; to be called by all of them at the same step."""
+        signum = all_reduce_max(self.stop_signal)
+        if signum:
+            self._statistics.settle()
+            raise Stopped(signum)
 
     def read_skipped(self) -> int:
-        """Optimizer steps that were left out since this was last asked, by all processes alike. Waits for the device.
+        """How many optimizer steps all processes have skipped since this was last asked. Waits for the device.
 
         Raises UserError where `max_nonfinite` were in a row.
         """
@@ -152,53 +151,41 @@ class Trainer:
                 f"(TRAIN.MAX_NONFINITE is {self.max_nonfinite}), the last in epoch {self.epoch + 1}, step {self.step}, "
                 f"at learning rate {self.lr:.3g}: lower TRAIN.BASE_LR, set TRAIN.GRAD_CLIP 1.0, or train without -amp"
             )
-        for statistics in self._statistics:
-            statistics.mend() if skipped["total"] else statistics.remember()
+        if skipped["total"]:
+            self._statistics.mend()
+        else:
+            self._statistics.keep()
         return skipped["total"]
-
-    def _no_sync(self) -> AbstractContextManager:
-        return self._network.no_sync() if hasattr(self._network, "no_sync") else nullcontext()
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs: weights by name, the optimizer's arrays by parameter name, and the progress.
 
-        Where the optimizer's state is shared out, all processes ask for it together, and the main one gets it whole.
+        Where the optimizer's state is sharded, all processes call this together, and the main one gets it whole.
         """
-        arrays = optimizer_arrays(self.optimizer, self.model)
         return {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.model.state_dict(),
-            "optimizer": arrays if self.shards is None else self.shards.gather(arrays),
+            "optimizer": self.shards.gather(optimizer_arrays(self.optimizer, self.model)),
             "progress": {
-                "epoch": self.epoch,
-                "step": self.step,
-                "updates": self.updates,
-                "to_evaluate": self.to_evaluate,
-                "steps_per_epoch": self.steps_per_epoch,
-                "accum_iter": self.accum_iter,
-                "best": self.best,
+                **{name: getattr(self, name) for name in _PROGRESS},
+                "fixed": self.fixed,
                 "loss_scale": self.loss_scale.state(),
             },
         }
 
     def load_state(self, optimizer: dict[str, np.ndarray], progress: dict[str, Any]) -> None:
-        """Put back what `state` returned, apart from the weights, which the caller has loaded into model and EMA."""
-        if progress["step"] and progress["steps_per_epoch"] != self.steps_per_epoch:
-            raise UserError(
-                f"the checkpoint stands at step {progress['step']} of {progress['steps_per_epoch']}, and now an epoch "
-                f"has {self.steps_per_epoch} steps: go on with the same global batch, or from the end of an epoch"
-            )
-        if progress["step"] and progress["accum_iter"] != self.accum_iter:
-            raise UserError(
-                f"the checkpoint stands in the middle of an epoch with TRAIN.ACCUM_ITER {progress['accum_iter']}, and "
-                f"now it is {self.accum_iter}: go on with the same, or from the end of an epoch"
-            )
-        for statistics in self._statistics:
-            statistics.remember()
+        """Put back what `state` returned, but for the weights, which the caller has loaded into model and EMA."""
+        for name, value in progress["fixed"].items():
+            if progress["step"] and self.fixed[name] != value:
+                raise UserError(
+                    f"the checkpoint is from the middle of an epoch (step {progress['step']}) with {name} {value}, now "
+                    f"it is {self.fixed[name]}: resume with {value}, or from the end of an epoch"
+                )
+        self._statistics.keep()
         load_optimizer_arrays(self.optimizer, self.model, optimizer)
-        self.epoch, self.step, self.updates = progress["epoch"], progress["step"], progress["updates"]
-        self.best, self.to_evaluate = progress["best"], progress.get("to_evaluate", False)
         self.loss_scale.load_state(progress["loss_scale"])
+        for name in _PROGRESS:
+            setattr(self, name, progress[name])
 
 
 @paddle.no_grad()
@@ -225,14 +212,3 @@ def evaluate(
     if was_training:
         model.train()
     return totals.result()
-
-
-def _timed(batches: Batches) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """The batches, each with the seconds that were spent waiting for it."""
-    iterator = iter(batches)
-    while True:
-        start = time.perf_counter()
-        batch = next(iterator, None)
-        if batch is None:
-            return
-        yield (*batch, time.perf_counter() - start)

@@ -51,8 +51,8 @@ class StepLosses:
         self._losses.append(loss.detach().astype("float32").reshape([1]))
 
     def read(self) -> tuple[float, list[int]]:
-        """The mean of the finite losses of all processes, which read at the same time, and which of the steps, counted
-        from 0, had a loss on this process that is not finite. NaN where no step has a finite loss. Starts anew.
+        """The mean of the finite losses of all processes, which read at the same time (NaN without any), and the steps,
+        counted from the last reading, whose loss is not finite on this process. Forgets them.
         """
         mine = paddle.concat(self._losses)
         self._losses = []

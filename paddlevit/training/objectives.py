@@ -23,13 +23,13 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Class and distillation logits; a network with one head gives the same for both."""
+    """Class and distillation logits; a model with one head gives the same for both."""
     logits, distill_logits = output if isinstance(output, (tuple, list)) else (output, output)
     return logits, distill_logits
 
 
 class Supervised:
-    """Cross-entropy with the targets; the mean of both heads' where the network has two."""
+    """Cross-entropy with the targets; the mean of both heads' where the model has two."""
 
     def __call__(self, model: Callable, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, distill_logits = _two_heads(model(images))
@@ -40,21 +40,21 @@ class Supervised:
 
 
 class Renormalized(nn.Layer):
-    """`network`, which knows images normalised by `own` (mean, std), for images normalised by `given`.
+    """`model`, trained on images normalised by `own` (mean, std), for images normalised by `given`.
 
-    Each pair holds one number per channel, for pixels between 0 and 1. x std + mean are the pixels again.
+    Each pair holds one number per channel, for pixels between 0 and 1.
     """
 
-    def __init__(self, network: nn.Layer, *, given: Statistics, own: Statistics) -> None:
+    def __init__(self, model: nn.Layer, *, given: Statistics, own: Statistics) -> None:
         super().__init__()
-        self.network = network
+        self.model = model
         (mean, std), (own_mean, own_std) = (paddle.to_tensor(pair).reshape([2, 1, -1, 1, 1]) for pair in (given, own))
         self.register_buffer("scale", std / own_std, persistable=False)
         self.register_buffer("shift", (mean - own_mean) / own_std, persistable=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the network makes of images [N, C, H, W]."""
-        return self.network(images * self.scale + self.shift)
+        """The model's output for images [N, C, H, W]."""
+        return self.model(images * self.scale + self.shift)
 
 
 class Distilled:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Container, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -40,11 +40,11 @@ def decay_split(model: nn.Layer, excluded: Sequence[str] | None = None) -> tuple
 
 
 def freeze(model: nn.Layer, patterns: Sequence[str]) -> list[str]:
-    """Take the parameters that `patterns` choose out of training, and return their names.
+    """Freeze the parameters that `patterns` choose, and return their names.
 
     A pattern is one of file names (* ? [...]) for a parameter's whole name. One that begins with ! takes back what
-    those before it have chosen: ["*", "!head*"] trains the head alone. A BatchNorm without trainable parameters goes on
-    with its running statistics, in training too, and leaves them as they are. Raises UserError where a pattern fits no
+    those before it have chosen: ["*", "!head*"] trains the head alone. A BatchNorm without trainable parameters uses
+    its running statistics in training too, and leaves them as they are. Raises UserError where a pattern matches no
     parameter, and where nothing is left to train.
     """
     params = learnable(model)
@@ -53,7 +53,7 @@ def freeze(model: nn.Layer, patterns: Sequence[str]) -> list[str]:
         fitting = [name for name in params if fnmatch.fnmatchcase(name, pattern.removeprefix("!"))]
         if not fitting:
             near = difflib.get_close_matches(pattern, params, n=3, cutoff=0.0)
-            raise UserError(f"TRAIN.FREEZE: '{pattern}' fits no parameter; the nearest ones are {', '.join(near)}")
+            raise UserError(f"TRAIN.FREEZE: '{pattern}' matches no parameter; the nearest ones are {', '.join(near)}")
         frozen.update(dict.fromkeys(fitting, not pattern.startswith("!")))
     if all(frozen.values()):
         raise UserError(f"TRAIN.FREEZE {list(patterns)} leaves no parameter to train")
@@ -79,9 +79,9 @@ def layer_rates(model: nn.Layer, decay: float) -> dict[str, float]:
 
 
 def build_optimizer(
-    config: CfgNode, model: nn.Layer, *, own: Container[str] | None = None
+    config: CfgNode, model: nn.Layer, *, steps: Callable[[str], bool] = lambda name: True
 ) -> paddle.optimizer.Optimizer:
-    """AdamW over the trainable parameters of `model`, or those of them named in `own`; call `set_lr` before every step.
+    """AdamW over the trainable parameters whose names `steps` accepts; call `set_lr` before every step.
 
     The decay filter goes by tensor names, which is what Paddle asks it with; structured names would never match.
     """
@@ -94,13 +94,12 @@ def build_optimizer(
         param.optimize_attr = {"learning_rate": rates[name]}
     decayed, left = decay_split(model, config.TRAIN.NO_WEIGHT_DECAY)
     decayed_names = {param.name for param in decayed.values()}
-    stepped = {name: param for name, param in {**decayed, **left}.items() if own is None or name in own}
     return paddle.optimizer.AdamW(
         learning_rate=config.TRAIN.BASE_LR,
         beta1=betas[0],
         beta2=betas[1],
         epsilon=config.TRAIN.OPTIMIZER.EPS,
-        parameters=list(stepped.values()),
+        parameters=[param for name, param in {**decayed, **left}.items() if steps(name)],
         weight_decay=config.TRAIN.WEIGHT_DECAY,
         apply_decay_param_fun=decayed_names.__contains__,
         multi_precision=config.AMP and config.AMP_OPT_LEVEL == "O2",
@@ -142,7 +141,7 @@ def load_optimizer_arrays(
     if arrays and set(slots) != set(trainable):
         differing = sorted(set(slots) ^ set(trainable))
         raise UserError(
-            f"the checkpoint's optimizer state is of another network, or of another TRAIN.FREEZE: {len(differing)} "
+            f"the checkpoint's optimizer state is of another model, or another TRAIN.FREEZE: {len(differing)} "
             f"parameters differ, first {', '.join(differing[:3])}"
         )
     state: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Blocks that compute their activations a second time in the backward pass, and do not keep them until then."""
+"""Recomputation: blocks keep no activations and compute them again in the backward pass."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from paddlevit.paddle_internals import momentum_and_epsilon, set_momentum
 def recompute_blocks(model: nn.Layer) -> None:
     """Let every block of `model` keep its input only, in training (Chen et al. 2016, section 4).
 
-    Losses and gradients stay the same, also where random numbers are drawn; running statistics move once. To be called
-    after the network was copied, as the copy's blocks would compute with the weights of this one. Raises UserError
-    where the network has no blocks.
+    Losses and gradients stay the same, also where random numbers are drawn; running statistics move once. Call it after
+    the model was copied: the copy's blocks would compute with the weights of this one. Raises UserError for a model
+    without blocks.
     """
     blocks = [layer for layer in model.sublayers() if getattr(layer, "recomputable", False)]
     if not blocks:
-        raise UserError(f"TRAIN.RECOMPUTE: {type(model).__name__} has no blocks that could be computed again")
+        raise UserError(f"TRAIN.RECOMPUTE: {type(model).__name__} has no blocks to recompute")
     for block in blocks:
-        block.forward = _computed_again(block)
+        block.forward = _recomputed(block)
 
 
-def _computed_again(block: nn.Layer) -> Callable[..., Tensor]:
+def _recomputed(block: nn.Layer) -> Callable[..., Tensor]:
     forward = block.forward
     norms = [layer for layer in block.sublayers() if isinstance(layer, nn.BatchNorm2D)]
 
@@ -38,19 +38,19 @@ def _computed_again(block: nn.Layer) -> Callable[..., Tensor]:
         passes = itertools.count()
 
         def one_pass(*inputs: Any) -> Tensor:
-            with _standing_still(norms if next(passes) else []):
+            with _frozen_statistics(norms if next(passes) else []):
                 return forward(*inputs)
 
-        # Without hooks in place of a node of its own, a block whose input wants no gradient would get none itself, and
-        # DataParallel would not see its parameters.
+        # The reentrant version gives no gradients to a block whose input wants none, and hides its parameters from
+        # DataParallel.
         return recompute(one_pass, *inputs, use_reentrant=False)
 
     return run
 
 
 @contextlib.contextmanager
-def _standing_still(norms: list[nn.BatchNorm2D]) -> Iterator[None]:
-    """Running statistics stay as they are: a momentum of 1 gives the old ones the whole weight."""
+def _frozen_statistics(norms: list[nn.BatchNorm2D]) -> Iterator[None]:
+    """Keep running statistics as they are: a momentum of 1 gives the old ones the whole weight."""
     momenta = [momentum_and_epsilon(norm)[0] for norm in norms]
     for norm in norms:
         set_momentum(norm, 1.0)

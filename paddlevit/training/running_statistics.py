@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import paddle
 from paddle import Tensor, nn
 
@@ -10,38 +12,40 @@ from paddlevit.runtime.process import all_reduce_sum, world_size
 
 
 class RunningStatistics:
-    """The running means and variances of a network that training changes."""
+    """The running means and variances of models that training changes."""
 
-    def __init__(self, model: nn.Layer) -> None:
-        layers = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, nn.BatchNorm2D)]
+    def __init__(self, models: Sequence[nn.Layer]) -> None:
+        layers = [layer for model in models for layer in model.sublayers(include_self=True)]
         self._tensors: list[Tensor] = [
-            tensor for layer in layers if not uses_running_statistics(layer) for tensor in running_statistics(layer)
+            tensor
+            for layer in layers
+            if isinstance(layer, nn.BatchNorm2D) and not uses_running_statistics(layer)
+            for tensor in running_statistics(layer)
         ]
-        self.remember()
+        self.keep()
 
     @paddle.no_grad()
-    def remember(self) -> None:
-        """Take the present values for good."""
-        self._good = [tensor.clone() for tensor in self._tensors]
+    def keep(self) -> None:
+        """Keep a copy of the present values, which are finite."""
+        self._finite = [tensor.clone() for tensor in self._tensors]
 
     @paddle.no_grad()
     def mend(self) -> None:
-        """Put back the remembered value where one is not finite.
-
-        A forward pass changes the statistics at once: unlike weights, they cannot be spared by leaving out a step.
+        """Put back what was kept where a value is not finite: skipping a step spares weights, but a forward pass has
+        changed the statistics by then.
         """
-        for tensor, good in zip(self._tensors, self._good):
-            tensor.set_value(paddle.where(paddle.isfinite(tensor), tensor, good))
+        for tensor, finite in zip(self._tensors, self._finite):
+            tensor.set_value(paddle.where(paddle.isfinite(tensor), tensor, finite))
 
     @paddle.no_grad()
-    def average(self) -> None:
-        """Give all processes, which call this together, the mean of theirs: each has seen other images.
+    def settle(self) -> None:
+        """Mend them and give all processes, which call this together, the mean of theirs: each has seen other images.
 
         Doing so more often changes nothing but rounding, since the statistics are sums weighted by age alone.
         """
+        self.mend()
         if world_size() == 1 or not self._tensors:
             return
         flat = all_reduce_sum(paddle.concat([tensor.flatten() for tensor in self._tensors])) / world_size()
-        parts = paddle.split(flat, [tensor.size for tensor in self._tensors])
-        for tensor, part in zip(self._tensors, parts):
+        for tensor, part in zip(self._tensors, paddle.split(flat, [tensor.size for tensor in self._tensors])):
             tensor.set_value(part.reshape(tensor.shape))

@@ -1,4 +1,4 @@
-"""The optimizer's state shared out over the processes that train together."""
+"""The optimizer's state sharded over the processes that train together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paddlevit.runtime.process import is_main, rank, world_size
 
 
 def owners(sizes: dict[str, int], processes: int) -> dict[str, int]:
-    """Which process each parameter belongs to, given their sizes: the largest first, to whom has the least so far."""
+    """Which process each parameter belongs to, given their sizes: the largest first, each to whom has the least."""
     loads = [0] * processes
     result = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
@@ -22,33 +22,37 @@ def owners(sizes: dict[str, int], processes: int) -> dict[str, int]:
 
 
 class Shards:
-    """Every process keeps the optimizer's state of its own parameters only, steps them, and sends them to the others.
+    """Every process keeps the optimizer's state of its own `params` only, steps them, and sends them to the others.
 
     ZeRO stage 1 (Rajbhandari et al. 2020, section 5.1), over whole parameters: gradients are summed everywhere, as
-    without it, and the numbers are the same.
+    without it, and the numbers are the same. Without `params` nothing is sharded.
     """
 
-    def __init__(self, trainable: dict[str, Tensor]) -> None:
-        if len(trainable) < world_size():
+    def __init__(self, params: dict[str, Tensor] | None = None) -> None:
+        self._params = params or {}
+        if self._params and len(self._params) < world_size():
             raise UserError(
-                f"TRAIN.SHARD_OPTIMIZER: {len(trainable)} trainable tensors cannot be shared out over {world_size()} "
+                f"TRAIN.SHARD_OPTIMIZER: {len(self._params)} trainable tensors cannot be sharded over {world_size()} "
                 "processes: set it to False"
             )
-        self._trainable = trainable
-        self._owners = owners({name: param.size for name, param in trainable.items()}, world_size())
+        self._owners = owners({name: param.size for name, param in self._params.items()}, world_size())
 
-    def own(self) -> list[str]:
-        """Names of the parameters that this process steps."""
-        return [name for name, owner in self._owners.items() if owner == rank()]
+    def __bool__(self) -> bool:
+        return bool(self._params)
 
-    def share(self) -> None:
+    def steps(self, name: str) -> bool:
+        """Whether this process steps the parameter."""
+        return self._owners.get(name, rank()) == rank()
+
+    def broadcast(self) -> None:
         """Send every parameter from its owner to the others."""
-        params = self._trainable
-        for task in [dist.broadcast(params[name], src, sync_op=False) for name, src in self._owners.items()]:
+        for task in [dist.broadcast(self._params[name], src, sync_op=False) for name, src in self._owners.items()]:
             task.wait()
 
     def gather(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """The `arrays` of all processes, which call this together, on the main one; those of one process at a time."""
+        if not self:
+            return arrays
         merged: dict[str, Any] = {}
         for source in range(world_size()):
             box: list[Any] = [arrays if source == rank() else None]
