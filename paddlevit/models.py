@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import Callable
 
 from paddle import nn
 from yacs.config import CfgNode
 
-from paddlevit.config import variant_names
+from paddlevit.config import get_config, variant_names, with_values
 from paddlevit.cvt import build_cvt
 from paddlevit.hrformer import build_hrformer
 from paddlevit.hvt import build_hvt
 from paddlevit.pit import build_pit
 from paddlevit.regnet import build_regnet
+from paddlevit.weights import load_weights
 
 FAMILIES: dict[str, Callable[[CfgNode], nn.Layer]] = {
     "cvt": build_cvt,
@@ -23,9 +25,28 @@ FAMILIES: dict[str, Callable[[CfgNode], nn.Layer]] = {
 }
 
 
-def build_model(config: CfgNode) -> nn.Layer:
-    """The network that `config` describes: images float32 [N, C, H, W] -> logits [N, MODEL.NUM_CLASSES]."""
-    return FAMILIES[config.MODEL.TYPE](config)
+def build_model(
+    config_or_name: CfgNode | str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
+) -> nn.Layer:
+    """The model of a configuration, a variant's name or a yaml file: images [N, C, H, W] -> logits [N, num_classes].
+
+    `weights` is a file as `load_weights` takes; where it has another number of classes, the classifier is a new one,
+    which a warning says, and position embeddings are interpolated to `image_size`. Raises ConfigError,
+    MissingFileError and WeightsError, all UserErrors.
+    """
+    config = config_or_name if isinstance(config_or_name, CfgNode) else get_config(os.fspath(config_or_name))
+    given = {"MODEL.NUM_CLASSES": num_classes, "DATA.IMAGE_SIZE": image_size}
+    given = {key: value for key, value in given.items() if value is not None}
+    if given:
+        config = with_values(config, given)
+    model = FAMILIES[config.MODEL.TYPE](config)
+    if weights is not None:
+        load_weights(model, weights, new_head=True)
+    return model
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -149,6 +149,8 @@ def _check_recognised(
             f"the weights are of no source known for this network ({', '.join(target.tables)}): they are called "
             f"{listing(list(state))}; the network's are called {listing(list(target.shapes)[:3])}, ..."
         )
+    if any(name.endswith(tuple(_STATISTICS.values())) for name in state):
+        return  # names that only Paddle gives: of two layouts that fit alike, ours has been taken
     linear = _fitting(best, target) & target.linear
     for other in candidates:
         layouts = {target.tables[candidate.source]["layout"] for candidate in (best, other)}

@@ -27,13 +27,15 @@ def load_weights(
     *,
     source: str = "auto",
     reinit: Sequence[str] = (),
+    new_head: bool = False,
     strict: bool = True,
 ) -> LoadReport:
     """Fills `model` from a weights file or state dict of any known source; returns what became of each name.
 
     Values are cast to the parameters' dtype; position embeddings are interpolated to the network's image size.
-    Parameters whose name begins with one of `reinit` keep their values, whatever the file has for them. Where anything
-    else is missing, unexpected or of another shape, WeightsError lists it and the network stays as it was;
+    Parameters whose name begins with one of `reinit` keep their values, whatever the file has for them; with `new_head`
+    so does the classifier where the file has another number of classes, which a warning says. Where anything else is
+    missing, unexpected or of another shape, WeightsError lists it and the network stays as it was;
     `strict=False` loads what fits and logs the rest. WeightsError also for a damaged file (which may be noticed when
     some parameters are filled already), MissingFileError where there is none. One array is in memory at a time.
     """
@@ -44,8 +46,13 @@ def load_weights(
     target = Target.of(model)
     with naming(where):
         translated = recognise(state, target, source)
-    plan = _plan(translated, target, (reinit,) if isinstance(reinit, str) else tuple(reinit))
     heads = tuple(getattr(model, "head_prefixes", ()))
+    kept = (reinit,) if isinstance(reinit, str) else tuple(reinit)
+    classes = _classes(translated.arrays, target, heads) if new_head else (0, 0)
+    if classes[0] != classes[1]:
+        logger.warning("%s has %d classes, the model %d: it starts with a new classifier", where, *classes)
+        kept += heads
+    plan = _plan(translated, target, kept)
     # A plain PiT has no second head, but callers may pass on every head prefix of its class.
     idle = [prefix for prefix in plan.idle if prefix not in heads]
     if idle:
@@ -114,6 +121,14 @@ def _plan(translated: Translated, target: Target, reinit: tuple[str, ...]) -> _P
     plan.idle = [prefix for prefix in reinit if not any(name.startswith(prefix) for name in [*shapes, *arrays])]
     plan.excused = [name for name in arrays if reinit and name.startswith(reinit)]
     return plan
+
+
+def _classes(arrays: Mapping[str, LazyArray], target: Target, heads: tuple[str, ...]) -> tuple[int, int]:
+    """How many classes the file has and how many the model, where both or only the file have a classifier."""
+    there = [name for name in arrays if heads and name.startswith(heads)]
+    ours = [name for name in target.shapes if heads and name.startswith(heads)]
+    name = next((name for name in there if name in ours or not ours), None)
+    return (arrays[name].shape[-1], target.shapes[name][-1] if ours else 0) if name else (0, 0)
 
 
 def _resized(name: str, array: LazyArray, shape: tuple[int, ...]) -> LazyArray:

@@ -69,7 +69,7 @@ def test_weights_of_another_number_of_classes(published, capsys):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"-cfg": "pit_tiny"}, "pit_tiny"),
+        ({"-cfg": "pit_huge"}, "pit_huge"),
         ({"-cfg": "pit_s_224"}, "of another shape in the file"),
         ({"-input": "absent.pth"}, "no weights file absent.pth"),
         ({"-output": "out.pth"}, "does not end in .pdparams"),
