@@ -21,11 +21,6 @@ def package_logger():
     _put_back()
 
 
-def pytest_unconfigure():
-    # Loaders' workers end with this process; Paddle's threads log that, to a stream that pytest has closed.
-    logging.raiseExceptions = False
-
-
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     if CHROMIUM is None:

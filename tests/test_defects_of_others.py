@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import logging
-import os
 import re
 import warnings
 from types import SimpleNamespace
@@ -26,7 +25,6 @@ from paddlevit.config import get_config, with_values
 from paddlevit.data import build as data_room
 from paddlevit.data.erasing import RandomErasing
 from paddlevit.data.mixup import Mixup, SmoothTargets, build_mixup
-from paddlevit.data.stream import BatchStream
 from paddlevit.errors import UserError
 from paddlevit.run.build import build_trainer, check_amp, log_start
 from paddlevit.run.folder import restore, resumed_state, save
@@ -232,19 +230,6 @@ def test_processes_seldom_ask_each_other(monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", lambda tensor, **options: asked_at.add((trainer.epoch, trainer.step)))
     trainer.train_epoch(map(batch, range(40)), lambda loss, waited: None)
     assert {(0, 16), (0, 32)} <= asked_at <= {(0, 16), (0, 32), (1, 0)}, "whether to stop, and at the epoch's end"
-
-
-class WhoReads:
-    """A data set whose labels are the numbers of the processes that read them."""
-
-    def __getitem__(self, sample):
-        return np.zeros((1, 1, 3), dtype=np.uint8), np.int64(os.getpid())
-
-
-def test_workers_stay_over_epochs():
-    stream = BatchStream(WhoReads(), num_workers=2)
-    epochs = [{labels.item() for _, labels in stream.run([[(0, None)]] * 6)} for _ in range(2)]
-    assert epochs[0] == epochs[1] and len(epochs[0] - {os.getpid()}) == 2
 
 
 def test_a_process_takes_the_gpu_of_its_machine(monkeypatch):

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
-import paddle
 from tqdm import tqdm
 from yacs.config import CfgNode
 
@@ -153,7 +152,7 @@ def _collated(samples: list[tuple[np.ndarray, np.int64]]) -> tuple[np.ndarray, n
 
 
 def _on_device(loader: Any, pixels: np.ndarray, *, erase: bool = False) -> None:
-    images = loader.normalize(paddle.to_tensor(pixels))
+    images = loader.normalize(pixels)
     if erase and loader.erase is not None:
         images = loader.erase(images, (0, 0, 0, 0))
     images[0, 0, 0, 0].item()  # waits for the device

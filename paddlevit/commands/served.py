@@ -61,7 +61,7 @@ class ServedNetwork:
 
     def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Probabilities [N, classes] of images [N, H, W, C]; of those in `explain`, where the likeliest was seen."""
-        images = self._normalize(paddle.to_tensor(pixels))
+        images = self._normalize(pixels)
         probabilities = F.softmax(self._logits(images).astype("float32")).numpy()
         chosen = list(explain)
         if not chosen or self._model is None:

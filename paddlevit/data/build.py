@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import numpy as np
 from PIL import Image
@@ -17,10 +17,9 @@ from paddlevit.data.dataset import MODES, ImageDataset
 from paddlevit.data.erasing import build_erasing
 from paddlevit.data.files import FileDataset, FileSource
 from paddlevit.data.layouts import open_imagenet
-from paddlevit.data.loader import EvalLoader, Normalize, TrainLoader
+from paddlevit.data.loader import BatchStream, EvalLoader, Normalize, TrainLoader
 from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
 from paddlevit.data.sources import Source
-from paddlevit.data.stream import shared_memory_holds
 from paddlevit.data.transforms import build_eval_transform, build_train_transform
 from paddlevit.errors import UserError
 
@@ -52,9 +51,9 @@ def build_train_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -
         seed=config.SEED,
         repeats=config.TRAIN.REPEATED_AUG,
     )
-    common = _common(config, config.DATA.BATCH_SIZE, world_size)
     max_bad = config.DATA.MAX_BAD if config.DATA.ON_ERROR == "skip" else None
-    return TrainLoader(dataset, sampler, erase=build_erasing(config), max_bad=max_bad, **common)
+    stream = _stream(config, dataset, config.DATA.BATCH_SIZE, world_size=world_size, max_bad=max_bad)
+    return TrainLoader(stream, sampler, normalize=Normalize(**_statistics(config)), erase=build_erasing(config))
 
 
 def build_eval_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
@@ -89,7 +88,7 @@ def build_file_loader(config: CfgNode, paths: Sequence[str]) -> EvalLoader:
 
 def build_preparation(config: CfgNode) -> tuple[Callable[[Image.Image], np.ndarray], Normalize]:
     """For images that come one by one: from a decoded one to the pixels uint8 [H, W, C] that evaluation sees, and from
-    a stack of those to what the network takes.
+    a stack of those to what the model takes.
     """
     mode, transform = MODES[_channels(config)], build_eval_transform(config)
 
@@ -102,7 +101,8 @@ def build_preparation(config: CfgNode) -> tuple[Callable[[Image.Image], np.ndarr
 def _eval_loader(config: CfgNode, dataset: ImageDataset, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
     sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
-    return EvalLoader(dataset, sampler, **_common(config, batch_size, world_size))
+    stream = _stream(config, dataset, batch_size, world_size=world_size)
+    return EvalLoader(stream, sampler, normalize=Normalize(**_statistics(config)))
 
 
 def _checked_source(config: CfgNode, split: str) -> Source:
@@ -149,27 +149,25 @@ def resizer(wanted: str) -> str:
 def _channels(config: CfgNode) -> int:
     channels = config.DATA.IMAGE_CHANNELS
     if channels not in (1, 3):
-        raise UserError(f"DATA.IMAGE_CHANNELS is {channels}, allowed: 1 (grey) or 3")
+        raise UserError(f"DATA.IMAGE_CHANNELS must be 1 (grey) or 3, got {channels}")
     return channels
 
 
-def _common(config: CfgNode, batch_size: int, world_size: int) -> dict[str, Any]:
-    """The arguments that both loaders take."""
+def _stream(
+    config: CfgNode, dataset: ImageDataset, batch_size: int, *, world_size: int, max_bad: int | None = None
+) -> BatchStream:
     data = config.DATA
     processes = int(os.environ.get("PADDLE_LOCAL_SIZE", world_size))
-    workers = num_workers(data.NUM_WORKERS, processes)
-    bytes_per_batch = batch_size * data.IMAGE_CHANNELS * data.IMAGE_SIZE**2
-    # Per worker two batches under way and one on its way out, for training and for evaluation, in every process.
-    shared_memory = workers > 0 and shared_memory_holds(2 * 3 * workers * processes * bytes_per_batch)
-    return {"normalize": Normalize(**_statistics(config)), "num_workers": workers, "shared_memory": shared_memory}
+    shape = (batch_size, data.IMAGE_SIZE, data.IMAGE_SIZE, data.IMAGE_CHANNELS)
+    return BatchStream(dataset, shape, num_workers=num_workers(data.NUM_WORKERS, processes), max_bad=max_bad)
 
 
 def _statistics(config: CfgNode) -> dict[str, Sequence[float]]:
     data = config.DATA
     statistics = {"mean": data.IMAGENET_MEAN, "std": data.IMAGENET_STD}
     for name, values in statistics.items():
-        if len(values) != 3 or (name == "std" and min(values) <= 0.0):
-            raise UserError(f"DATA.IMAGENET_{name.upper()} is {values}, allowed: three numbers, deviations above 0")
+        if len(values) != 3:
+            raise UserError(f"DATA.IMAGENET_{name.upper()} must have three numbers, got {list(values)}")
     if data.IMAGE_CHANNELS == 1:
         return {name: [float(np.mean(values))] for name, values in statistics.items()}
     return statistics
@@ -179,8 +177,6 @@ def num_workers(wanted: int, processes: int) -> int:
     """Processes that read data for each of `processes` on this machine; -1: one per core that is free for it, at most
     8, and none where there is one core only.
     """
-    if wanted < -1:
-        raise UserError(f"DATA.NUM_WORKERS is {wanted}, allowed: -1 (chosen by the cores), 0 and above")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if wanted >= 0:
         if wanted * processes > cores:

@@ -1,10 +1,24 @@
-"""Batches on the device, normalised and ready for the network."""
+"""Batches of images: read by worker processes, normalised on the device."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any, Callable
+import itertools
+import logging
+import math
+import mmap
+import multiprocessing
+import multiprocessing.util
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import paddle
@@ -12,33 +26,41 @@ from paddle import Tensor
 from paddle.utils.dlpack import from_dlpack
 from PIL import Image
 
-from paddlevit.data.dataset import ImageDataset
+from paddlevit.data.dataset import Drawn, ImageDataset, Sample, with_generators
 from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
-from paddlevit.data.stream import BatchStream
+from paddlevit.data.seeding import Key
+from paddlevit.errors import UserError
 
-Erase = Callable[[Tensor, tuple[int, ...]], Tensor]
+logger = logging.getLogger(__name__)
 
+Erase = Callable[[Tensor, Key], Tensor]
+Pixels = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels int64 [N]
+Batch = tuple[Tensor, Tensor]  # images float32 [N, C, H, W] and labels int64 [N]
+
+_AHEAD = 2  # batches that each worker reads ahead of the one in use
+_SLOTS = _AHEAD + 1
 _THUMBNAIL_SIDE = 160
 _TINY_SIDE = 64
 
 
 class Normalize:
-    """Pixels to what a network sees: (x / 255 - mean) / std per channel, for means and deviations in 0 to 1."""
+    """Pixels to what a model sees: (x / 255 - mean) / std per channel, for mean and std in 0 to 1."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean = mean
         self.std = std
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """float32 [N, C, H, W] of uint8 [N, H, W, C]."""
-        if images.place.is_cpu_place():
-            return self._on_cpu(images.numpy())
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        """float32 [N, C, H, W] on the current device, of uint8 [N, H, W, C]."""
+        if paddle.get_device() == "cpu":
+            return from_dlpack(self._planes(pixels))
+        images = from_dlpack(pixels).cuda()
         # Channel by channel with plain numbers: broadcasting [1, C, 1, 1] takes longer.
         channels = zip(self.mean, self.std)
         planes = [(images[..., c].astype("float32") - 255.0 * m) / (255.0 * s) for c, (m, s) in enumerate(channels)]
         return paddle.stack(planes, axis=1)
 
-    def _on_cpu(self, pixels: np.ndarray) -> Tensor:
+    def _planes(self, pixels: np.ndarray) -> np.ndarray:
         """A plane at a time, which stays in the processor's cache: a third of the time of Paddle's operators."""
         num, height, width, channels = pixels.shape
         images = np.empty((num, channels, height, width), dtype=np.float32)
@@ -49,7 +71,7 @@ class Normalize:
                 plane[...] = image[..., c]
                 plane *= scales[c]
                 plane -= offsets[c]
-        return from_dlpack(images)
+        return images
 
 
 class TrainLoader:
@@ -59,20 +81,18 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        stream: BatchStream,
         sampler: TrainBatchSampler,
         *,
         normalize: Normalize,
         erase: Erase | None = None,
-        **stream: Any,
     ) -> None:
-        """`stream`: the keyword arguments of a BatchStream."""
-        self.dataset = dataset
-        self.source = dataset.source
+        self.dataset = stream.dataset
+        self.source = stream.dataset.source
         self.normalize = normalize
         self.erase = erase
         self._sampler = sampler
-        self._stream = BatchStream(dataset, **stream)
+        self._stream = stream
 
     @property
     def num_images(self) -> int:
@@ -94,18 +114,20 @@ class TrainLoader:
         """Name of each class."""
         return self.source.class_names
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 [N, C, H, W] and labels int64 [N] of each step of an epoch, counted from 0, from `first_step`.
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batch of each step of an epoch, counted from 0, from `first_step`.
 
         An epoch may be left at any step; the next one that is asked for ends it. Raises UserError, naming the image,
         where one cannot be read, or where more were replaced than may be.
         """
-        batches = self._stream.run(self._sampler.batches(epoch, first_step))
-        for step, (images, labels) in enumerate(batches, first_step):
-            images = self.normalize(images)
-            if self.erase is not None:
-                images = self.erase(images, (self._sampler.seed, epoch, step, self._sampler.rank))
-            yield images, labels
+
+        def normalized(step: int, pixels: np.ndarray) -> Tensor:
+            images = self.normalize(pixels)
+            if self.erase is None:
+                return images
+            return self.erase(images, (self._sampler.seed, epoch, first_step + step, self._sampler.rank))
+
+        return self._stream.run(self._sampler.batches(epoch, first_step), normalized)
 
     def names(self, epoch: int, step: int) -> list[str]:
         """Paths of the images of a batch of this process, as if all could be read."""
@@ -115,19 +137,11 @@ class TrainLoader:
 class EvalLoader:
     """Batches of this process's share of the images: those of all processes together are every image once."""
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        sampler: EvalBatchSampler,
-        *,
-        normalize: Normalize,
-        **stream: Any,
-    ) -> None:
-        """`stream`: the keyword arguments of a BatchStream."""
-        self.source = dataset.source
+    def __init__(self, stream: BatchStream, sampler: EvalBatchSampler, *, normalize: Normalize) -> None:
+        self.source = stream.dataset.source
         self._sampler = sampler
         self._normalize = normalize
-        self._stream = BatchStream(dataset, **stream)
+        self._stream = stream
 
     @property
     def num_images(self) -> int:
@@ -148,10 +162,8 @@ class EvalLoader:
         """Batches of this process; there may be none."""
         return len(self._sampler)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 [N, C, H, W] and labels int64 [N] of each batch."""
-        for images, labels in self._stream.run(self._sampler):
-            yield self._normalize(images), labels
+    def __iter__(self) -> Iterator[Batch]:
+        return self._stream.run(self._sampler, lambda step, pixels: self._normalize(pixels))
 
     @property
     def common_batches(self) -> int:
@@ -165,3 +177,192 @@ class EvalLoader:
         file = io.BytesIO()
         image.save(file, "PNG" if max(image.size) <= _TINY_SIDE else "JPEG")
         return file.getvalue()
+
+
+class BatchStream:
+    """Reads batches of a data set in order, in any number of runs, each of which may be left early.
+
+    With n workers, each reads every n-th batch. They start with the first run and end with this object or the program.
+    """
+
+    def __init__(
+        self, dataset: ImageDataset, batch_shape: Sequence[int], *, num_workers: int = 0, max_bad: int | None = None
+    ) -> None:
+        """`batch_shape`: [N, H, W, C] of a full batch. `max_bad`: so many unreadable images are replaced by the next
+        readable one each; None: the first one is an error.
+        """
+        self.dataset = dataset
+        self._shape = batch_shape
+        self._num_workers = num_workers
+        self._max_bad = max_bad
+        self._bad: set[str] = set()
+        self._read = _Reader(dataset, max_bad or 0)
+        self._workers: list[_Worker] = []
+        self._thread: ThreadPoolExecutor | None = None
+        self._run = 0
+
+    def run(self, batches: Iterable[list[Sample]], prepare: Callable[[int, np.ndarray], Tensor]) -> Iterator[Batch]:
+        """prepare(step, pixels), for steps from 0 and pixels uint8 [N, H, W, C] that are valid only during the call,
+        and the labels, of each list of samples.
+
+        Ends an earlier run. Raises UserError where an image cannot be read.
+        """
+        self._run += 1
+        while len(self._workers) < self._num_workers:  # here, and not when the first batch is asked for, in a thread
+            self._workers.append(_Worker(self._read, self._shape, self._workers))
+            multiprocessing.util.Finalize(self, _kill, args=(self._workers[-1].process,), exitpriority=0)
+        prepared = self._prepared(self._run, batches, prepare)
+        return prepared if paddle.get_device() == "cpu" else self._ahead(prepared)
+
+    def _prepared(self, run: int, batches: Iterable[list[Sample]], prepare: Any) -> Iterator[Batch]:
+        replies = self._by_workers(batches) if self._num_workers else self._here(batches)
+        for step, (reply, pixels) in enumerate(replies):
+            if reply.error is not None:
+                raise reply.error
+            self._count(reply.bad)
+            yield prepare(step, pixels[: len(reply.labels)]), paddle.to_tensor(reply.labels, "int64")
+            assert run == self._run, "another run was started in the meantime"
+
+    def _here(self, batches: Iterable[list[Sample]]) -> Iterator[tuple[_Reply, np.ndarray]]:
+        pixels = np.empty(self._shape, np.uint8)
+        for samples in batches:
+            yield self._read(samples, pixels), pixels
+
+    def _by_workers(self, batches: Iterable[list[Sample]]) -> Iterator[tuple[_Reply, np.ndarray]]:
+        for worker in self._workers:
+            worker.drop_answers()  # of a run that was left
+        asked: deque[_Worker] = deque()
+        for worker, samples in zip(itertools.cycle(self._workers), batches):
+            worker.ask(samples)
+            asked.append(worker)
+            if len(asked) > _AHEAD * len(self._workers):
+                yield asked.popleft().answer()
+        while asked:
+            yield asked.popleft().answer()
+
+    def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """A copy to a GPU waits for what the GPU does: a thread prepares the next batch while one is used."""
+        if self._thread is None:  # one for all runs, so that a new one waits for what is left of the one before
+            self._thread = ThreadPoolExecutor(1, initializer=paddle.set_device, initargs=(paddle.get_device(),))
+        coming = self._thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = self._thread.submit(next, batches, None)
+            yield batch
+
+    def _count(self, bad: Iterable[str]) -> None:
+        """Log each image that was replaced once. Raises UserError where there are more than may be."""
+        for message in bad:
+            if message in self._bad:
+                continue
+            self._bad.add(message)
+            logger.warning("skipping unreadable image (%d of max. %s): %s", len(self._bad), self._max_bad, message)
+            if len(self._bad) > (self._max_bad or 0):
+                raise UserError(
+                    f"{len(self._bad)} images cannot be read, allowed: {self._max_bad} (DATA.MAX_BAD). The last one: "
+                    f"{message}. The log lists them; tools/prepare_data.py check finds all"
+                )
+
+
+class _Reply(NamedTuple):
+    """What is to say of a batch besides its pixels; `bad`: the errors of images that were replaced."""
+
+    labels: list[int]
+    bad: list[str]
+    error: Exception | None = None
+
+
+class _Reader:
+    """Reads batches of a data set, in this process or in a worker."""
+
+    def __init__(self, dataset: ImageDataset, max_bad: int) -> None:
+        self._dataset = dataset
+        self._max_bad = max_bad
+
+    def __call__(self, samples: Sequence[Sample], out: np.ndarray) -> _Reply:
+        """Write pixels into `out`, uint8 [N, H, W, C]. Errors are returned, so that they reach the caller's process."""
+        labels: list[int] = []
+        bad: list[str] = []
+        try:
+            for pixels, drawn in zip(out, with_generators(samples)):
+                pixels[...], label = self._image(drawn, bad)
+                labels.append(int(label))
+        except UserError as error:
+            return _Reply(labels, bad, type(error)(str(error)))  # without what it was raised from, which may not pickle
+        except Exception:
+            return _Reply(labels, bad, RuntimeError(f"while reading data:\n{traceback.format_exc()}"))
+        return _Reply(labels, bad)
+
+    def _image(self, drawn: Drawn, bad: list[str]) -> tuple[np.ndarray, np.int64]:
+        """Pixels and label of an image, or of the next one that can be read."""
+        index, rng = drawn
+        for _ in range(self._max_bad):
+            try:
+                return self._dataset[index, rng]
+            except UserError as error:
+                bad.append(str(error))
+                index = (index + 1) % len(self._dataset)
+        return self._dataset[index, rng]
+
+
+class _Worker:
+    """A process that reads batches into memory that it shares with this one.
+
+    Paddle's DataLoader (seen in 3.3.1) keeps batches in named files of /dev/shm, which a container may not have room
+    for and a killed process leaves behind, copies each four times, and turns a worker's error into a SystemError.
+    """
+
+    def __init__(self, read: _Reader, batch_shape: Sequence[int], others: Sequence[_Worker]) -> None:
+        memory = mmap.mmap(-1, _SLOTS * math.prod(batch_shape))
+        self._slots = np.frombuffer(memory, np.uint8).reshape(_SLOTS, *batch_shape)
+        self._asked = self._answered = 0
+        fork = multiprocessing.get_context("fork")  # nothing there touches Paddle or a GPU
+        self._pipe, theirs = fork.Pipe()
+        inherited = [self._pipe, *(other._pipe for other in others)]
+        self.process = fork.Process(target=_work, args=(read, self._slots, theirs, inherited))
+        # Ctrl-C and others reach all processes, but training goes on to the end of its step: workers inherit this.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+
+    def ask(self, samples: Sequence[Sample]) -> None:
+        """Request a batch: up to _SLOTS of them may be waiting."""
+        with contextlib.suppress(OSError):  # where it has died `answer` will say so
+            self._pipe.send((self._asked % _SLOTS, samples))
+        self._asked += 1
+
+    def answer(self) -> tuple[_Reply, np.ndarray]:
+        """The answer to the oldest request: its pixels are valid until the next but _AHEAD is requested."""
+        try:
+            reply = self._pipe.recv()
+        except (EOFError, OSError):
+            raise RuntimeError(
+                "a data worker has died, often for lack of memory: lower DATA.NUM_WORKERS or the batch size"
+            ) from None
+        self._answered += 1
+        return reply, self._slots[(self._answered - 1) % _SLOTS]
+
+    def drop_answers(self) -> None:
+        """Wait for the requests that are under way, and forget them."""
+        while self._answered < self._asked:
+            self.answer()
+
+
+def _work(read: _Reader, slots: np.ndarray, pipe: Connection, inherited: Sequence[Connection]) -> None:
+    """A worker's process: answer requests until the other end of the pipe is closed."""
+    for other in inherited:
+        other.close()  # or the end of the parent would not close them
+    gc.freeze()  # looking at what was inherited would copy it
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(0)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            slot, samples = pipe.recv()
+            pipe.send(read(samples, slots[slot]))
+
+
+def _kill(worker: Any) -> None:
+    worker.kill()
+    worker.join()
