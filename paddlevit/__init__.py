@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from paddlevit.runtime import settings
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["__version__", "build_model", "list_models"]
 
-settings.prepare_for_paddle()
+settings.set_environment()
 
 # Where the names are that need Paddle, which takes a second to import: they wait until they are asked for.
 _ROOMS = {"build_model": "models", "list_models": "models"}
@@ -22,7 +23,9 @@ _ROOMS = {"build_model": "models", "list_models": "models"}
 def __getattr__(name: str) -> Any:
     module = f"{__name__}.{_ROOMS.get(name, name)}"
     try:
-        found: Any = importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No ccache found")  # only matters to who compiles extensions
+            found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name == "paddle":
             raise ImportError(settings.NO_PADDLE) from None

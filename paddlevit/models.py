@@ -14,6 +14,7 @@ from paddlevit.hrformer import build_hrformer
 from paddlevit.hvt import build_hvt
 from paddlevit.pit import build_pit
 from paddlevit.regnet import build_regnet
+from paddlevit.runtime import settings
 from paddlevit.weights import load_weights
 
 FAMILIES: dict[str, Callable[[CfgNode], nn.Layer]] = {
@@ -38,6 +39,7 @@ def build_model(
     which a warning says, and position embeddings are interpolated to `image_size`. Raises ConfigError,
     MissingFileError and WeightsError, all UserErrors.
     """
+    settings.warn_of_stride_kernels()
     config = config_or_name if isinstance(config_or_name, CfgNode) else get_config(os.fspath(config_or_name))
     given = {"MODEL.NUM_CLASSES": num_classes, "DATA.IMAGE_SIZE": image_size}
     given = {key: value for key, value in given.items() if value is not None}

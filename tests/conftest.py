@@ -1,4 +1,4 @@
-"""paddlevit comes before paddle, so that its flags are set."""
+"""paddlevit comes before paddle, so that its environment is set."""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     spec = json.loads(sys.argv[1])
-    import paddlevit  # noqa: F401  it sets Paddle's flags
+    from paddlevit.runtime import settings
+
+    settings.prepare_command()
     from paddlevit.runtime.process import peak_memory
 
     clock = process_clock(spec)

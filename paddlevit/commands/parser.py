@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, NoReturn
 
 from paddlevit.errors import UserError, path_mistakes
-from paddlevit.runtime.settings import NO_PADDLE
+from paddlevit.runtime import settings
 
 Main = Callable[..., int]
 
@@ -35,6 +35,7 @@ def exit_code(main: Main) -> Main:
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None, **options: Any) -> int:
         try:
+            settings.prepare_command()
             with path_mistakes():
                 return main(list(sys.argv[1:] if argv is None else argv), **options)
         except UserError as error:
@@ -43,7 +44,7 @@ def exit_code(main: Main) -> Main:
         except ModuleNotFoundError as error:
             if error.name != "paddle":
                 raise
-            print(f"error: {NO_PADDLE}", file=sys.stderr)
+            print(f"error: {settings.NO_PADDLE}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 130

@@ -1,4 +1,4 @@
-"""What Paddle, MKL and the C library read once, set before Paddle is imported."""
+"""Settings of Paddle, MKL and the C library that make models fast on a CPU."""
 
 from __future__ import annotations
 
@@ -16,25 +16,68 @@ NO_PADDLE = (
 )
 
 
-def prepare_for_paddle() -> None:
-    """Set what makes Paddle fast on a CPU, except where the environment says otherwise.
+_STRIDES = "FLAGS_use_stride_kernel"
 
-    Paddle's stride kernels make slices and transposes into views, and on a CPU every operator that then reads a view
-    slower: a training step takes about 2.7 times as long. FLAGS_use_stride_kernel=1 keeps them.
+
+def set_environment() -> None:
+    """Set the variables that Paddle and MKL read when Paddle is imported, unless they are set or it is too late.
+
+    This is all that importing the package does to its process.
     """
     if "paddle" not in sys.modules:
-        os.environ.setdefault("FLAGS_use_stride_kernel", "0")
-        warnings.filterwarnings("ignore", message="No ccache found")  # only matters to who compiles Paddle extensions
-    elif "FLAGS_use_stride_kernel" not in os.environ:
-        warnings.warn(
-            "paddle was imported before paddlevit, so its stride kernels stay on: on a CPU that makes training 2 to 3 "
-            "times slower. Import paddlevit first, or set FLAGS_use_stride_kernel=0 in the environment.",
-            stacklevel=3,
-        )
+        turn_off_stride_kernels()
     if mkl_passes_over_avx2():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")  # 0 leaves the choice to MKL
+
+
+def prepare_command() -> None:
+    """Make this process, which is the package's own, fast on a CPU."""
+    turn_off_stride_kernels()
+    keep_memory()
+    warnings.filterwarnings("ignore", message="No ccache found")  # only matters to who compiles Paddle extensions
+
+
+def turn_off_stride_kernels() -> None:
+    """Let slices and transposes be copies, not views, in this process; FLAGS_use_stride_kernel=1 keeps views.
+
+    On a CPU Paddle 3.3.1 copies a transposed view over 50 times slower than it transposes, once for every operator that
+    reads it: a training step takes 1.4 times as long, a forward pass 1.25 times.
+
+    Views from before cannot be used afterwards ("Not contiguous Tensor found"). That is why no forward pass turns the
+    flag off and on again for itself: it is one for all threads. Beside 100 such passes, another thread that used its
+    views half a millisecond later failed in 70 of 800 uses.
+    """
+    if os.environ.setdefault(_STRIDES, "0") == "0" and "paddle" in sys.modules:
+        import paddle
+
+        paddle.set_flags({_STRIDES: False})
+
+
+def warn_of_stride_kernels() -> None:
+    """Warn where Paddle was imported too early for `set_environment`, and this process computes on a CPU."""
+    import paddle
+
+    if _STRIDES not in os.environ and paddle.get_flags(_STRIDES)[_STRIDES] and paddle.device.get_device() == "cpu":
+        warnings.warn(
+            "Paddle's stride kernels are on, as it was imported before paddlevit: on a CPU, training takes 1.4 times "
+            "as long. paddlevit.runtime.settings.turn_off_stride_kernels() turns them off; FLAGS_use_stride_kernel=1 "
+            "in the environment keeps them, without this warning.",
+            stacklevel=3,
+        )
+
+
+def keep_memory() -> None:
+    """Let this process keep, for good, the memory that it has freed.
+
+    The C library gives large blocks back to the system as soon as they are free. A model asks for them again in the
+    next layer, and clearing the new pages takes up to half of the time of an elementwise operation.
+    PADDLEVIT_KEEP_MEMORY=0 in the environment leaves that as it is.
+    """
     if sys.platform == "linux" and os.environ.get("PADDLEVIT_KEEP_MEMORY") != "0":
-        _keep_memory()
+        with contextlib.suppress(AttributeError):  # a C library without mallopt
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: no block gets pages of its own
+            libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
 
 
 def mkl_passes_over_avx2() -> bool:
@@ -50,13 +93,3 @@ def mkl_passes_over_avx2() -> bool:
         return False
     flags = processor.partition("\nflags")[2].partition("\n")[0].split()
     return "GenuineIntel" not in processor and {"avx2", "fma"} <= set(flags)
-
-
-def _keep_memory() -> None:
-    """Keep the process's memory: the C library gives large blocks back as soon as they are free, and a network asks for
-    them again in the next layer. Clearing the new pages takes up to half of the time of an elementwise operation.
-    """
-    with contextlib.suppress(AttributeError):  # a C library without mallopt
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block gets pages of its own
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks

@@ -17,6 +17,7 @@ from paddlevit.paddle_internals import master_weights
 from paddlevit.runtime.launcher import heartbeat
 from paddlevit.runtime.process import all_reduce_max, world_size
 from paddlevit.runtime.seeding import Key, seed_step
+from paddlevit.runtime.settings import turn_off_stride_kernels
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.gradients import LossScale, clip
 from paddlevit.training.metrics import EvalTotals
@@ -72,6 +73,7 @@ class Trainer:
     lr: float = 0.0  # of the last optimizer step
 
     def __post_init__(self) -> None:
+        turn_off_stride_kernels()
         self.forward = self.forward or self.model
         self._trainable = [param for param in self.model.parameters() if not param.stop_gradient]
         self._statistics = RunningStatistics([self.model] if self.ema is None else [self.model, self.ema.model])

@@ -1,0 +1,132 @@
+"""Stride kernels and memory: off for a process of ours and where a user asks for it; by a mere import only in time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import paddle
+import pytest
+
+from paddlevit import build_model
+from paddlevit.config import get_config
+from paddlevit.runtime import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+STRIDES = "FLAGS_use_stride_kernel"
+
+
+@pytest.fixture
+def paddle_first(monkeypatch):
+    """As in a notebook that has imported Paddle before paddlevit."""
+    before = paddle.get_flags(STRIDES)
+    monkeypatch.delenv(STRIDES, raising=False)
+    paddle.set_flags({STRIDES: True})
+    yield monkeypatch
+    paddle.set_flags(before)
+
+
+def stride_kernels():
+    return paddle.get_flags(STRIDES)[STRIDES]
+
+
+def test_stride_kernels_are_turned_off_at_any_time(paddle_first):
+    settings.turn_off_stride_kernels()
+    assert not stride_kernels()
+    assert paddle.randn([2, 3]).t().is_contiguous()
+
+
+def test_who_asks_for_stride_kernels_keeps_them(paddle_first):
+    paddle_first.setenv(STRIDES, "1")
+    settings.turn_off_stride_kernels()
+    assert stride_kernels()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_model(get_config("pit_digits"))
+
+
+def test_a_model_of_ones_own_is_warned_of_them(paddle_first):
+    with pytest.warns(UserWarning, match="turn_off_stride_kernels") as said:
+        build_model(get_config("pit_digits"))
+    assert said[0].filename == __file__
+    settings.turn_off_stride_kernels()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_model(get_config("pit_digits"))
+
+
+@pytest.mark.parametrize("order", ["import paddle, paddlevit", "import paddlevit, paddle"])
+def test_commands_turn_them_off_whatever_was_imported_first(order, monkeypatch):
+    code = f"""
+{order}
+from paddlevit.commands.count_flops import main
+assert main(["-cfg", "pit_digits"]) == 0
+assert not paddle.get_flags("{STRIDES}")["{STRIDES}"]
+"""
+    monkeypatch.delenv(STRIDES, raising=False)
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "stride" not in result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
+@pytest.mark.parametrize(("value", "expected"), [(None, [(-4, 0), (-1, -1)]), ("1", [(-4, 0), (-1, -1)]), ("0", [])])
+def test_memory_is_kept_unless_the_environment_says_no(value, expected, monkeypatch):
+    calls = []
+    if value is None:
+        monkeypatch.delenv("PADDLEVIT_KEEP_MEMORY", raising=False)
+    else:
+        monkeypatch.setenv("PADDLEVIT_KEEP_MEMORY", value)
+
+    class Library:
+        def mallopt(self, parameter, value):
+            calls.append((parameter, value))
+
+    monkeypatch.setattr(settings.ctypes, "CDLL", lambda name: Library())
+    settings.keep_memory()
+    assert calls == expected
+
+
+@pytest.mark.slow
+def test_threads_beside_each_other_after_the_switch(paddle_first):
+    """Four threads with 1,000 forward passes each, beside one that makes, keeps and uses slices and transposes."""
+    settings.turn_off_stride_kernels()
+    model = build_model(get_config("pit_digits"))
+    model.eval()
+    images = paddle.randn([1, 3, 32, 32])
+    with paddle.no_grad():
+        expected = model(images).numpy()
+    errors, done = [], threading.Event()
+
+    def guarded(work):
+        try:
+            with paddle.no_grad():
+                work()
+        except BaseException as error:
+            errors.append(error)
+
+    def forward():
+        for _ in range(1000):
+            assert abs(model(images).numpy() - expected).max() < 1e-5
+
+    def views():
+        x = paddle.randn([64, 64])
+        while not done.is_set():
+            turned, cut = x.t(), x[:, 1:9]
+            done.wait(0.0005)
+            (turned + 1).sum()
+            (cut + 1).sum()
+
+    threads = [threading.Thread(target=guarded, args=[work]) for work in [forward] * 4]
+    beside = threading.Thread(target=guarded, args=[views])
+    beside.start()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    beside.join()
+    assert not errors
