@@ -119,7 +119,7 @@ def find_variant(typed: str) -> str:
             f"there is no configuration file and no variant '{typed}'{_nearest(key, by_key)} "
             "(paddlevit.list_models() names all)"
         )
-    if found != typed:
+    if found != typed and os.environ.get("PADDLE_TRAINER_ID", "0") == "0":  # one process says it for all
         logger.warning("there is no file '%s': taking the shipped variant %s", typed, found)
     return found
 
@@ -176,7 +176,7 @@ class _Loader(yaml.SafeLoader):
 
     def scalar(self, node: yaml.ScalarNode) -> Any:
         text = self.construct_scalar(node)
-        return None if node.tag.endswith(":null") and node.style is None else text
+        return None if node.tag.endswith(":null") else text
 
     def sequence(self, node: yaml.SequenceNode) -> list[Any]:
         return self.construct_sequence(node, deep=True)
@@ -231,14 +231,23 @@ def _official_json(content: dict[str, Any], path: Path) -> list[_Source]:
     """What a json file of official HVT sets, as `configs/hvt/_json.yaml` says."""
     table = yaml.safe_load((CONFIG_DIR / "hvt" / "_json.yaml").read_text(encoding="utf-8"))
     content |= {name: value for name, value in table["DEFAULTS"].items() if name not in content}
-    heads, head_dim = content["num_heads"], content.pop("head_dim")
-    if not (str(heads).isdecimal() and str(head_dim).isdecimal()):
-        raise ConfigTypeError(f"{path}: num_heads and head_dim must be integers, got {heads!r} and {head_dim!r}")
-    sources = [_Source("MODEL.NAME", path.stem), _Source("MODEL.EMBED_DIM", int(heads) * int(head_dim), str(path))]
+    numbers = {name: str(content[name]) for name in ("num_heads", "head_dim", "input_size", "pool_stride")}
+    for name, number in numbers.items():
+        if not number.isdecimal():
+            raise ConfigTypeError(f"{path}: {name} must be an integer, got {number!r}")
+    width = int(numbers["num_heads"]) * int(content.pop("head_dim"))
+    sources = [_Source("MODEL.NAME", path.stem), _Source("MODEL.EMBED_DIM", width, str(path))]
+    if int(numbers["input_size"]) <= 32:  # there, small images are neither resized nor cut to a part of them
+        sources += [_Source("TRAIN.CROP", "padded"), _Source("DATA.CROP_PCT", 1.0)]
+    if int(numbers["pool_stride"]) != 2:
+        logger.warning("%s: pool_stride %s is used; the official code always pools by 2", path, numbers["pool_stride"])
+    ignored = [name for name in content if name in table["IGNORED"]]
+    if ignored:
+        logger.info("%s: ignored %s", path, ", ".join(ignored))
     for name, value in content.items():
         source = _Source(table["KEYS"].get(name, name), value, str(path), getattr(name, "line", 0))
         words = table["VALUES"].get(name)
-        if name in table["IGNORED"] or (name in table["KEYS"] and value is None):
+        if name in ignored or (name in table["KEYS"] and value is None):
             continue
         if name not in table["KEYS"]:
             near = difflib.get_close_matches(name, table["KEYS"], n=1, cutoff=0.0)[0]
@@ -246,11 +255,6 @@ def _official_json(content: dict[str, Any], path: Path) -> list[_Source]:
         if words and value not in list(words):
             raise ConfigError(f"{source.where}{name} must be one of {', '.join(words)}, got {value!r}")
         sources.append(source._replace(value=words[value]) if words else source)
-    ignored = [name for name in content if name in table["IGNORED"]]
-    if ignored:
-        logger.info("%s: ignored %s", path, ", ".join(ignored))
-    if content.get("pool_stride", "2") != "2":
-        logger.warning("%s: pool_stride %s is used; the official code always pools by 2", path, content["pool_stride"])
     return sources
 
 

@@ -43,6 +43,13 @@ def test_what_is_meant_is_taken_and_said_in_one_line(typed, name, caplog):
     assert record.getMessage() == f"there is no file '{typed}': taking the shipped variant {name}"
 
 
+def test_one_of_many_processes_says_it(monkeypatch, caplog):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("PADDLE_TRAINER_ID", rank)
+        find_variant("PiT-B")
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize(
     ("typed", "nearest"),
     [

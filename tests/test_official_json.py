@@ -62,6 +62,14 @@ def test_all_knobs_of_the_network(tmp_path, caplog):
     assert "pool_stride 3 is used; the official code always pools by 2" in caplog.text
 
 
+def test_small_images_keep_their_size(tmp_path):
+    """datasets.py's build_transform: up to 32 pixels nothing is resized, and training pads by 4 before it crops."""
+    for size, crop, share in ((32, "padded", 1.0), (33, "random_resized", 0.875)):
+        config = get_config(write(tmp_path, {"input_size": size, "patch_size": 4}))
+        got = config.TRAIN.CROP, config.TRAIN.CROP_PADDING, config.DATA.CROP_PCT
+        assert got == (crop, 4, share)
+
+
 def test_training_keys(tmp_path):
     given = {
         "epochs": 30,
@@ -100,7 +108,8 @@ def test_training_keys(tmp_path):
         ({"model": "deit_tiny"}, ConfigError, "hvt.json:2: model must be one of hvt_model, got 'deit_tiny'"),
         ({"aa": "v0"}, ConfigError, "aa must be one of rand-m9-mstd0.5-inc1, got 'v0'"),
         ({"repeated_aug": "many"}, ConfigError, "repeated_aug must be one of true, false, got 'many'"),
-        ({"num_heads": 1.5}, ConfigTypeError, "num_heads and head_dim must be integers, got '1.5' and 64"),
+        ({"num_heads": 1.5}, ConfigTypeError, "hvt.json: num_heads must be an integer, got '1.5'"),
+        ({"head_dim": "x"}, ConfigTypeError, "hvt.json: head_dim must be an integer, got 'x'"),
         ({"num_blocks": "x"}, ConfigTypeError, "hvt.json:2: MODEL.DEPTH must be an integer, got 'x'"),
         ('{"lr": 1, "lr": 2}', ConfigError, "hvt.json:1: 'lr' is given twice, first in line 1"),
         ('{"lr": 1', ConfigError, "hvt.json:1: "),
