@@ -95,6 +95,20 @@ def save(folder: Path, trainer: Trainer, keep: int) -> None:
     process.barrier()
 
 
+def save_after_error(folder: Path, trainer: Trainer, keep: int) -> None:
+    """Write a checkpoint without the other processes: they wait for this one in the middle of a step, or fail too."""
+    if trainer.shards or not trainer.roll_back():
+        logger.warning("not saved after an error: this process does not have the whole state")
+        return
+    try:
+        path = checkpoint.save_once(folder, trainer.state(), keep=keep)
+    except Exception as error:  # the one before it is the one to tell
+        logger.warning("not saved after an error: %s", error)
+    else:
+        if path is not None:
+            logger.info("saved %s after an error; -resume auto continues", path.with_suffix(""))
+
+
 def resumed_state(config: CfgNode, folder: Path) -> dict[str, Any] | None:
     """The state to resume from, and its "path"; None for a fresh start."""
     resume = config.MODEL.RESUME

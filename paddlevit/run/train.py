@@ -33,9 +33,17 @@ from paddlevit.run.build import (
     log_start,
     with_classes,
 )
-from paddlevit.run.folder import best_path, open_folder, restore, resumed_state, save, write_description
+from paddlevit.run.folder import (
+    best_path,
+    open_folder,
+    restore,
+    resumed_state,
+    save,
+    save_after_error,
+    write_description,
+)
 from paddlevit.runtime import process
-from paddlevit.runtime.launcher import SECONDS_TO_REPEAT
+from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, STOP_SIGNALS, launched
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.journal import Journal, progress, with_nulls
@@ -66,6 +74,7 @@ def train(config: CfgNode) -> int:
         log_start(config, trainer, train_loader, eval_loader)
         if isinstance(trainer.objective, Distilled):
             run.try_teacher(trainer.objective.teacher)
+    updates = trainer.updates
     with _stop_signals(trainer):
         try:
             run.fit()
@@ -73,6 +82,10 @@ def train(config: CfgNode) -> int:
             save(folder, trainer, config.KEEP_LAST)
             logger.info("stopped by %s after saving; -resume auto continues", signal.Signals(stopped.signum).name)
             return 128 + stopped.signum
+        except Exception:
+            if trainer.updates > updates:
+                save_after_error(folder, trainer, config.KEEP_LAST)
+            raise
     run.finish()
     return 0
 
@@ -201,9 +214,10 @@ def _predictions(loader: EvalLoader, outputs: list[tuple[Tensor, Tensor]], root:
 
 @contextlib.contextmanager
 def _stop_signals(trainer: Trainer) -> Iterator[None]:
-    """While training, SIGTERM and SIGINT ask the trainer to stop after its step; another one ends it at once.
+    """While training, a signal asks the trainer to stop after its step; another one ends the process at once.
 
-    Those that come within two seconds count as one: launchers repeat them, and systemd and Slurm send them to all.
+    Those that come within two seconds count as one: launchers repeat them, and systemd and Slurm send them to all. One
+    that is ignored, as by nohup, stays so, and a launcher keeps SIGUSR1 to see where a process hangs.
     """
     first = 0.0
 
@@ -215,7 +229,9 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(signum, previous[signum])
             signal.raise_signal(signum)
 
-    previous: dict[int, Any] = {signum: signal.signal(signum, ask) for signum in (signal.SIGTERM, signal.SIGINT)}
+    taken = {signal.SIGUSR1} if launched() else set()
+    signals = [each for each in STOP_SIGNALS if each not in taken and signal.getsignal(each) is not signal.SIG_IGN]
+    previous: dict[int, Any] = {signum: signal.signal(signum, ask) for signum in signals}
     try:
         yield
     finally:

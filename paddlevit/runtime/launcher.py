@@ -31,6 +31,16 @@ from paddlevit.errors import UserError
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_REPEAT = 2.0  # signals that come within count as one: `timeout`, systemd and Slurm send them to all
+# What terminals, ssh, and the schedulers of clusters send; their processes save, and end with 128 + the number.
+STOP_SIGNALS = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 _LAUNCHER = "PADDLEVIT_LAUNCHER"  # in the environment of a process: its launcher's number, and the file they share
 _BEAT = struct.Struct("d")
 _SECONDS_BETWEEN_LOOKS = 0.05
@@ -45,7 +55,7 @@ _ABORTED = 128 + signal.SIGABRT
 _MOST_TEXT = 100_000  # characters of a traceback
 _PR_SET_PDEATHSIG = 1
 _STUCK = {"T": "is stopped", "D": "waits for a disk"}
-_STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}
+_STOPPED = {code for signum in STOP_SIGNALS for code in (128 + signum, -signum)}
 
 _shared: int | None = None
 _own_timeout = 0.0
@@ -140,8 +150,8 @@ def run(job: Job) -> int:
     """Run `job` to its end and return the exit code: 0, or that of the first process that failed, as a shell gives it.
 
     When a process dies, fails or hangs, the log says so and the others are ended; then, up to `max_restarts` times, all
-    are started again. SIGTERM and SIGINT are passed on, so that the processes save and end by themselves, or at once
-    after one that comes more than SECONDS_TO_REPEAT later. A UserError of a process is raised here. Neither is a reason
+    are started again. STOP_SIGNALS are passed on, so that the processes save and end by themselves, or at once after
+    one that comes more than SECONDS_TO_REPEAT later. A UserError of a process is raised here. Neither is a reason
     to start again.
     """
     asked: list[_Signal] = []
@@ -258,8 +268,8 @@ def _watch(processes: list[_Process], hang_timeout: float, asked: list[_Signal])
             if at - asked[0][1] > SECONDS_TO_REPEAT:
                 ends = time.monotonic() + _SECONDS_TO_OBEY  # one that hangs does not hear it
             for process in processes:
-                if process.running:
-                    process.popen.send_signal(signum)
+                if process.running:  # in them SIGUSR1 has another meaning
+                    process.popen.send_signal(signal.SIGTERM if signum == signal.SIGUSR1 else signum)
         failure = _first_failure(processes, hang_timeout)
         if failure is not None:
             return failure.code, failure
@@ -328,7 +338,8 @@ def _signals_go_to(asked: list[_Signal]) -> Iterator[None]:
     def note(signum: int, frame: Any) -> None:
         asked.append((signum, time.monotonic()))
 
-    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
+    signals = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+    previous = {signum: signal.signal(signum, note) for signum in signals}
     try:
         yield
     finally:

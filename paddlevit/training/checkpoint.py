@@ -36,9 +36,7 @@ def save(folder: Path, state: dict[str, Any], *, keep: int) -> Path:
 
     Raises UserError where the folder cannot be written or the disk is full; earlier checkpoints stay as they were.
     """
-    progress = state["progress"]
-    stem = f"epoch_{progress['epoch']:03d}" + (f"_step_{progress['step']:06d}" if progress["step"] else "")
-    path = folder / f"{stem}.pdstate"
+    path = _path(folder, state["progress"])
     try:
         _write_all(path, state)
     except UserError:
@@ -51,6 +49,25 @@ def save(folder: Path, state: dict[str, Any], *, keep: int) -> Path:
         old.unlink()  # first, so that no half checkpoint looks complete
         _remove_weights(old)
     return path
+
+
+def save_once(folder: Path, state: dict[str, Any], *, keep: int) -> Path | None:
+    """`save` by the first of several processes that come to it at about the same time; None for the others."""
+    path = _path(folder, state["progress"])
+    claim = path.with_name(f"{path.name}.claim.part")
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        return None
+    try:
+        return None if path.exists() else save(folder, state, keep=keep)
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _path(folder: Path, progress: dict[str, Any]) -> Path:
+    step = f"_step_{progress['step']:06d}" if progress["step"] else ""
+    return folder / f"epoch_{progress['epoch']:03d}{step}.pdstate"
 
 
 def _write_all(path: Path, state: dict[str, Any]) -> None:

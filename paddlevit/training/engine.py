@@ -77,6 +77,7 @@ class Trainer:
         self.forward = self.forward or self.model
         self._trainable = [param for param in self.model.parameters() if not param.stop_gradient]
         self._statistics = RunningStatistics([self.model] if self.ema is None else [self.model, self.ema.model])
+        self._updating = False
         self._steps_between_checks = self.accum_iter * (1 if world_size() == 1 else _STEPS_BETWEEN_CHECKS)
 
     def train_epoch(self, batches: Batches, on_step: Callable[[Tensor, float], None]) -> None:
@@ -116,6 +117,7 @@ class Trainer:
 
     def _update(self) -> None:
         """An optimizer step; where a gradient is not finite all processes skip it."""
+        self._updating = True
         gradients = [param.grad_ for param in self._trainable if param.grad_ is not None]
         skip = self.loss_scale.unscale(gradients)
         if self.grad_clip is not None:
@@ -129,6 +131,7 @@ class Trainer:
         if self.ema is not None:
             # No process has the float32 copies of all weights where they are sharded.
             self.ema.update(self.updates, {} if self.shards else master_weights(self.optimizer))
+        self._updating = False
 
     def _no_sync(self) -> AbstractContextManager:
         """Gradients are summed over the processes once per optimizer step."""
@@ -140,6 +143,16 @@ class Trainer:
         if signum:
             self._statistics.settle()
             raise Stopped(signum)
+
+    def roll_back(self) -> bool:
+        """After an error, return to the last whole optimizer step; False where it came in the middle of one.
+
+        Each process does so by itself. Running statistics keep what they saw of the batches that will be repeated.
+        """
+        self._statistics.mend()
+        if self.step < self.steps_per_epoch:
+            self.step -= self.step % self.accum_iter
+        return not self._updating
 
     def read_skipped(self) -> int:
         """How many optimizer steps all processes have skipped since this was last asked. Waits for the device.

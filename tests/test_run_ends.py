@@ -1,0 +1,208 @@
+"""Whatever ends a run that has begun to train saves first, and `-resume auto` continues from there, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddlevit.commands.train import main
+from paddlevit.data.loader import TrainLoader
+from paddlevit.errors import UserError
+from paddlevit.run import train as run_room
+from paddlevit.runtime.launcher import STOP_SIGNALS
+from paddlevit.training import checkpoint, engine
+from paddlevit.weights import read_state_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+EPOCHS, BATCHES = 2, 4
+OPTS = ["TRAIN.NUM_EPOCHS", EPOCHS, "TRAIN.WARMUP_EPOCHS", 1, "TRAIN.ACCUM_ITER", 3, "KEEP_LAST", 9, "REPORT_FREQ", 1]
+
+
+def args(data, output, *more):
+    flags = ["-cfg", "pit_digits", "-data_path", data, "-output", output, "-batch_size", 8, "-resume", "auto", *more]
+    return [str(arg) for arg in (*flags, "-device", "cpu", "-opts", *OPTS)]
+
+
+def train(data, output, *more):
+    return main(args(data, output, *more), nprocs=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, count in (("train", 8 * BATCHES), ("val", 10)):
+        for i in range(count):
+            path = folder / split / str(i % 2) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quiet(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quiet")
+    assert train(data, folder) == 0
+    return read_state_dict(folder / f"epoch_00{EPOCHS}.pdparams")
+
+
+def assert_resumes(data, folder, quiet):
+    assert train(data, folder) == 0
+    found = read_state_dict(folder / f"epoch_00{EPOCHS}.pdparams")
+    assert all(np.array_equal(found[name], quiet[name]) for name in quiet)
+
+
+def saved(folder):
+    return sorted(path.stem for path in folder.glob("epoch_*.pdstate"))
+
+
+@pytest.fixture
+def bad_validation_image(data):
+    path = data / "val" / "1" / "1.png"
+    good = path.read_bytes()
+    path.write_bytes(b"no image")
+    yield lambda: path.write_bytes(good)
+    path.write_bytes(good)
+
+
+def test_a_bad_validation_image_costs_nothing(data, quiet, tmp_path, bad_validation_image, capsys):
+    assert train(data, tmp_path) == 2
+    assert "1/1.png" in capsys.readouterr().err
+    assert saved(tmp_path) == ["epoch_001"]
+    assert train(data, tmp_path) == 2, "it is evaluated again, and nothing trained"
+    assert saved(tmp_path) == ["epoch_001"]
+    bad_validation_image()
+    assert_resumes(data, tmp_path, quiet)
+
+
+@pytest.mark.parametrize(("batches", "stem"), [(2, None), (3, "epoch_000_step_000003"), (7, "epoch_001_step_000003")])
+def test_an_error_of_the_training_data_saves_the_last_optimizer_step(data, quiet, tmp_path, monkeypatch, batches, stem):
+    whole, done = TrainLoader.epoch, []
+
+    def epoch(loader, *position):
+        for batch in whole(loader, *position):
+            if len(done) == batches:
+                raise UserError("this image cannot be read")
+            done.append(batch)
+            yield batch
+
+    monkeypatch.setattr(TrainLoader, "epoch", epoch)
+    assert train(data, tmp_path) == 2
+    assert [name for name in saved(tmp_path) if "step" in name] == [stem] * (stem is not None)
+    monkeypatch.undo()
+    assert_resumes(data, tmp_path, quiet)
+
+
+def test_any_error_of_an_evaluation_saves(data, quiet, tmp_path, monkeypatch):
+    def evaluate(*args, **options):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(run_room, "evaluate", evaluate)
+    with pytest.raises(MemoryError):
+        train(data, tmp_path)
+    assert saved(tmp_path) == ["epoch_001"]
+    monkeypatch.undo()
+    assert_resumes(data, tmp_path, quiet)
+
+
+def test_half_an_optimizer_step_is_not_saved(data, tmp_path, monkeypatch):
+    def broadcast(shards):
+        raise RuntimeError("in the middle of an update")
+
+    monkeypatch.setattr(engine.Shards, "broadcast", broadcast)
+    with pytest.raises(RuntimeError, match="middle"):
+        train(data, tmp_path)
+    assert saved(tmp_path) == []
+
+
+def test_the_error_that_ended_the_run_is_told_where_saving_fails_too(data, tmp_path, monkeypatch, bad_validation_image):
+    def save(*args, **options):
+        raise UserError("cannot write: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert train(data, tmp_path) == 2
+    log = (tmp_path / "log.txt").read_text()
+    assert "not saved after an error: cannot write: No space left" in log
+
+
+def test_of_processes_that_fail_together_one_saves(tmp_path):
+    state = {"model": {}, "ema": None, "optimizer": {}, "progress": {"epoch": 1, "step": 0}}
+    claim = tmp_path / "epoch_001.pdstate.claim.part"
+    claim.touch()
+    assert checkpoint.save_once(tmp_path, state, keep=2) is None and saved(tmp_path) == []
+    assert claim.exists(), "the other one's"
+    claim.unlink()
+    assert checkpoint.save_once(tmp_path, state, keep=2).stem == "epoch_001"
+    written = (tmp_path / "epoch_001.pdstate").stat().st_mtime_ns
+    assert checkpoint.save_once(tmp_path, state, keep=2) is None
+    assert (tmp_path / "epoch_001.pdstate").stat().st_mtime_ns == written
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_every_signal_that_asks_to_stop_saves(data, quiet, tmp_path, monkeypatch, signum):
+    def evaluate(*args, **options):
+        os.kill(os.getpid(), signum)
+        return engine.evaluate(*args, **options)
+
+    monkeypatch.setattr(run_room, "evaluate", evaluate)
+    before = signal.getsignal(signum)
+    assert train(data, tmp_path) == 128 + signum
+    assert signal.getsignal(signum) is before
+    assert saved(tmp_path) == ["epoch_001"]
+    monkeypatch.undo()
+    assert_resumes(data, tmp_path, quiet)
+
+
+def start(tool, data, output, *more, **options):
+    command = [sys.executable, ROOT / "tools" / tool, *args(data, output, *more)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    deadline, log = time.monotonic() + 60, output / "log.txt"
+    while not (log.is_file() and re.search("epoch 1/2  step 1/", log.read_text())):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    return process
+
+
+def test_a_run_under_nohup_ignores_the_end_of_its_terminal(data, tmp_path):
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    process = start("main_single_gpu.py", data, tmp_path / "run", preexec_fn=ignore)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0, process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tool", "more"), [("main_single_gpu.py", []), ("main_multi_gpu.py", ["-nprocs", 2])])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGHUP, 129), (signal.SIGQUIT, 131), (signal.SIGUSR1, 138)])
+def test_the_end_of_a_terminal_reaches_the_whole_group(data, tmp_path, tool, more, signum, code):
+    more = [*more, "-batch_size", 8 // (2 if more else 1), "-num_workers", 1]
+    process = start(tool, data, tmp_path / "run", *more, start_new_session=True)
+    os.killpg(process.pid, signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (143 if code == 138 and "-nprocs" in more else code), out + err
+    assert "stopped by SIG" in out and "Traceback" not in err
+    assert saved(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_bad_validation_image_of_another_process_costs_nothing(data, tmp_path, bad_validation_image):
+    """It is the sixth, and read by the second of two processes, which saves."""
+    command = [sys.executable, ROOT / "tools" / "main_multi_gpu.py", *args(data, tmp_path / "run", "-nprocs", 2)]
+    command[command.index("8")] = "4"
+    results = [subprocess.run(command, capture_output=True, text=True, check=False)]
+    assert results[0].returncode == 2 and "1/1.png" in results[0].stderr
+    assert saved(tmp_path / "run") == ["epoch_001"]
+    assert "saved" in (tmp_path / "run" / "log_rank1.txt").read_text()
+    bad_validation_image()
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "resuming from" in result.stdout
