@@ -33,7 +33,7 @@ def about_keys(model: Iterable[str], **keys: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def path_mistakes() -> Iterator[None]:
-    """Makes a UserError of what the file system says of a path that is forbidden or too long."""
+    """Turn the file system's errors about a forbidden or overlong path into UserErrors."""
     try:
         yield
     except OSError as error:

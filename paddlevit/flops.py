@@ -19,11 +19,10 @@ Counts = dict[str, int]
 def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
     """{"params", "macs", "attention_macs", "activations", "parts"} for one square image of `image_size` pixels.
 
-    A multiply-accumulate is one product added to a sum, in convolutions, linear layers and matrix products, so those
-    of attention (query with key, probabilities with value) count; norms, activations, softmax, pooling and biases do
-    not. A matrix product has to be a call of `paddle.matmul`; the operator @ is not seen. Activations are the elements
-    that convolutions, linear layers and matrix products return. "parts" gives "params", "macs" and "activations" by
-    the name of the stage or layer that they belong to, in order.
+    Multiply-accumulates are counted in convolutions, linear layers and matrix products, those of attention included
+    (query with key, probabilities with value); not in norms, activations, softmax, pooling and biases. A matrix product
+    must be a call of `paddle.matmul`; the operator @ is not counted. Activations are the elements that convolutions,
+    linear layers and matrix products return. "parts" has params, macs and activations by stage or layer, in order.
     """
     counter = _Counter()
     was_training = model.training
@@ -54,7 +53,7 @@ def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
 
 
 def parameters(model: nn.Layer) -> int:
-    """Number of weights that training can change."""
+    """Number of learnable parameters."""
     return sum(math.prod(param.shape) for param in learnable(model).values())
 
 
@@ -68,7 +67,7 @@ class _Counter:
         return self._by_part.get(name, {"macs": 0, "activations": 0})
 
     def follow(self, name: str, part: nn.Layer) -> tuple[Any, Any]:
-        """Book what is computed while `part` runs under `name`; the hooks to remove again."""
+        """Count what is computed while `part` runs under `name`; returns the hooks, to be removed."""
         enter = part.register_forward_pre_hook(lambda layer, inputs: self._inside.append(name))
         leave = part.register_forward_post_hook(lambda layer, inputs, output: self._inside.pop() and None)
         return enter, leave
@@ -80,7 +79,7 @@ class _Counter:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Count the products of two activations, which are those of attention."""
+        """Count products of two activations, which are those of attention."""
 
         def matmul(x: Tensor, y: Tensor, *args: Any, **options: Any) -> Tensor:
             output = real_matmul(x, y, *args, **options)
@@ -105,7 +104,7 @@ class _Counter:
 
 
 def _parts(model: nn.Layer) -> list[tuple[str, nn.Layer]]:
-    """The children of `model`, lists and sequences of layers taken apart."""
+    """The children of `model`, with lists and sequences of layers expanded."""
     parts = []
     for name, child in model.named_children():
         if isinstance(child, (nn.LayerList, nn.Sequential)):

@@ -1,11 +1,11 @@
-"""Operations with forward or backward passes that are faster than Paddle's own kernels on a CPU; equal in value.
+"""Operations that are faster on a CPU than Paddle's own, forward or backward, and equal in value.
 
-Elsewhere (on a GPU, in a static program, in half precision) each of them is the plain operation. Paddle's CPU kernels
-do the arithmetic well; what they lose time with is sums over rows, biases, and scattering in a convolution's gradient.
+Elsewhere (on a GPU, in a static program, in half precision) each is the plain operation. Paddle's CPU kernels are fast
+at arithmetic; they lose time with sums over rows, biases, and scattering in the gradient of a convolution.
 
-Where `training` is true and all that they take wants its gradient, they are nodes of their own in Paddle's graph. Such
-nodes know `Tensor.backward` and `paddle.grad` of everything, but not `paddle.grad` of a few tensors. That is asked of
-networks in evaluation, which have Paddle's nodes.
+With `training`, if all inputs require gradients, an operation is a PyLayer. A PyLayer supports `Tensor.backward` and
+`paddle.grad` of all inputs, but not `paddle.grad` of some of them. Grad-CAM needs the latter, of models in evaluation,
+which use Paddle's own operations.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from paddlevit.paddle_internals import (
     uses_running_statistics,
 )
 
-# Below this many elements the calls cost more than what they save.
+# Below this many elements the calls cost more than they save.
 FEW = 2**16
-# Paddle convolves depthwise image by image and channel by channel. Up to this many places on a map that is too little
-# work at a time: all images go into one product.
+# Paddle computes a depthwise convolution image by image and channel by channel. For maps of up to this many places that
+# is too little work at a time: all images go into one product.
 TINY_MAP = 2**6
-# Attention scores whose exponentials are safe to sum and to divide by.
+# Attention scores up to here have exponentials that are safe to sum and to divide by.
 LARGE = 30.0
 
 
@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, training: bool) -> Tensor
     if training and _want_gradients(x, weight, bias):
         y = _Linear.apply(rows, weight, bias)
     elif paddle.is_grad_enabled():
-        y = F.linear(rows, weight, bias)  # the gradient of addmm crashes where some are frozen
+        y = F.linear(rows, weight, bias)  # the gradient of addmm crashes if some inputs are frozen
     else:
         y = paddle.addmm(bias, rows, weight)
     return y.reshape([*x.shape[:-1], weight.shape[1]])
@@ -92,26 +92,26 @@ def conv2d(x: Tensor, layer: nn.Conv2D) -> Tensor:
         return _products_per_channel(x, filters)
     if not (layer.training and _is_reversible(layer) and _want_gradients(x, filters)):
         return F.conv2d(x, filters, None, *options)
-    # Two roads for the gradient: Paddle's kernel gives that of the filters, _InputGradient that of the input.
+    # Two paths for the gradient: Paddle's kernel gives that of the filters, _InputGradient that of the input.
     y = F.conv2d(x.detach(), filters, None, *options)
     return _InputGradient.apply(y, x, filters.detach(), groups)
 
 
 def conv_norm_gelu(x: Tensor, layer: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
-    """gelu(norm(layer(x))); on a CPU without a pass for the bias, where no hooks wait for what `layer` returns.
+    """gelu(norm(layer(x))); on a CPU without a pass for the bias, unless hooks read what `layer` returns.
 
-    In training the bias changes nothing but the running mean, and its gradient is zero. In evaluation it is taken off
+    In training the bias changes the running mean alone, and its gradient is zero. In evaluation it is subtracted from
     the running mean.
     """
     watched = has_hooks(layer) or has_hooks(norm)
     plain = layer.bias is None or watched or uses_running_statistics(norm) or not on_cpu(x)
-    # Paddle does not normalise the only value of a channel.
+    # Paddle does not normalise a channel of a single value.
     if plain or x.size == x.shape[1] or (paddle.is_grad_enabled() and not norm.training):
         return gelu(norm(layer(x)))
     running_mean, variance = running_statistics(norm)
     momentum, epsilon = momentum_and_epsilon(norm)
     mean, bias = running_mean.clone(), layer.bias
-    # The factor that the error function of gelu wants is part of the normalisation.
+    # The factor sqrt(1/2) inside gelu's error function becomes part of the normalisation.
     weight, shift = norm.weight * math.sqrt(0.5), norm.bias * math.sqrt(0.5)
     if norm.training:
         shift = shift + 0.0 * bias
@@ -148,25 +148,25 @@ def add_bias(y: Tensor, bias: Tensor) -> Tensor:
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether `x` is computed at once, by the CPU, in full precision; not where there is nothing to compute."""
+    """Whether `x` is on a CPU, in full precision, outside a static program, and not empty."""
     if not paddle.in_dynamic_mode():
         return False
     return x.place.is_cpu_place() and x.dtype in (paddle.float32, paddle.float64) and x.size > 0
 
 
 def _want_gradients(*tensors: Tensor) -> bool:
-    """Whether all of `tensors` do."""
+    """Whether all of `tensors` require gradients."""
     return paddle.is_grad_enabled() and not any(tensor.stop_gradient for tensor in tensors)
 
 
 def _is_depthwise(layer: nn.Conv2D) -> bool:
-    """Whether every channel has one filter of its own."""
+    """Whether every channel has exactly one filter of its own."""
     out, per_group = layer.weight.shape[:2]
     return per_group == 1 and out == conv_options(layer).groups
 
 
 def _keeps_size(layer: nn.Conv2D) -> bool:
-    """Whether `layer` looks at every place of a map, and gives a map of its size."""
+    """Whether the output map has the size of the input map, and the kernel is odd and square."""
     _, _, height, width = layer.weight.shape
     stride, padding, dilation, _, padding_mode = conv_options(layer)
     same = height == width > 1 and height % 2 == 1 and padding in (height // 2, [height // 2] * 2)
@@ -174,12 +174,12 @@ def _keeps_size(layer: nn.Conv2D) -> bool:
 
 
 def _is_reversible(layer: nn.Conv2D) -> bool:
-    """Whether the input's gradient is a convolution like `layer`: it keeps the map's size, in one group or all."""
+    """Whether the input's gradient is a convolution like `layer`: same size, in one group or depthwise."""
     return _keeps_size(layer) and (conv_options(layer).groups == 1 or _is_depthwise(layer))
 
 
 def _narrows(layer: nn.Conv2D) -> bool:
-    """Whether every place has fewer products than input channels, as where a wide map becomes a narrow one."""
+    """Whether output channels times kernel area are fewer than input channels: a wide map becomes a narrow one."""
     out, channels, height, width = layer.weight.shape
     return _keeps_size(layer) and conv_options(layer).groups == 1 and out * height * width < channels
 
@@ -205,7 +205,7 @@ def _products_per_channel(x: Tensor, filters: Tensor) -> Tensor:
 
 
 def _exponentials(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers in proportion to softmax(scores), and their sums over the last axis, which stays with size 1.
+    """Weights proportional to softmax(scores), and their sums over the last axis, which stays with size 1.
 
     They are exp(scores) where that is far from the limits of float32: Paddle's softmax takes over three times as long.
     """
@@ -263,7 +263,7 @@ def _phi(x: Tensor, scale: float) -> Tensor:
 
 
 class _Gelu(PyLayer):
-    """gelu(sqrt(2) * scale * x). Its slope is computed in the forward pass, while x is in the processor's cache."""
+    """gelu(sqrt(2) * scale * x). The slope is computed in the forward pass, while x is in the processor's cache."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
@@ -279,10 +279,10 @@ class _Gelu(PyLayer):
 
 
 class _InputGradient(PyLayer):
-    """y itself, where y is a convolution of x that does not give x its gradient; this gives it.
+    """Returns `y`, a convolution of `x` that was detached from it, and gives `x` its gradient.
 
-    It is a convolution by the filters turned around. Paddle scatters columns instead, which takes six times as long for
-    a depthwise one.
+    That gradient is a convolution with the flipped filters. Paddle scatters columns instead, which takes six times as
+    long for a depthwise convolution.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Layers and initialisers that more than one family is built of."""
+"""Layers and initialisers that families share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paddlevit import kernels
 from paddlevit.errors import UserError
 from paddlevit.paddle_internals import has_hooks
 
-# Attention probabilities of more images than one at a time, if there are no more numbers than this.
+# Up to this many attention probabilities stay in a CPU's cache: attention takes all images at once.
 CACHED = 2**21
 
 
@@ -41,7 +41,7 @@ def names_by_layer(model: nn.Layer, layers: Sequence[Sequence[str]]) -> list[lis
 
 
 def trunc_normal_(param: Tensor, std: float = 0.02) -> None:
-    """Fill `param` from a normal distribution cut off at -2 and 2 (absolute values, not multiples of `std`)."""
+    """Fill `param` from a normal distribution truncated at -2 and 2 (absolute values, not multiples of `std`)."""
     nn.initializer.TruncatedNormal(std=std)(param)
 
 
@@ -51,10 +51,10 @@ def zeros_(param: Tensor) -> None:
 
 
 def init_like_torch(layer: nn.Layer) -> None:
-    """Give a linear or convolution layer PyTorch's default start: U(-k, k), k = 1 / sqrt(fan_in), bias included.
+    """Initialise a linear or convolution layer as PyTorch does: U(-k, k), k = 1 / sqrt(fan_in), bias included.
 
-    Paddle starts from Xavier or Kaiming with zero biases instead; networks whose official code leaves its layers
-    alone need this to be equal in distribution. Other layers are left as they are.
+    Paddle's default is Xavier or Kaiming with zero biases; models whose official code relies on PyTorch's default need
+    this to be equal in distribution. Other layers are left as they are.
     """
     if isinstance(layer, nn.Linear):
         fan_in = layer.weight.shape[0]
@@ -69,7 +69,7 @@ def init_like_torch(layer: nn.Layer) -> None:
 
 
 def init_conv_like_torch_linear_trunc_normal(layer: nn.Layer) -> None:
-    """Start of HVT and CvT: linear weights truncated normal 0.02 with zero bias, convolutions as PyTorch's default."""
+    """Initialise as HVT and CvT: linear layers truncated normal, std 0.02, and zero bias; convolutions as PyTorch."""
     if isinstance(layer, nn.Linear):
         trunc_normal_(layer.weight)
         if layer.bias is not None:
@@ -106,8 +106,8 @@ class LayerNorm(nn.LayerNorm):
 class Conv2D(nn.Conv2D):
     """nn.Conv2D with a faster bias, and a faster gradient where it is depthwise; [N, in, H, W] -> [N, out, H', W'].
 
-    nn.Conv2D adds a bias of shape [1, out, 1, 1], for which Paddle's CPU kernels take a general and slow path: with it
-    a pointwise convolution of 72 channels takes three times as long as without, with [out, 1, 1] a fifth more.
+    nn.Conv2D adds a bias of shape [1, out, 1, 1], for which Paddle's CPU kernels take a general, slow path: a pointwise
+    convolution of 72 channels takes three times as long with it as without; with [out, 1, 1] a fifth longer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,8 +159,8 @@ class Mlp(nn.Layer):
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout) -> Tensor:
     """softmax(q k^T) v (Vaswani et al. 2017, equation 1); q [N, heads, Lq, d], scaled already -> the same shape.
 
-    The probabilities [N, heads, Lq, Lk] pass through `dropout`, where a forward hook can take them out. Without a hook
-    a CPU goes image by image while the probabilities of all would not fit into its cache.
+    The probabilities [N, heads, Lq, Lk] pass through `dropout`, where a forward hook can read them. Without a hook a
+    CPU goes image by image if the probabilities of all would not fit into its cache.
     """
     n, heads, length = q.shape[:3]
     if n > 1 and not has_hooks(dropout) and kernels.on_cpu(q) and n * heads * length * k.shape[2] > CACHED:
@@ -177,7 +177,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout) -> Ten
 
 
 def has_flash_attention(x: Tensor, dropout: nn.Dropout) -> bool:
-    """Whether to use `flash_attention`: half precision, a GPU that has it, and no hook that wants the probabilities."""
+    """Whether to use `flash_attention`: half precision, a GPU that has it, and no hook that reads the probabilities."""
     half = x.dtype in (paddle.float16, paddle.bfloat16)
     return half and not has_hooks(dropout) and _runs_flash_attention(paddle.device.get_device())
 
@@ -186,7 +186,7 @@ def has_flash_attention(x: Tensor, dropout: nn.Dropout) -> bool:
 def _runs_flash_attention(device: str) -> bool:
     """Whether `device` ("gpu:0") has compute capability 8.0, which the kernel needs.
 
-    Paddle 3.0 to 3.2 take the kernel unchecked, and it raises on V100, T4 and RTX 20.
+    Paddle 3.0 to 3.2 choose the kernel unchecked, and it raises on V100, T4 and RTX 20.
     """
     return device.startswith("gpu") and paddle.device.cuda.get_device_capability(device) >= (8, 0)
 
@@ -194,8 +194,8 @@ def _runs_flash_attention(device: str) -> bool:
 class Attention(nn.Layer):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2); [N, L, dim] -> [N, L, dim].
 
-    The attention probabilities [N, heads, L, L] pass through `attn_dropout`, where a forward hook can take them out;
-    a hook also turns off the fused kernel of GPUs, which has none.
+    The attention probabilities [N, heads, L, L] pass through `attn_dropout`, where a forward hook can read them; a hook
+    also turns off the fused kernel of GPUs, which keeps none.
     """
 
     def __init__(
@@ -261,11 +261,11 @@ class Block(nn.Layer):
 
 
 class WideLinear(nn.Linear):
-    """A linear layer that adds its products up in 16 parts; [N, in_features] -> [N, out_features].
+    """A linear layer that sums its products in 16 parts; [N, in_features] -> [N, out_features].
 
-    For a few rows a CPU's matrix product adds thousands of terms one after the other, and the rounding of float32 grows
-    to several times that of a large batch. The parts keep it near that of the rest of the network. Elsewhere, and in
-    half precision, where each part would be rounded by itself, it is nn.Linear.
+    For a few rows a CPU's matrix product adds thousands of terms one after the other, and float32 rounding grows to
+    several times that of a large batch. The parts keep it near that of the rest of the model. Elsewhere, and in half
+    precision, where each part would be rounded by itself, it is nn.Linear.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a network says about its inside, so that it can be looked into without knowing its family."""
+"""What a model says about its stages, so that attention maps and Grad-CAM work without knowing its family."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paddle import Tensor, nn
 
 
 class Window(NamedTuple):
-    """What makes one token of several, along both axes of a map or along a sequence: a convolution or a maximum."""
+    """A convolution or max pooling that makes one token of several, along both axes of a map or along a sequence."""
 
     kernel: int
     stride: int
@@ -41,10 +41,10 @@ class AttentionView(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Where the places of a map are in the image, along both axes, in pixels of the image that the network is given."""
+    """Where the places of a map lie in the input image, in pixels, the same along both axes."""
 
-    first: float  # the middle of what the first place sees, from the image's edge
-    stride: int  # from each place to the next
+    first: float  # the centre of what the first place sees, from the image's edge
+    stride: int  # from one place to the next
 
     def pooled(self, pooling: Window) -> Grid:
         """The grid that `pooling` makes of this one."""
@@ -57,10 +57,10 @@ PIXELS = Grid(0.5, 1)
 
 
 class StageView(NamedTuple):
-    """A part of a network with feature maps at its end, in the order in which the parts run.
+    """A part of a model that returns feature maps; parts come in the order in which they run.
 
-    A map is [N, C, H, W], or [N, C, L] where tokens have been pooled along a sequence and are no grid any more; then
-    `spread` [H * W, L], H = W, says how much each place of the grid takes from each token.
+    A map is [N, C, H, W], or [N, C, L] where tokens were pooled along a sequence and no longer form a grid; then
+    `spread` [H * W, L], H = W, has the share that each place of the grid takes from each token.
     """
 
     name: str
@@ -68,10 +68,10 @@ class StageView(NamedTuple):
     maps: Callable[[Any], list[Tensor]]  # the maps in what `layer` returns, from the highest resolution to the lowest
     grids: Sequence[Grid]  # of each map; of the grid that `spread` leads to
     attentions: Sequence[AttentionView] = ()
-    num_tokens: int = 0  # T, the class and distillation tokens that stand before those of the map
+    num_tokens: int = 0  # T, the class and distillation tokens before those of the map
     pooling: None | Window | np.ndarray = None  # of its tokens, before the next view; or the shares [L', L]
     spread: np.ndarray | None = None
-    read_by_token: nn.Layer | None = None  # returns [N, T + L, C], what class tokens see of the map the last time
+    read_by_token: nn.Layer | None = None  # returns [N, T + L, C], the last that class tokens see of the map
 
 
 def spread_back(shares: np.ndarray) -> np.ndarray:

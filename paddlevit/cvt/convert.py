@@ -1,7 +1,7 @@
 """Names of CvT's parameters in other people's checkpoints (`paddlevit/hvt/convert.py` explains the tables).
 
-The function behind the names is the official one: QuickGELU, also for the files of `transformers`, whose own network
-computes the erf GELU although these weights were trained with QuickGELU.
+The activation is the official QuickGELU, also for files of `transformers`: its model computes the erf GELU, although
+the weights were trained with QuickGELU.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class ConvAttention(nn.Layer):
 
     T is 1 with a class token, which stands first and bypasses the convolutions, and 0 without. With `stride_kv` 2 keys
     and values come from a quarter of the places (section 3.2.2). The attention probabilities [N, heads, Lq, Lk] pass
-    through `attn_dropout`, where a forward hook can take them out.
+    through `attn_dropout`, where a forward hook can read them.
     """
 
     def __init__(self, spec: StageSpec) -> None:
@@ -151,7 +151,7 @@ class ConvAttention(nn.Layer):
     def _project_side_by_side(self, tokens: Tensor, height: int, width: int) -> list[Tensor]:
         """The same with all images in one map [1, dim, H, N (W + gap)], zeros in the gaps.
 
-        A CPU's kernel works on one channel of one image at a time, which is little for it at 14 x 14 places.
+        Paddle's CPU kernel takes one channel of one image at a time, which is too little work at 14 x 14 places.
         """
         n, _, dim = tokens.shape
         gap = self.padding + -(width + self.padding) % self.stride_kv
@@ -256,7 +256,7 @@ class CvT(nn.Layer):
         return names_by_layer(self, [*layers, ["norm", "head"]])
 
     def views(self) -> list[StageView]:
-        """Its stages. The maps of the first ones are large, and there is no class token yet: attention of the last."""
+        """Its stages; attention of the last one only, as the others have large maps and no class token."""
         views, grid = [], PIXELS
         for i, stage in enumerate(self.stages):
             spec = stage.spec

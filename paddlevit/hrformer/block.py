@@ -19,19 +19,19 @@ def window_padding(size: int, window: int) -> tuple[int, int]:
 
 
 def split_windows(feature_map: Tensor, window: int) -> Tensor:
-    """Map [N, C, H, W] -> tokens [N, windows, window^2, C]; zeros around a map that is no multiple of the window."""
+    """Map [N, C, H, W] -> tokens [N, windows, window^2, C]; zero padding where the window does not divide the map."""
     channels, height, width = feature_map.shape[1:]
     padding = [*window_padding(width, window), *window_padding(height, window)]
     if any(padding):
         feature_map = F.pad(feature_map, padding)
         height, width = feature_map.shape[2:]
-    # One transpose moves the channels last and cuts the windows out: the partition costs no copy of its own.
+    # One transpose moves the channels last and cuts out the windows: the partition costs no copy of its own.
     grid = feature_map.reshape([-1, channels, height // window, window, width // window, window])
     return grid.transpose([0, 2, 4, 3, 5, 1]).reshape([-1, height * width // window**2, window**2, channels])
 
 
 def join_windows(tokens: Tensor, height: int, width: int, window: int) -> Tensor:
-    """Tokens [N, windows, window^2, C] -> map [N, C, height, width], the padding of `split_windows` cut off."""
+    """Tokens [N, windows, window^2, C] -> map [N, C, height, width], without the padding of `split_windows`."""
     channels = tokens.shape[-1]
     rows, columns = -(-height // window), -(-width // window)
     grid = tokens.reshape([-1, rows, columns, window, window, channels]).transpose([0, 5, 1, 3, 2, 4])
@@ -53,7 +53,7 @@ class RelativeAttention(nn.Layer):
     """Multi-head self-attention with a bias for each relative position; [B, window^2, dim] -> the same shape.
 
     The bias is that of Swin (Liu et al. 2021, section 3.2). B counts the windows of all images. The attention
-    probabilities [B, heads, window^2, window^2] pass through `attn_dropout`, where a forward hook can take them out.
+    probabilities [B, heads, window^2, window^2] pass through `attn_dropout`, where a forward hook can read them.
     """
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
@@ -97,9 +97,9 @@ class RelativeAttention(nn.Layer):
 class WindowAttention(nn.Layer):
     """Local-window self-attention (section 3, figure 1 a); [N, windows, window^2, dim] -> the same shape.
 
-    Padding stands as zeros between the normalisation and the projections, which is what `inside` makes of it, and it is
-    not masked in the softmax: its keys and values are the biases of their projections. The official code for dense
-    prediction does the same; its classification code fails at sizes that need padding.
+    Padding is zero between normalisation and projections (`inside` makes it so) and is not masked in the softmax: its
+    keys and values are the biases of their projections. The official code for dense prediction does the same; its
+    classification code fails at sizes that need padding.
     """
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
@@ -135,7 +135,7 @@ class ConvMlp(nn.Layer):
 
 
 class Block(nn.Layer):
-    """HRFormer block (figure 1): window attention, then the convolutional network, pre-norm; [N, dim, H, W] -> same."""
+    """HRFormer block (figure 1), pre-norm: window attention, then the feed-forward network; [N, dim, H, W] -> same."""
 
     recomputable = True  # TRAIN.RECOMPUTE
 
@@ -150,7 +150,7 @@ class Block(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        # The tokens stay in their windows until the convolutions: norms and residuals do not care where a token is.
+        # Tokens stay in their windows until the convolutions: norms and residuals do not care where a token is.
         tokens = split_windows(x, self.window)
         normed = self.norm1(tokens)
         inside = inside_map(height, width, self.window, normed.dtype)

@@ -73,24 +73,24 @@ class Bottleneck(nn.Layer):
 
 
 class Upsample(nn.Layer):
-    """Every place `scale` times as high and as wide; [N, C, H, W] -> [N, C, scale H, scale W]."""
+    """Nearest-neighbour upsampling; [N, C, H, W] -> [N, C, scale H, scale W]."""
 
     def __init__(self, scale: int) -> None:
         super().__init__()
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        # By size: exporters cannot read the scale that nn.Upsample(scale_factor=...) leaves in a program.
+        # By size: exporters cannot read the scale that nn.Upsample(scale_factor=...) writes into a program.
         return F.interpolate(x, [side * self.scale for side in x.shape[2:]], mode="nearest")
 
 
 def fuse_up(in_channels: int, channels: int, steps: int) -> nn.Sequential:
-    """From a branch that is `steps` resolutions lower: channels first, then every place 2^steps times as wide."""
+    """From a branch `steps` resolutions lower: first the channels, then upsampling by 2^steps."""
     return nn.Sequential(*conv_bn(in_channels, channels), Upsample(2**steps))
 
 
 def fuse_down(in_channels: int, channels: int, steps: int) -> nn.Sequential:
-    """From a branch that is `steps` resolutions higher: a strided depthwise and a pointwise convolution per step."""
+    """From a branch `steps` resolutions higher: a strided depthwise and a pointwise convolution per step."""
     layers = []
     for step in range(1, steps + 1):
         out_channels = channels if step == steps else in_channels
@@ -111,7 +111,7 @@ def fuse_layer(source: int, target: int, channels: Sequence[int]) -> nn.Layer:
 
 
 def interpolation(size: int, new_size: int) -> np.ndarray:
-    """Weights [new_size, size] of linear interpolation that leaves the first and the last place where they are."""
+    """Weights [new_size, size] of linear interpolation with aligned corners."""
     places = np.linspace(0, size - 1, new_size)
     return np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(size)))
 
@@ -156,7 +156,7 @@ class Module(nn.Layer):
             if source == target:
                 continue
             x = self.fuse_layers[target][source](x)
-            # A map of odd size, halved and doubled, is one place too large; the official code shrinks it like this.
+            # A map of odd size, halved and doubled, is one place too large; the official code resizes it.
             if x.shape[2:] != size:
                 x = resize(x, *size)
             total = total + x
@@ -196,7 +196,7 @@ def downsampling(in_channels: int, channels: int) -> nn.Sequential:
 
 
 class HRFormer(nn.Layer):
-    """HRFormer for classification (section 3, table 1; the head is that of HRNet's classification network).
+    """HRFormer for classification (section 3, table 1; the head is that of HRNet's classification model).
 
     `stages` are the second to the fourth, with two, three and four branches; the first is `num_bottlenecks` bottlenecks
     of `bottleneck_channels`. Stochastic depth grows linearly from 0 to `drop_path` over the blocks of a branch. The
@@ -251,7 +251,7 @@ class HRFormer(nn.Layer):
         return self.stage4(self.transition3(maps))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """What the head sees: the four maps gathered into the lowest resolution and averaged over it, [N, 2048]."""
+        """What the head sees: the four maps summed at the lowest resolution and averaged over it, [N, 2048]."""
         first, *others = [widen(x) for widen, x in zip(self.incre_modules, self.feature_maps(images))]
         for downsample, x in zip(self.downsamp_modules, others):
             first = x + downsample(first)
@@ -279,7 +279,7 @@ class HRFormer(nn.Layer):
         return names_by_layer(self, [*layers, [*between, *head]])
 
     def views(self) -> list[StageView]:
-        """Its stages, with one, two, three and four resolutions. Attention is local, in windows, and has no view."""
+        """Its stages, with one to four resolutions. Attention is local, in windows, and has no view."""
         halved = Window(kernel=3, stride=2, padding=1)
         grids = [PIXELS.pooled(halved).pooled(halved)]
         views = [StageView("stage 1", self.layer1, maps=lambda output: [output], grids=grids)]

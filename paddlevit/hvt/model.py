@@ -56,9 +56,9 @@ class PooledBlock(Block):
 class HVT(nn.Layer):
     """HVT: transformer blocks that shorten the sequence as a CNN shrinks its maps (section 3.2, figure 2).
 
-    Every `pool_block_width`-th block, from the first on, ends with a pooling; 0 pools nowhere. There is no class token:
-    the head sees the mean over the tokens (section 3.3). `num_classes` 0 leaves the head out. Raises UserError where
-    the arguments do not fit together.
+    Every `pool_block_width`-th block, starting with the first, ends with a pooling; 0 pools nowhere. There is no class
+    token: the head sees the mean over the tokens (section 3.3). `num_classes` 0 leaves the head out. Raises UserError
+    where the arguments do not fit together.
     """
 
     weight_sources: dict = SOURCES
@@ -126,7 +126,7 @@ class HVT(nn.Layer):
         return names_by_layer(self, [["patch_embed", "pos_embed"], *blocks, ["norm", "head"]])
 
     def views(self) -> list[StageView]:
-        """Its blocks. Pooled tokens are spread back over the patches that they come from, so that they show as maps."""
+        """Its blocks. Pooled tokens are spread back over the patches that they come from, so that they form maps."""
         views = []
         patch_size = self.patch_embed.proj.weight.shape[2]
         grid = PIXELS.pooled(Window(patch_size, patch_size, 0))

@@ -68,9 +68,9 @@ class PiT(nn.Layer):
     """PiT: three stages of transformer blocks with pooling between them (section 3.2, table 1).
 
     `base_dims` are the widths of a head and `num_heads` their numbers, so stage i is base_dims[i] * num_heads[i] wide.
-    With `distilled` there is a second token and head (Touvron et al. 2021, section 4): in training the network
-    returns both logits, in evaluation their mean. `num_classes` 0 leaves the heads out. Raises UserError where the
-    entries do not fit together, or the image is smaller than a patch.
+    With `distilled` there is a second token and head (Touvron et al. 2021, section 4): in training the model returns
+    both logits, in evaluation their mean. `num_classes` 0 leaves the heads out. Raises UserError where the arguments do
+    not fit together.
     """
 
     weight_sources: dict = SOURCES
@@ -107,7 +107,7 @@ class PiT(nn.Layer):
             raise UserError(
                 f"the width of each stage, base_dims x num_heads, must be a multiple of the previous one, got {dims}"
             )
-        # Block i drops with rate * i / total, so the rate itself is never reached: the official schedule.
+        # Block i has rate * i / total, so the rate itself is never reached: the official schedule.
         rates = iter([drop_path * i / sum(depth) for i in range(sum(depth))])
         block: dict[str, Any] = {"mlp_ratio": mlp_ratio, "dropout": dropout, "attention_dropout": attention_dropout}
         side = (image_size - patch_size) // stride + 1
@@ -154,7 +154,7 @@ class PiT(nn.Layer):
         return names_by_layer(self, [*layers, ["norm", "head", "head_dist"]])
 
     def views(self) -> list[StageView]:
-        """Its stages; the class token, and with `distilled` a second one, stand first in all of them."""
+        """Its stages; the class token, and with `distilled` a second one, comes first in all of them."""
         views = []
         halved = Window(kernel=3, stride=2, padding=1)
         grid = PIXELS.pooled(self.patch_embed.window)

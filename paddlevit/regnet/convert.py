@@ -1,7 +1,7 @@
 """Names of RegNetY's parameters in other people's checkpoints (`paddlevit/hvt/convert.py` explains the tables).
 
 The official teacher file of DeiT has timm's names. PaddleViT gives the last convolution of a block a bias, which the
-network does not have: the BatchNorm after it takes the bias up, (x + b) - mean = x - (mean - b). `subtracted` names
+model does not have: the BatchNorm after it absorbs the bias, (x + b) - mean = x - (mean - b). `subtracted` names
 such arrays and what they are subtracted from.
 """
 

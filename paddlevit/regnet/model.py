@@ -99,7 +99,7 @@ class RegNet(nn.Layer):
     """RegNetY: a stem, four stages, average pooling and a linear head (section 3.2); the defaults are RegNetY-16GF.
 
     Every width is a multiple of `group_width`, the channels of one group of the 3 x 3 convolutions. `num_classes` 0
-    leaves the linear layer out. Raises UserError where the widths do not fit.
+    leaves the linear layer out. Raises UserError where the arguments do not fit together.
     """
 
     weight_sources: dict = SOURCES
@@ -160,7 +160,7 @@ class RegNet(nn.Layer):
 
 
 def _init(layer: nn.Layer) -> None:
-    """Start of a training from scratch: He et al. 2015, equation 14, for convolutions; blocks begin as the identity."""
+    """Initialise for training from scratch: convolutions as in He et al. 2015, equation 14; blocks as the identity."""
     if isinstance(layer, nn.Conv2D):
         out_channels, _, height, width = layer.weight.shape
         fan_out = out_channels * height * width / conv_options(layer).groups

@@ -1,8 +1,8 @@
-"""Starts the processes of a job, watches over them, ends them together and starts them again.
+"""Starts the processes of a job, supervises them, ends them together and restarts them.
 
-Each process shares a file without a name with the launcher: the time of its last progress, then, where it has failed, a
-line of JSON that says why. A process that has failed waits to be ended, with its connections open, so that the others
-do not fail for want of it and hide the error that came first.
+Each process shares an unnamed file with the launcher: the time of its last progress, then, if it has failed, a line of
+JSON that says why. A failed process keeps its connections open and waits to be killed, so that the others do not fail
+because of it and hide the first error.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from paddlevit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SECONDS_TO_REPEAT = 2.0  # signals that come within count as one: `timeout`, systemd and Slurm send them to all
-# What terminals, ssh, and the schedulers of clusters send; their processes save, and end with 128 + the number.
+SECONDS_TO_REPEAT = 2.0  # repeated within, a signal counts as one: `timeout`, systemd and Slurm send it to all
+# Sent by terminals, ssh and the schedulers of clusters; the processes save and exit with 128 + the number.
 STOP_SIGNALS = (
     signal.SIGHUP,
     signal.SIGINT,
@@ -41,16 +41,16 @@ STOP_SIGNALS = (
     signal.SIGUSR2,
     signal.SIGXCPU,
 )
-_LAUNCHER = "PADDLEVIT_LAUNCHER"  # in the environment of a process: its launcher's number, and the file they share
+_LAUNCHER = "PADDLEVIT_LAUNCHER"  # in the environment of a process: its launcher's id, and the file they share
 _BEAT = struct.Struct("d")
 _SECONDS_BETWEEN_LOOKS = 0.05
 _SECONDS_BETWEEN_ALARMS = 1.0
-_SECONDS_TO_START = 600.0  # more than the hang timeout, for what comes before the first step
-_SECONDS_TO_DIE = 0.5  # a process that others miss is seen as dead later than its closed connections are
-_SECONDS_TO_STOP = 10.0  # after the first process has stopped as it was asked to
-_SECONDS_TO_OBEY = 2.0  # a second signal
-_SECONDS_TO_BE_ENDED = 60.0  # of a process that has failed and waits for its launcher
-_SECONDS_OF_GLOO = 25.0  # it waits 30 for a silent process, and then aborts the one that waits
+_SECONDS_TO_START = 600.0  # added to the hang timeout before the first step
+_SECONDS_TO_DIE = 0.5  # peers see a broken connection before the process that broke it can be reaped
+_SECONDS_TO_STOP = 10.0  # for the others, after the first process has stopped on request
+_SECONDS_TO_OBEY = 2.0  # after a second signal
+_SECONDS_TO_BE_ENDED = 60.0  # that a failed process waits for its launcher
+_SECONDS_OF_GLOO = 25.0  # gloo waits 30 for a silent peer, then aborts the process that waits
 _ABORTED = 128 + signal.SIGABRT
 _MOST_TEXT = 100_000  # characters of a traceback
 _PR_SET_PDEATHSIG = 1
@@ -67,34 +67,34 @@ _Signal = tuple[int, float]  # and when it came
 
 @dataclass(frozen=True)
 class Job:
-    """Processes that train together: `command(restarted)` on `nprocs` GPUs, or on the CPU, where `kind` says so."""
+    """Processes that train together: `command(restarted)` on `nprocs` GPUs, or on the CPU if `kind` is "cpu"."""
 
     command: Callable[[bool], list[str]]
     nprocs: int
     kind: str  # gpu or cpu
-    open_log: Callable[[], None]  # called before something is logged: the run's folder is made by the processes
+    open_log: Callable[[], None]  # called before anything is logged: the processes make the run's folder
     max_restarts: int = 0
-    hang_timeout: float = 0.0  # seconds without progress, at the start 600 more, of a process that hangs; 0: never
+    hang_timeout: float = 0.0  # seconds without progress (600 more at the start) that count as hanging; 0: none
 
 
-# What the processes call.
+# Called by the processes.
 
 
 def launched() -> bool:
-    """Whether a launcher, this one or Paddle's, has started this process."""
+    """Whether a launcher, this one or Paddle's, started this process."""
     return "PADDLE_TRAINER_ID" in os.environ
 
 
 def watched() -> bool:
-    """Whether it was this launcher."""
+    """Whether this launcher started this process."""
     return _LAUNCHER in os.environ
 
 
 def take_part(function: Callable[[], int], *, hang_timeout: float = 0.0) -> int:
-    """Run `function` as a process of a job: it dies with its launcher, and its errors are told to it.
+    """Run `function` as a process of a job: it dies with its launcher and reports its errors to it.
 
-    Under another launcher, which does not look for processes that hang, this one ends itself after `hang_timeout`
-    seconds without progress (0: never), at the start 600 more, and writes the lines that it stands in to stderr.
+    Under another launcher, which does not detect hanging, the process ends itself after `hang_timeout` seconds without
+    progress (600 more at the start; 0: never) and writes its stack to stderr.
     """
     global _shared, _own_timeout
     parent, shared = map(int, os.environ.pop(_LAUNCHER, "0:-1").split(":"))
@@ -121,7 +121,7 @@ def take_part(function: Callable[[], int], *, hang_timeout: float = 0.0) -> int:
 
 
 def heartbeat() -> None:
-    """Tell the launcher, or the alarm under another one, that this process makes progress. Costs a microsecond."""
+    """Report progress to the launcher or, under another one, to the alarm. Takes a microsecond."""
     if _shared is not None:
         os.pwrite(_shared, _BEAT.pack(time.monotonic()), 0)
     elif _own_timeout and time.monotonic() - _alarm_set > _SECONDS_BETWEEN_ALARMS:
@@ -129,30 +129,30 @@ def heartbeat() -> None:
 
 
 def _set_alarm(seconds: float) -> None:
-    """End this process so much later, wherever it hangs: the alarm needs no turn in the interpreter."""
+    """End this process after `seconds`, wherever it hangs: the alarm does not need the interpreter."""
     global _alarm_set
     _alarm_set = time.monotonic()
     faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def _die_with_launcher(parent: int) -> None:
-    """Let Linux kill this process as soon as its launcher dies; `parent` is 0 where Paddle's has started it."""
+    """Have Linux kill this process when its launcher dies; `parent` is 0 under Paddle's launcher."""
     if sys.platform == "linux" and (parent or "PADDLE_LOG_DIR" in os.environ):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent and os.getppid() != parent:
         os._exit(1)
 
 
-# What the launcher does.
+# The launcher.
 
 
 def run(job: Job) -> int:
-    """Run `job` to its end and return the exit code: 0, or that of the first process that failed, as a shell gives it.
+    """Run `job` and return the exit code: 0, or that of the first process that failed, in a shell's terms.
 
-    When a process dies, fails or hangs, the log says so and the others are ended; then, up to `max_restarts` times, all
-    are started again. STOP_SIGNALS are passed on, so that the processes save and end by themselves, or at once after
-    one that comes more than SECONDS_TO_REPEAT later. A UserError of a process is raised here. Neither is a reason
-    to start again.
+    If a process dies, fails or hangs, that is logged, the others are killed, and all are restarted, up to
+    `max_restarts` times. STOP_SIGNALS are passed on: the processes save and end by themselves; a second signal,
+    more than SECONDS_TO_REPEAT later, ends them at once. A UserError of a process is raised here. After a signal or a
+    UserError nothing is restarted.
     """
     asked: list[_Signal] = []
     with _signals_go_to(asked):
@@ -188,7 +188,7 @@ class _Process:
         return _BEAT.unpack(os.pread(self.shared.fileno(), _BEAT.size, 0))[0]
 
     def raised(self) -> _Failure | None:
-        """What the process says that it has failed of."""
+        """The failure that the process has reported."""
         line = os.pread(self.shared.fileno(), 1 << 20, _BEAT.size)
         if not line.endswith(b"\n"):
             return None
@@ -197,7 +197,7 @@ class _Process:
         return _Failure(record["code"], reason, record["text"], record["at"])
 
     def died(self) -> _Failure | None:
-        """What it died of, unless it runs, is done, or was asked to stop."""
+        """What killed the process, unless it runs, has finished, or was asked to stop."""
         code = self.popen.poll()
         if not code or code in _STOPPED:
             return None
@@ -205,19 +205,19 @@ class _Process:
         return _Failure(_as_shell(code), f"{self._name} {how}")
 
     def hung(self) -> _Failure:
-        """What there is to say of a process that the others wait for."""
+        """The failure of a process that the others wait for."""
         seconds = max(0.0, time.monotonic() - self.last_progress())
         reason = f"{self._name} has made no progress for {seconds:.0f} seconds"
         return _Failure(1, f"{reason}; it {_STUCK[self._state]}" if self.stuck else reason, hung=True)
 
     @property
     def stuck(self) -> bool:
-        """Whether it is for certain not waiting for others."""
+        """Whether the process certainly does not wait for the others."""
         return self._state in _STUCK
 
     @property
     def _state(self) -> str:
-        """The letter that Linux has for what it does."""
+        """Linux's letter for the state of the process."""
         with contextlib.suppress(OSError):
             return Path(f"/proc/{self.popen.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         return ""
@@ -228,7 +228,7 @@ class _Process:
 
 
 def _attempt(job: Job, asked: list[_Signal], *, restarted: bool) -> tuple[int, bool]:
-    """Run the processes once; the exit code, and whether one of them has failed. Raises a process's UserError."""
+    """Run the processes once; the exit code, and whether one of them failed. Raises the UserError of a process."""
     command = job.command(restarted)
     processes = [_start(command, rank, env) for rank, env in enumerate(_environments(job.nprocs, job.kind))]
     try:
@@ -250,25 +250,25 @@ def _attempt(job: Job, asked: list[_Signal], *, restarted: bool) -> tuple[int, b
 def _start(command: list[str], rank: int, env: dict[str, str]) -> _Process:
     shared = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
     os.pwrite(shared.fileno(), _BEAT.pack(time.monotonic() + _SECONDS_TO_START), 0)
-    quiet = {"GLOG_minloglevel": "1"}  # Paddle tells of every connection
+    quiet = {"GLOG_minloglevel": "1"}  # Paddle logs every connection
     env = {**quiet, **os.environ, **env, _LAUNCHER: f"{os.getpid()}:{shared.fileno()}"}
-    env.pop("PADDLE_MASTER", None)  # where another launcher's processes meet; Paddle would go there rather
-    # A session of their own: Ctrl-C reaches this process, which passes it on, and none of them twice.
+    env.pop("PADDLE_MASTER", None)  # the meeting point of another launcher's processes, which Paddle would prefer
+    # In a session of their own: Ctrl-C reaches this process alone, which passes it on once.
     popen = subprocess.Popen(command, env=env, pass_fds=[shared.fileno()], start_new_session=True)
     return _Process(rank, popen, shared)
 
 
 def _watch(processes: list[_Process], hang_timeout: float, asked: list[_Signal]) -> tuple[int, _Failure | None]:
-    """Pass signals on until all processes have ended, or one has failed; the exit code, and what failed."""
+    """Pass signals on until all processes have ended or one has failed; the exit code and the failure."""
     passed_on = 0
     ends: float | None = None
     while True:
         for signum, at in asked[passed_on:]:
             passed_on += 1
             if at - asked[0][1] > SECONDS_TO_REPEAT:
-                ends = time.monotonic() + _SECONDS_TO_OBEY  # one that hangs does not hear it
+                ends = time.monotonic() + _SECONDS_TO_OBEY  # a process that hangs ignores it
             for process in processes:
-                if process.running:  # in them SIGUSR1 has another meaning
+                if process.running:  # there SIGUSR1 prints the stack
                     process.popen.send_signal(signal.SIGTERM if signum == signal.SIGUSR1 else signum)
         failure = _first_failure(processes, hang_timeout)
         if failure is not None:
@@ -276,7 +276,7 @@ def _watch(processes: list[_Process], hang_timeout: float, asked: list[_Signal])
         codes = [process.popen.poll() for process in processes]
         stopped = [code for code in codes if code in _STOPPED]
         if stopped and ends is None:
-            ends = time.monotonic() + _SECONDS_TO_STOP  # they stop together: those that are left are stuck
+            ends = time.monotonic() + _SECONDS_TO_STOP  # all stop together: the rest are stuck
         if None not in codes or (ends is not None and time.monotonic() > ends):
             if stopped or None not in codes:
                 return _as_shell(stopped[0]) if stopped else 0, None
@@ -285,7 +285,7 @@ def _watch(processes: list[_Process], hang_timeout: float, asked: list[_Signal])
 
 
 def _first_failure(processes: list[_Process], hang_timeout: float) -> _Failure | None:
-    """The failure that came first: one that is dead is missed by the others, which then raise errors of their own."""
+    """The failure that came first: when a process dies, the others lose it and raise errors of their own."""
     raised = [failure for failure in (process.raised() for process in processes) if failure]
     if raised:
         time.sleep(_SECONDS_TO_DIE)
@@ -298,14 +298,14 @@ def _first_failure(processes: list[_Process], hang_timeout: float) -> _Failure |
 
 
 def _blame(dead: list[_Failure], processes: list[_Process]) -> _Failure:
-    """Which death came first: gloo aborts a process when another one is gone, or has been silent for 30 seconds."""
+    """The death that came first: gloo aborts a process when a peer is gone, or silent for 30 seconds."""
     first = min(dead, key=lambda failure: failure.code == _ABORTED)
     hung = _hung(processes, _SECONDS_OF_GLOO) if first.code == _ABORTED else None
     return first if hung is None else replace(hung, code=first.code, reason=f"{hung.reason}; {first.reason}")
 
 
 def _hung(processes: list[_Process], timeout: float) -> _Failure | None:
-    """Of the processes that make no progress, the one that the others wait for."""
+    """Of the processes without progress, the one that the others wait for."""
     now = time.monotonic()
     running = sorted((process for process in processes if process.running), key=_Process.last_progress)
     if not timeout or not running or now - running[0].last_progress() < timeout:
@@ -315,7 +315,7 @@ def _hung(processes: list[_Process], timeout: float) -> _Failure | None:
 
 
 def _show_where_they_are(processes: list[_Process]) -> None:
-    """Let the processes write the lines of Python that they are in to stderr, one after the other."""
+    """Have the processes write their stacks to stderr, one after the other."""
     for process in processes:
         if process.running and not process.stuck:
             sys.stderr.write(f"rank {process.rank} is here:\n")
@@ -325,7 +325,7 @@ def _show_where_they_are(processes: list[_Process]) -> None:
 
 
 def _end(processes: list[_Process]) -> None:
-    """Kill what is left, at once: each waits for the others, and would print that they are gone."""
+    """Kill all that still run, at once: left alone, each would complain that the others are gone."""
     for process in processes:
         process.popen.kill()
     for process in processes:
@@ -352,7 +352,7 @@ def _as_shell(code: int) -> int:
 
 
 def _environments(nprocs: int, kind: str) -> list[dict[str, str]]:
-    """What Paddle wants to know in each process; GPUs are counted among the visible ones."""
+    """Paddle's variables for each process; GPUs are numbered among the visible ones."""
     endpoints = [f"127.0.0.1:{port}" for port in _free_ports(nprocs)]
     return [
         {

@@ -1,4 +1,4 @@
-"""What this process is: its device, rank and seeds, and its loggers."""
+"""This process among those that train together: rank, collectives, device, seeds, loggers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CAPABILITY = {"float16": (7, 0), "bfloat16": (8, 0)}  # what a GPU needs to com
 
 
 def rank() -> int:
-    """Number of this process among those that train together; 0 alone."""
+    """Number of this process among those that train together; 0 if it is alone."""
     return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 
 
@@ -43,7 +43,7 @@ def is_main() -> bool:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes, which call this together; it is written into `tensor` too."""
+    """The sum of `tensor` over all processes, which all call this; it is written into `tensor` too."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -59,13 +59,13 @@ def all_reduce_max(value: int) -> int:
 
 
 def agree(value: str) -> bool:
-    """Whether all processes, to be asked at the same point, hold the same `value`."""
+    """Whether all processes, which all call this, have the same `value`."""
     number = int(hashlib.sha256(value.encode()).hexdigest()[:15], 16)
     return all_reduce_max(number) == -all_reduce_max(-number)
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()
 
@@ -108,7 +108,7 @@ def process_count(asked: int | None, kind: str) -> int:
 
 
 def peak_memory() -> int:
-    """The most memory that was in use, in MiB: of the GPU by this process, or by the process on a CPU."""
+    """Peak memory of this process in MiB: of the GPU, or on a CPU of the process."""
     if paddle.device.get_device() != "cpu":
         return round(paddle.device.cuda.max_memory_allocated() / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
@@ -117,8 +117,8 @@ def peak_memory() -> int:
 def setup(device: str, seed: int) -> None:
     """Choose the device, join the other processes, and seed every generator.
 
-    Python's and NumPy's numbers differ between the ranks; Paddle's are the same, so that all begin with one network.
-    Raises UserError where a GPU is asked for and there is none.
+    Seeds of Python and NumPy differ between ranks; Paddle's is the same, so that all start from the same weights.
+    Raises UserError where a GPU is asked for and there is none, and where this Paddle lacks what the package needs.
     """
     paddle_internals.check()
     # A harmless warning of every BatchNorm in training.
@@ -129,7 +129,7 @@ def setup(device: str, seed: int) -> None:
         paddle.set_device("cpu")
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     if world_size() > 1:
-        with contextlib.redirect_stderr(io.StringIO()):  # where it lists flags that Paddle itself has set
+        with contextlib.redirect_stderr(io.StringIO()):  # it lists the flags that Paddle has set itself
             dist.init_parallel_env()
     random.seed(seed + rank())
     np.random.seed((seed + rank()) % 2**32)
@@ -137,9 +137,9 @@ def setup(device: str, seed: int) -> None:
 
 
 def setup_logging(folder: Path | None = None) -> None:
-    """Log the package's messages to the terminal (rank 0) and to `folder`/log.txt (log_rank<N>.txt elsewhere).
+    """Log the package's messages to the terminal (rank 0) and to `folder`/log.txt (other ranks: log_rank<N>.txt).
 
-    The package's logger stands alone: importing paddle puts a handler of its own on the root logger.
+    The package's logger does not propagate: importing paddle adds a handler to the root logger.
     """
     package = logging.getLogger("paddlevit")
     package.setLevel(logging.INFO)
@@ -157,7 +157,7 @@ def setup_logging(folder: Path | None = None) -> None:
 
 
 class _TerminalHandler(logging.Handler):
-    """Writes above a progress bar, if there is one, not through it."""
+    """Writes above a progress bar, not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "every_step", False) and sys.stderr.isatty() and sys.stdout.isatty():
