@@ -4,10 +4,12 @@ them; nothing is installed, and nothing is left half-written.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import paddle
@@ -84,6 +86,27 @@ def test_exported_network_gives_the_same_logits(name, formats, tmp_path, monkeyp
     assert all(param.grad is not None for param in network.parameters() if not param.stop_gradient)
 
 
+def names_in(path):
+    """(name, shape) of the input and of the output, as the file has them."""
+    if path.suffix == ".xml":
+        model = pytest.importorskip("openvino").Core().read_model(path)
+        return [(side.any_name, str(side.partial_shape)) for side in (*model.inputs, *model.outputs)]
+    if path.suffix == ".onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(path))
+        return [(side.name, side.shape) for side in (*session.get_inputs(), *session.get_outputs())]
+    (block,) = json.loads(path.read_text())["program"]["regions"][0]["blocks"]
+    ends = [op for op in block["ops"] if op["#"] in ("1.data", "1.fetch")]
+    names = [next(item["AT"]["D"] for item in op["A"] if item["N"] == "name") for op in ends]
+    return [(name, op["O"][0]["TT"]["D"][1]) for name, op in zip(names, ends)]
+
+
+NAMED = {
+    "paddle": [("images", [-1, 3, 32, 32]), ("logits", [-1, 3])],
+    "onnx": [("images", ["N", 3, 32, 32]), ("logits", ["N", 3])],
+    "openvino": [("images", "[?,3,32,32]"), ("logits", "[?,3]")],
+}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Weights of three classes beside their names, and images."""
@@ -119,8 +142,8 @@ def test_command_and_predictions_from_what_it_wrote(trained, tmp_path, capsys, f
     run(trained, output, "-format", fmt, "-data_path", trained / "data")
     said = capsys.readouterr().out
     assert float(said.split("largest difference ")[1].split()[0]) < 1e-5
-    assert "top-1 equal on 15 of 15 images" in said
-    network, exported = said.split("accuracy: network ")[1].split(" %\n")[0].split(" %, exported ")
+    assert "in f32; top-1 equal on 15 of 15 images" in said and "warning" not in said
+    network, exported = said.split("accuracy: model ")[1].split(" %\n")[0].split(" %, exported ")
     assert network == exported
     weights = ["-cfg", "pit_digits", "-pretrained", trained / "best.pdparams", "-num_classes", "3"]
     first = guesses(capsys, images, "-exported", output)
@@ -128,6 +151,11 @@ def test_command_and_predictions_from_what_it_wrote(trained, tmp_path, capsys, f
     assert {c["name"] for c in first[0]["classes"]} == set(CLASSES)
     # The configuration that the images were made by, to compare: the description says it, not the variant.
     described = export.read_description(output)
+    assert (described["input"], described["output"]) == (
+        "images, float32 [N, 3, 32, 32], RGB",
+        "logits, float32 [N, 3]",
+    )
+    assert names_in(output / FILES[fmt]) == NAMED[fmt]
     assert described["preprocessing"]["resize_shorter_side_to"] == 35
     file = tmp_path / "config.yaml"
     file.write_text(
@@ -144,17 +172,55 @@ def test_one_description_for_the_files_of_one_network(tmp_path):
     config = get_config("pit_digits")
     network = small("pit_digits")
 
-    def write(file):
-        description = export.with_file(export.describe(config, network, CLASSES), tmp_path, tmp_path / file)
-        (tmp_path / "export.json").write_text(json.dumps(description))
-        return export.read_description(tmp_path)["files"]
+    def write(file, precision="f32"):
+        described = export.with_file(export.describe(config, network, names), tmp_path, file, precision)
+        (tmp_path / "export.json").write_text(json.dumps(described))
+        (tmp_path / file).write_text("a model")
+        return list(export.read_description(tmp_path)["precision"].items())
 
-    assert [write(file) for file in ("a.onnx", "a.xml", "a.onnx")][-1] == ["a.xml", "a.onnx"]
+    names = [str(i) for i in range(10)]
+    assert [write("a.onnx"), write("a.xml", "bf16"), write("a.onnx")][-1] == [("a.xml", "bf16"), ("a.onnx", "f32")]
     assert export.describe(config, network, CLASSES)["input"] == "images, float32 [N, 3, 32, 32], RGB"
     grey = with_values(config, {"DATA.IMAGE_CHANNELS": 1})
     assert export.describe(grey, network, CLASSES)["input"] == "images, float32 [N, 1, 32, 32], grey"
+    names = names[::-1]
+    with pytest.raises(UserError, match="holds another model"):
+        write("a.json")
+    names = names[::-1]
     network.head.bias.set_value(network.head.bias + 1.0)
-    assert write("a.json") == ["a.json"], "the others have other weights"
+    with pytest.raises(UserError, match=r"holds another model \(a.xml, a.onnx\): export into another folder"):
+        write("a.json")
+    (tmp_path / "a.onnx").unlink()
+    assert write("a.xml") == [("a.xml", "f32")], "nothing is left of the other"
+
+
+@pytest.fixture(scope="module", params=export.FORMATS)
+def opened(request, tmp_path_factory):
+    """A function of each format."""
+    need(request.param)
+    path = export.export(small("pit_digits"), [3, 32, 32], request.param, tmp_path_factory.mktemp("opened"))
+    return export.open_exported(path, threads=1)
+
+
+def test_threads_get_their_own_logits(opened):
+    images = [random_images(1 + i % 3) + i for i in range(20)]
+    alone = [opened(batch) for batch in images]
+    kept = [logits.copy() for logits in alone]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda i: opened(images[i % 20]), range(200)))
+    assert all(np.array_equal(logits, alone[i % 20]) for i, logits in enumerate(together))
+    assert all(map(np.array_equal, alone, kept)), "a later call changes nothing of an earlier one's"
+
+
+def test_forked_processes_are_refused(opened, capfd):
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            with pytest.raises(UserError, match="was opened before this process was forked: open it in this process"):
+                opened(random_images(1))
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_int8(trained, tmp_path, capsys):
@@ -164,15 +230,82 @@ def test_int8(trained, tmp_path, capsys):
     run(trained, tmp_path, "-format", "openvino", "-int8", *small_set)
     difference = float(capsys.readouterr().out.split("largest difference ")[1].split()[0])
     assert 1e-4 < difference < 0.5, "of rounding to 8 bits"
-    assert export.read_description(tmp_path)["files"] == ["model_int8.xml"]
+    described = export.read_description(tmp_path)
+    assert described["files"] == ["model_int8.xml"] and described["precision"] == {"model_int8.xml": "int8"}
+    assert names_in(tmp_path / "model_int8.xml") == NAMED["openvino"]
+    guesses(capsys, trained / "data" / "val", "-exported", tmp_path, "-precision", "int8")
+    argv = [str(trained / "data" / "val"), "-exported", str(tmp_path), "-precision", "f32"]
+    assert predict.main(argv) == 2 and "allowed: auto, int8" in capsys.readouterr().err
+
+
+def bf16_file(folder):
+    for package in NEEDS["openvino"]:
+        pytest.importorskip(package, reason="paddle2onnx has no build for Python 3.13")
+    return export.export(small("pit_digits"), [3, 32, 32], "openvino", folder)
+
+
+def test_bf16(tmp_path):
+    path = bf16_file(tmp_path)
+    if "BF16" not in sys.modules["openvino"].Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16")
+    opened = [export.open_exported(path, threads=1, precision=precision) for precision in ("f32", "bf16")]
+    assert [model.precision for model in opened] == ["f32", "bf16"]
+    f32, bf16 = (model(random_images(4)) for model in opened)
+    assert 1e-4 < np.abs(f32 - bf16).max() / np.abs(f32).max() < 0.05
+
+
+def test_processor_without_bf16(tmp_path, monkeypatch, caplog):
+    path = bf16_file(tmp_path)
+    monkeypatch.setattr(sys.modules["openvino"].Core, "get_property", lambda *args: ["FP32", "INT8"])
+    opened = export.open_exported(path, threads=1, precision="bf16")
+    assert opened.precision == "f32" and "this processor has no bfloat16" in caplog.text
+    np.testing.assert_array_equal(opened(random_images(2)), export.open_exported(path, threads=1)(random_images(2)))
+
+
+def test_command_exports_for_bf16_and_predictions_run_in_it(trained, tmp_path, capsys):
+    need("openvino")
+    run(trained, tmp_path, "-format", "openvino", "-precision", "bf16", "-images", trained / "data" / "val")
+    said = capsys.readouterr().out
+    assert "; top-1 equal on" in said and ", in bf16" in said or ", in f32" in said
+    assert export.read_description(tmp_path)["precision"] == {"model.xml": "bf16"}
+    for flags, precision in (((), said.split(", in ")[1][:4]), (("-precision", "f32"), "f32")):
+        argv = [trained / "data" / "val", "-exported", tmp_path, *flags]
+        assert predict.main([str(word) for word in argv]) == 0
+        assert f"model.xml runs in {precision.strip(';')}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fmt", export.FORMATS)
+def test_logits_that_are_not_finite_are_not_exported(trained, tmp_path, capsys, fmt):
+    need(fmt)
+    state = paddle.load(str(trained / "best.pdparams"))
+    state["head.bias"][1] = float("nan")
+    paddle.save(state, str(tmp_path / "nan.pdparams"))
+    run(trained, tmp_path / "out", "-format", fmt, "-pretrained", tmp_path / "nan.pdparams", code=2)
+    assert "the model gives logits that are not finite: nothing is written" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_describes_one_model(trained, tmp_path, capsys):
+    """Neither the command nor the function lets a description stand beside another model's file."""
+    need("onnx")
+    run(trained, tmp_path)
+    other = small("pit_digits", **{"MODEL.NUM_CLASSES": 3, "DATA.CROP_PCT": 0.9})
+    other.head.bias.set_value(other.head.bias + 1.0)
+    paddle.save(other.state_dict(), str(tmp_path / "other.pdparams"))
+    run(trained, tmp_path, "-pretrained", tmp_path / "other.pdparams", "-format", "onnx", code=2)
+    assert "holds another model (model.json)" in capsys.readouterr().err
+    assert not (tmp_path / "model.onnx").exists()
+    with pytest.raises(UserError, match="describes another model.json"):
+        export.export(other, [3, 32, 32], "paddle", tmp_path)
+    run(trained, tmp_path, "-pretrained", tmp_path / "other.pdparams")
+    assert export.read_description(tmp_path)["files"] == ["model.json"]
 
 
 def test_exporters_are_heard_only_where_they_fail(tmp_path, monkeypatch, capfd):
-    def chatter(model, shape, stem):
+    def chatter(model, shape, path):
         os.write(1, b"from C++\n")
         print("from Python")
-        stem.with_suffix(".json").write_text("a program")
-        return stem.with_suffix(".json")
+        path.write_text("a program")
 
     def fails(*args):
         chatter(*args)
@@ -190,8 +323,8 @@ def test_exporters_are_heard_only_where_they_fail(tmp_path, monkeypatch, capfd):
 
 
 def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
-    def half(model, shape, stem):
-        stem.with_suffix(".pdiparams").write_text("half")
+    def half(model, shape, path):
+        path.with_suffix(".pdiparams").write_text("half")
         raise OSError(28, "No space left on device")
 
     (tmp_path / "model.json").write_text("an earlier one")
@@ -207,10 +340,11 @@ def test_mistakes_are_named(trained, tmp_path, capsys, monkeypatch):
         run(trained, output, *more, code=2)
         return capsys.readouterr().err
 
-    assert "allowed: paddle, onnx, openvino" in said("-format", "tflite")
+    assert "invalid choice: 'tflite' (choose from" in said("-format", "tflite")
     with pytest.raises(UserError, match="format tflite, allowed: paddle, onnx, openvino"):
         export.export(small("pit_digits"), [3, 32, 32], "tflite", tmp_path)
-    assert "-int8 goes with -format openvino" in said("-int8")
+    assert "-precision int8 of -format paddle, allowed: f32 (others: openvino)" in said("-int8")
+    assert "-precision bf16 of -format onnx, allowed: f32" in said("-precision", "bf16", "-format", "onnx")
     with pytest.raises(UserError, match="int8, which goes with the format openvino, not onnx"):
         export.export(small("pit_digits"), [3, 32, 32], "onnx", tmp_path, calibration=[])
     assert "images to find ranges on" in said("-int8", "-format", "openvino")
@@ -226,15 +360,20 @@ def test_what_cannot_be_opened_is_named(trained, tmp_path, capsys):
         assert predict.main([str(word) for word in (trained / "data" / "val", *argv)]) == 2
         return capsys.readouterr().err
 
-    assert "no such folder" in said("-exported", tmp_path / "none")
-    assert "export.json" in said("-exported", tmp_path)
-    assert "-pretrained FILE is required" in said()
+    assert "there is no export.json" in said("-exported", tmp_path / "none")
+    assert "there is no export.json" in said("-exported", tmp_path)
+    assert "-exported is required" in said()
     run(trained, tmp_path)
     capsys.readouterr()
-    assert "-pretrained does not go with -exported" in said("-exported", tmp_path, "-pretrained", "x")
-    assert "allowed: *.json, *.onnx, *.xml" in said("-exported", tmp_path / "model.pdiparams")
+    assert "not allowed with argument" in said("-exported", tmp_path, "-pretrained", "x")
+    assert "-cfg cannot be combined with -exported" in said("-exported", tmp_path, "-cfg", "pit_digits")
+    assert "there is no export.json" in said("-exported", tmp_path / "model.pdiparams")
+    assert "model.onnx is not in" in said("-exported", tmp_path / "model.onnx")
+    assert "precision bf16" in said("-exported", tmp_path, "-precision", "bf16")
+    with pytest.raises(UserError, match=r"allowed: \*.json, \*.onnx, \*.xml"):
+        export.open_exported(tmp_path / "model.pdiparams")
     opened = export.open_exported(tmp_path / "model.json", threads=1)
-    with pytest.raises(UserError, match=r"takes images float32 \[N, 3, 32, 32\], not float32 \[1, 3, 64, 64\]"):
+    with pytest.raises(UserError, match=r"takes images float32 \[N, 3, 32, 32\], got float32 \[1, 3, 64, 64\]"):
         opened(random_images(1, side=64))
     description = json.loads((tmp_path / "export.json").read_text())
     del description["preprocessing"]["mean"]

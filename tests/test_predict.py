@@ -202,12 +202,51 @@ def test_mistakes(data, run, capsys, tmp_path, monkeypatch):
     assert "-topk is 0" in error(image, *own, "-topk", "0")
     assert "-cfg FILE is missing" in error(image, "-pretrained", moved(run, tmp_path))
     (tmp_path / "two.txt").write_text("a\nb\n")
-    assert "two.txt has 2 names, but the network has 3" in error(image, *own, "-labels", tmp_path / "two.txt")
+    assert "two.txt has 2 names, but the model has 3" in error(image, *own, "-labels", tmp_path / "two.txt")
     assert "there is no such file" in error(image, *own, "-labels", tmp_path / "none.txt")
     assert "none.pdparams" in error(image, "-cfg", "pit_digits", "-pretrained", tmp_path / "none.pdparams")
     feed(monkeypatch, "\n\n")
     assert "no image is named" in error("-", *own)
     assert "required" in error(*own)
+    assert "-exported is required" in error(image)
+    assert "precision bf16 of trained weights, allowed: auto, f32" in error(image, *own, "-precision", "bf16")
+
+
+NOISY = """
+import ctypes, os, sys
+from paddlevit.classifier import Classifier
+from paddlevit.commands.predict import main
+forward = Classifier.forward
+
+def noisy(self, images):
+    os.write(1, b"from C++\\n")
+    ctypes.CDLL(None).puts(b"from C, held back until the process ends")
+    print("from Python")
+    return forward(self, images)
+
+Classifier.forward = noisy
+sys.exit(main())
+"""
+
+
+def test_standard_output_holds_results_only(data, run):
+    words = [sys.executable, "-c", NOISY, data / "val" / "red", "-pretrained", weights(run), "-json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*map(str, words)], capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+    assert len([json.loads(line) for line in result.stdout.splitlines()]) == 15
+    assert {"from C", "from C++", "from Python"} <= {line.split(",")[0] for line in result.stderr.splitlines()}
+
+
+def test_logits_that_are_not_finite_are_an_error_of_the_image(data, run, capsys, tmp_path):
+    import paddle
+
+    state = paddle.load(weights(run))
+    state["head.bias"][1] = float("inf")
+    paddle.save(state, str(tmp_path / "inf.pdparams"))
+    argv = ["-cfg", run / "config.yaml", "-pretrained", tmp_path / "inf.pdparams", "-json"]
+    told = predict(capsys, data / "val" / "red", *argv, code=2)
+    assert told.out == "" and told.err.count("gives logits that are not finite") == 15
+    assert f"error: {data}/val/red/0.png: pit_digits gives" in told.err
 
 
 def test_whoever_reads_may_stop(data, run):

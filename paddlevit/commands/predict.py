@@ -7,16 +7,18 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TextIO
 
-from paddlevit.commands.flags import add_exported_flag, add_flags
+from paddlevit.commands.flags import add_flags
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
+from paddlevit.runtime.streams import only_results
 
 if TYPE_CHECKING:
-    from paddlevit.commands.classifier import Logits
-    from paddlevit.data import EvalLoader
+    import numpy as np
+
+    from paddlevit.classifier import Classifier
 
 _BATCH_SIZE = 32  # a training run's own would be a long wait for the first answer, and memory for nothing
 _BROKEN_PIPE = 141
@@ -26,29 +28,10 @@ _BROKEN_PIPE = 141
 def main(argv: list[str]) -> int:
     """Print the likely classes of every image that `argv` names; 0, or 2 where there was one that cannot be read."""
     args = parse_args(argv)
-    from paddlevit.commands.classifier import build_classifier, build_logits, configure
-    from paddlevit.commands.exported import configure_exported, exported_logits
-    from paddlevit.config import with_values
-    from paddlevit.data import build_file_loader
-    from paddlevit.data.files import find_images
-    from paddlevit.runtime import process
-
-    paths = list(find_images(_named(args.images)))
-    if not paths:
-        raise UserError("no image is named on standard input")
-    exported: Path | None = None
-    if args.exported:
-        config, names, exported = configure_exported(args)
-    else:
-        config, names = configure(args)
-    if len(paths) <= config.DATA.BATCH_SIZE_EVAL:
-        config = with_values(config, {"DATA.NUM_WORKERS": 0})  # with one batch there is nothing to do in advance
-    process.setup(config.DEVICE, config.SEED)
-    logits = exported_logits(exported) if exported else build_logits(config, build_classifier(config, names))
     try:
-        return _predict(logits, build_file_loader(config, paths), args=args, names=names)
-    except BrokenPipeError:  # who reads has enough, as head does; at its end Python would write once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with only_results() as out:
+            return _predict(args, out)
+    except BrokenPipeError:  # who reads has enough, as head does
         return _BROKEN_PIPE
 
 
@@ -56,17 +39,64 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
     parser = Parser(description="Say which classes images are likely of.")
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="- reads a list from standard input")
-    add_flags(parser)
-    add_exported_flag(parser)
+    add_flags(parser, exported=True)
     flag = parser.flag
     flag("topk", type=int, default=5, help="classes to name for each image (default 5)")
-    flag("json", action="store_true", help="print one JSON object a line for each image")
-    flag("batch_size", dest="batch_size_eval", metavar="N", type=int, default=_BATCH_SIZE, help="images at a time (32)")
-    flag("num_workers", type=int, help="decoding processes (-1: chosen by the cores)")
+    flag("json", action="store_true", help="print one JSON object a line for each image, and nothing else")
+    flag("batch_size", metavar="N", type=int, default=_BATCH_SIZE, help="images at a time (32)")
+    flag("num_workers", type=int, default=-1, help="decoding threads (default: by the cores)")
     args = parser.parse_intermixed_args(argv)
     if args.topk < 1:
         raise UserError(f"-topk is {args.topk}, allowed: 1 and above")
     return args
+
+
+def _predict(args: argparse.Namespace, out: TextIO) -> int:
+    from tqdm import tqdm
+
+    from paddlevit.commands.classifier import open_classifier
+    from paddlevit.data.files import find_images
+
+    paths = list(find_images(_named(args.images)))
+    if not paths:
+        raise UserError("no image is named on standard input")
+    classifier = open_classifier(args, precision=args.precision)
+    write, code = _json if args.json else _text, 0
+    for image, found in zip(paths, _guesses(classifier, paths, args)):
+        if isinstance(found, UserError):
+            tqdm.write(f"error: {found if image in str(found) else f'{image}: {found}'}", file=sys.stderr)
+            code = 2
+        else:
+            with tqdm.external_write_mode(sys.stderr):  # where the progress bar is
+                print(write(image, found), file=out, flush=True)
+    return code
+
+
+def _guesses(
+    classifier: Classifier, paths: Sequence[str], args: argparse.Namespace
+) -> Iterator[list[dict[str, Any]] | UserError]:
+    """For every image its likely classes, or what is wrong with it."""
+    import numpy as np
+
+    from paddlevit.training.journal import progress
+
+    def read(path: str) -> np.ndarray | UserError:
+        try:
+            return classifier.pixels(path)
+        except UserError as error:
+            return error
+
+    batches = [paths[i : i + args.batch_size] for i in range(0, len(paths), args.batch_size)]
+    with ThreadPoolExecutor(max(args.num_workers, 0) or None) as readers:
+        for batch in progress(batches, len(batches), "batches"):
+            pixels = list(readers.map(read, batch))
+            images = [each for each in pixels if not isinstance(each, UserError)]
+            logits = iter(classifier.forward(classifier.normalize(np.stack(images))) if images else ())
+            for each in pixels:
+                try:
+                    yield each if isinstance(each, UserError) else classifier.ranked(next(logits), args.topk)
+                except UserError as error:
+                    yield error
 
 
 def _named(words: Sequence[str]) -> Iterator[str]:
@@ -79,36 +109,14 @@ def _named(words: Sequence[str]) -> Iterator[str]:
             yield word
 
 
-def _predict(logits: Logits, loader: EvalLoader, *, args: argparse.Namespace, names: Sequence[str]) -> int:
-    from tqdm import tqdm
-
-    from paddlevit.commands.classifier import as_json, guesses
-
-    code = 0
-    for i, found in enumerate(guesses(logits, loader, args.topk)):
-        if found is None:
-            tqdm.write(f"error: {_why(loader, i)}", file=sys.stderr)
-            code = 2
-        else:
-            write = _json if args.json else _text
-            tqdm.write(write(loader.source.name(i), as_json(found, names)), file=sys.stdout)
-        sys.stdout.flush()
-    return code
+def _json(image: str, found: list[dict[str, Any]]) -> str:
+    classes = [
+        {"class": each["index"], "name": each["label"], "probability": round(each["probability"], 6)} for each in found
+    ]
+    return json.dumps({"image": image, "classes": classes}, allow_nan=False)
 
 
-def _why(loader: EvalLoader, i: int) -> str:
-    try:
-        loader.source.image(i)
-    except UserError as error:
-        return str(error)
-    return f"{loader.source.name(i)} could not be read at first"
-
-
-def _json(image: str, classes: list[dict[str, Any]]) -> str:
-    return json.dumps({"image": image, "classes": classes})
-
-
-def _text(image: str, classes: list[dict[str, Any]]) -> str:
-    lines = [f"  {100 * found['probability']:6.2f} %  {found['name']}" for found in classes]
+def _text(image: str, found: list[dict[str, Any]]) -> str:
+    lines = [f"  {100 * each['probability']:6.2f} %  {each['label']}" for each in found]
     text = image.encode("utf-8", "backslashreplace").decode("utf-8")  # a file's name need not be text
     return "\n".join([text, *lines])

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from paddlevit.commands.flags import add_exported_flag, add_flags
+from paddlevit.commands.flags import add_flags
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 
 if TYPE_CHECKING:
-    from paddlevit.commands.served import ServedNetwork
+    from paddlevit.commands.served import Served
 
 _SECONDS_TO_FINISH = 30  # for the answers that are under way when the server is stopped
 _TERMINATED = 143
@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
     try:
         import uvicorn
 
-        from paddlevit.commands.served import open_network
+        from paddlevit.commands.classifier import open_classifier
+        from paddlevit.commands.served import Served
         from paddlevit.serve import Connection, Limits, create_app, is_loopback
     except ImportError as error:
         raise UserError(f"serving needs FastAPI and uvicorn: pip install '.[serve]' in the clone ({error})") from None
@@ -41,9 +42,12 @@ def main(argv: list[str]) -> int:
         timeout=args.timeout,
     )
     with _listen(args.host, args.port) as listener:
-        network, names = open_network(args)
+        classifier = open_classifier(args, precision=args.precision)
+        network = Served(classifier)
         loopback = is_loopback(listener.getsockname()[0])
-        app = create_app(network, names, limits=limits, allowed_hosts=args.allowed_hosts, any_host=not loopback)
+        app = create_app(
+            network, classifier.class_names, limits=limits, allowed_hosts=args.allowed_hosts, any_host=not loopback
+        )
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -67,8 +71,7 @@ def main(argv: list[str]) -> int:
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
     parser = Parser(description="Serve a network: a page to drop an image on, and POST /predict.")
-    add_flags(parser)
-    add_exported_flag(parser)
+    add_flags(parser, exported=True)
     flag = parser.flag
     flag("host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
     flag("port", type=int, default=8000, help="port to listen at (default 8000; 0: any that is free)")
@@ -99,7 +102,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen at {host}, port {port}: {why} (-host, -port)") from None
 
 
-def _announce(network: ServedNetwork, listener: socket.socket, loopback: bool) -> None:
+def _announce(network: Served, listener: socket.socket, loopback: bool) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"{network.name} is at http://{shown}:{port} (Ctrl-C ends)", flush=True)

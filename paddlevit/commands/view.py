@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import paddle
-import paddle.nn.functional as F
 from PIL import Image
-from yacs.config import CfgNode
 
 from paddlevit.attention_maps import class_attention, feature_maps, heat_map, methods, overlay
 from paddlevit.attention_maps.heat import OF_A_CLASS
 from paddlevit.attention_maps.picture import Captioned, fitted, tiles
-from paddlevit.commands.classifier import build_classifier
-from paddlevit.config import with_values
-from paddlevit.data import build_file_loader
+from paddlevit.classifier import Classifier, softmax
+from paddlevit.data.files import FileSource
 from paddlevit.data.transforms import build_eval_transform
 
 _SIDE, _SMALL = 240, 96  # longer side of the pictures of a sheet, in pixels
@@ -25,14 +21,13 @@ _CHANNELS = 8
 class View:
     """A network and the image that it looks at."""
 
-    def __init__(self, config: CfgNode, path: str, names: Sequence[str]) -> None:
-        loader = build_file_loader(with_values(config, {"DATA.NUM_WORKERS": 0}), [path])
-        self.image = loader.source.image(0)
-        self.box = build_eval_transform(config).source_box(self.image.size)
-        self.images, _ = next(iter(loader))
-        self.model = build_classifier(config, names)
-        with paddle.no_grad():
-            self.probabilities = F.softmax(self.model(self.images).astype("float32"))[0].numpy()
+    def __init__(self, classifier: Classifier, path: str) -> None:
+        assert classifier.model is not None
+        self.model = classifier.model
+        self.image = FileSource([path]).image(0)
+        self.box = build_eval_transform(classifier.config).source_box(self.image.size)
+        self.images = classifier.normalize(classifier.pixels(self.image)[None])
+        self.probabilities = softmax(classifier.forward(self.images))[0]
 
     def over(self, heat: np.ndarray, side: int | None = None) -> Image.Image:
         """The image with `heat` [h, w] over it, at its own size or with its longer side at `side`."""

@@ -34,22 +34,23 @@ def main(argv: list[str]) -> int:
     args = parse_args(argv)
     from paddlevit.attention_maps import heat_map, methods
     from paddlevit.attention_maps.picture import sheet
-    from paddlevit.commands.classifier import configure, name_of
+    from paddlevit.commands.classifier import open_classifier
     from paddlevit.commands.view import View, features, heats
-    from paddlevit.runtime import process
 
-    config, names = configure(args)
-    if config.AMP:
+    if args.amp:
         raise UserError("-amp: what a network looks at is found in full precision")
-    process.setup(config.DEVICE, config.SEED)
-    view = View(config, args.image, names)
+    classifier = open_classifier(args)
+    if classifier.model is None:
+        raise UserError(f"-pretrained {args.pretrained} is exported, and has no gradients: name the weights")
+    view = View(classifier, args.image)
     label = int(view.probabilities.argmax())
     if args.of is not None:
-        label = _label(args.of, names, len(view.probabilities))
+        label = _label(args.of, classifier.class_names, len(view.probabilities))
     method = args.method or methods(view.model)[0]
-    found = f"{name_of(label, names)} ({100 * view.probabilities[label]:.1f} %)"
+    name = classifier.label(label)
+    found = f"{name} ({100 * view.probabilities[label]:.1f} %)"
     if method in ("all", "features"):
-        rows: list[list[Captioned]] = [[(f"{config.MODEL.NAME}: {found}", None)]]
+        rows: list[list[Captioned]] = [[(f"{classifier.name}: {found}", None)]]
         if method == "all":
             rows += heats(view, label)
         picture = sheet(rows + features(view))
@@ -57,10 +58,10 @@ def main(argv: list[str]) -> int:
         of = label if method in _OF_A_CLASS else None
         heat = heat_map(view.model, view.images, method, class_index=of, stage=args.stage)[0]
         if not heat.any():
-            print(f"nothing speaks for {name_of(label, names)} there", file=sys.stderr)
+            print(f"nothing speaks for {name} there", file=sys.stderr)
         picture = view.over(heat)
     _save(picture, Path(args.output))
-    shown = _SHOWS[method].format(name_of(label, names))
+    shown = _SHOWS[method].format(name)
     print(f"{args.image}: {found}")
     print(f"written to {args.output}: {shown} ({method}), {picture.width} x {picture.height} pixels")
     return 0

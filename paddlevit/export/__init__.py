@@ -1,18 +1,21 @@
-"""Networks for deployment: a Paddle inference program, ONNX or OpenVINO, for batches of any size."""
+"""Models for deployment: a Paddle inference program, ONNX or OpenVINO, for batches of any size."""
 
 from __future__ import annotations
 
 from paddlevit.export.description import DESCRIPTION_FILE, data_values, describe, read_description, with_file
-from paddlevit.export.read import Predict, open_exported
-from paddlevit.export.write import FORMATS, export
+from paddlevit.export.read import Exported, exported_file, open_exported
+from paddlevit.export.write import FORMATS, complete_in, export, file_name
 
 __all__ = [
     "DESCRIPTION_FILE",
     "FORMATS",
-    "Predict",
+    "Exported",
+    "complete_in",
     "data_values",
     "describe",
     "export",
+    "exported_file",
+    "file_name",
     "open_exported",
     "read_description",
     "with_file",

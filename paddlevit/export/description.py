@@ -1,4 +1,4 @@
-"""export.json: what a program must know of an exported network to use it, without our configuration."""
+"""export.json: what a program must know of an exported model to use it, without our configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PREPROCESSING = {
 
 
 def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> dict[str, Any]:
-    """The description of a network, but for "files": those of its exported files, the newest last.
+    """The description of a model, but for its files, which `with_file` adds.
 
     Its preprocessing: an image, RGB or with one channel grey, whose shorter side becomes `resize_shorter_side_to` and
     whose centre is cut out, or null and both sides become `image_size`; then (x / 255 - mean) / std by channel.
@@ -49,11 +49,25 @@ def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> di
     }
 
 
+def with_file(description: dict[str, Any], folder: Path, file: str, precision: str) -> dict[str, Any]:
+    """`description` with "files", the newest last, and the "precision" that each is for: those of the same model that
+    `folder` has already, and `file`. Raises UserError where it would keep files of another model.
+    """
+    earlier: dict[str, Any] = {"files": [], "precision": {}}
+    if (folder / DESCRIPTION_FILE).exists():
+        earlier = read_description(folder)
+    kept = [name for name in earlier["files"] if name != file and (folder / name).is_file()]
+    if kept and any(earlier.get(key) != value for key, value in description.items()):
+        raise UserError(f"{folder} holds another model ({', '.join(kept)}): export into another folder, or remove it")
+    precisions = {**{name: earlier["precision"].get(name, "f32") for name in kept}, file: precision}
+    return {**description, "files": list(precisions), "precision": precisions}
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """The description in `folder`. Raises UserError where there is none, or one that says too little."""
     path = folder / DESCRIPTION_FILE
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = {"precision": {}, **json.loads(path.read_text(encoding="utf-8"))}
         complete = all(key in description["preprocessing"] for key in _PREPROCESSING)
         complete = complete and all(isinstance(description[key], list) for key in ("files", "class_names"))
         complete = complete and bool(description["files"]) and isinstance(description["num_classes"], int)
@@ -61,27 +75,18 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise MissingFileError(f"there is no {path}: name a folder that export_model.py has written") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from None
-    if not complete:
-        raise UserError(f"{path} is damaged: it needs files, class_names, num_classes and {', '.join(_PREPROCESSING)}")
+    if not complete or len(description["class_names"]) not in (0, description["num_classes"]):
+        raise UserError(
+            f"{path} is damaged: it needs files, num_classes, as many class_names or none, and "
+            f"{', '.join(_PREPROCESSING)}"
+        )
     return description
 
 
 def data_values(description: dict[str, Any]) -> dict[str, Any]:
-    """The keys of the configuration, with their values, that make the images which the network was evaluated on."""
+    """The keys of the configuration, with their values, that make the images which the model was evaluated on."""
     values = {key: description["preprocessing"][name] for name, key in _PREPROCESSING.items()}
     return {"MODEL.NUM_CLASSES": description["num_classes"], **values}
-
-
-def with_file(description: dict[str, Any], folder: Path, file: Path) -> dict[str, Any]:
-    """`description` with the files of the same network that `folder` describes already, and `file` as the newest."""
-    files: list[str] = []
-    try:
-        earlier = read_description(folder)
-        if {**earlier, "files": None} == {**description, "files": None}:
-            files = [name for name in earlier["files"] if name != file.name]
-    except UserError:
-        pass  # there is none yet, or none that is worth keeping
-    return {**description, "files": [*files, file.name]}
 
 
 def _checksum(model: nn.Layer) -> str:

@@ -1,9 +1,11 @@
-"""Exported networks as functions."""
+"""Exported models as functions."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
@@ -12,45 +14,85 @@ import numpy as np
 import paddle
 
 from paddlevit.errors import MissingFileError, UserError
+from paddlevit.export.description import DESCRIPTION_FILE, read_description
 from paddlevit.export.packages import needs
 
+logger = logging.getLogger(__name__)
+
 Predict = Callable[[np.ndarray], np.ndarray]
-_Opened = tuple[Predict, Sequence[int]]  # the function, and [C, H, W] of its images
 
 
-def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu") -> Predict:
-    """What `export` wrote, as a function: images float32 [N, C, H, W] -> logits [N, K]. `threads` 0: all cores.
+class Exported:
+    """An exported model as a function: images float32 [N, C, H, W] -> logits float32 [N, K].
 
-    `device` "gpu" is for Paddle's program; the other formats are computed by the CPU. Raises UserError where the file
-    cannot be opened; the function does for images of another shape.
+    Threads take turns. After a fork only the process that has opened the file may call it. `precision` is what it
+    computes in: "f32", "bf16" or "int8".
+    """
+
+    def __init__(self, path: Path, compute: Predict, image_shape: Sequence[int], precision: str = "f32") -> None:
+        self.path = path
+        self.image_shape = list(image_shape)
+        self.precision = precision
+        self._compute = compute
+        self._lock = threading.Lock()  # a predictor has one set of buffers
+        self._process = os.getpid()
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Raises UserError for images of another shape or type, and in a forked process."""
+        if images.ndim != 4 or list(images.shape[1:]) != self.image_shape or images.dtype != np.float32:
+            raise UserError(
+                f"{self.path} takes images float32 [N, {', '.join(map(str, self.image_shape))}], got {images.dtype} "
+                f"{list(images.shape)}"
+            )
+        if os.getpid() != self._process:  # the threads that compute have not come along
+            raise UserError(f"{self.path} was opened before this process was forked: open it in this process")
+        with self._lock:
+            return self._compute(images)
+
+
+def exported_file(path: str | os.PathLike[str]) -> Path | None:
+    """The exported file that `path` names: itself, or the newest in the folder; None where there is no export.json.
+
+    Raises UserError for a file that export.json does not list.
+    """
+    path = Path(path).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if not (folder / DESCRIPTION_FILE).is_file() or not (path.is_dir() or path.suffix in _OPENERS):
+        return None
+    files = read_description(folder)["files"]
+    if path.is_dir():
+        return path / files[-1]
+    if path.name not in files:
+        raise UserError(f"{path} is not in {folder / DESCRIPTION_FILE}, allowed: {', '.join(files)}")
+    return path
+
+
+def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu", precision: str = "f32") -> Exported:
+    """What `export` wrote, as a function. `threads` 0: all cores.
+
+    `device` "gpu" is for Paddle's program; the other formats run on the CPU. `precision` "bf16" and "int8" are for
+    OpenVINO: a processor without bfloat16 runs in f32, with a warning; what a quantised file has not in int8 runs in
+    f32. Raises UserError where the file cannot be opened.
     """
     path = Path(path)
     if path.suffix not in _OPENERS:
-        raise UserError(f"{path} is no exported network, allowed: {', '.join(f'*{suffix}' for suffix in _OPENERS)}")
-    opener, weights = _OPENERS[path.suffix]
+        raise UserError(f"{path} is no exported model, allowed: {', '.join(f'*{suffix}' for suffix in _OPENERS)}")
+    opener, weights, precisions = _OPENERS[path.suffix]
+    if precision not in precisions:
+        raise UserError(f"precision {precision} for {path}, allowed: {', '.join(precisions)} (others: OpenVINO)")
     for file in (path, path.with_suffix(weights)):
         if not file.is_file():
             raise MissingFileError(f"there is no file {file}")
     try:
-        predict, shape = opener(path, threads, device)
+        return opener(path, threads, device, precision)
     except UserError:
         raise
     except Exception as error:  # each package has its own
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged, or of another version: {said}") from error
 
-    def checked(images: np.ndarray) -> np.ndarray:
-        if images.ndim != 4 or list(images.shape[1:]) != list(shape) or images.dtype != np.float32:
-            raise UserError(
-                f"{path} takes images float32 [N, {', '.join(map(str, shape))}], not {images.dtype} "
-                f"{list(images.shape)}"
-            )
-        return predict(images)
 
-    return checked
-
-
-def _open_program(path: Path, threads: int, device: str) -> _Opened:
+def _open_program(path: Path, threads: int, device: str, precision: str) -> Exported:
     program = path.read_text(encoding="utf-8")
     shape = re.search(r'\.data","A":.*?\[-1,([\d,]+)\]', program)  # the predictor does not tell
     if shape is None:
@@ -72,32 +114,40 @@ def _open_program(path: Path, threads: int, device: str) -> _Opened:
     images = predictor.get_input_handle(predictor.get_input_names()[0])
     logits = predictor.get_output_handle(predictor.get_output_names()[0])
 
-    def predict(batch: np.ndarray) -> np.ndarray:
+    def compute(batch: np.ndarray) -> np.ndarray:
         images.copy_from_cpu(np.ascontiguousarray(batch))
         predictor.run()
         return logits.copy_to_cpu()
 
-    return predict, [int(side) for side in shape.group(1).split(",")]
+    return Exported(path, compute, [int(side) for side in shape.group(1).split(",")])
 
 
-def _open_onnx(path: Path, threads: int, device: str) -> _Opened:
+def _open_onnx(path: Path, threads: int, device: str, precision: str) -> Exported:
     runtime = needs("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors; paddle2onnx leaves constants that nothing uses, each worth a warning
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     images = session.get_inputs()[0]
-    return lambda batch: session.run(None, {images.name: batch})[0], images.shape[1:]
+    return Exported(path, lambda batch: session.run(None, {images.name: batch})[0], images.shape[1:])
 
 
-def _open_openvino(path: Path, threads: int, device: str) -> _Opened:
+def _open_openvino(path: Path, threads: int, device: str, precision: str) -> Exported:
     openvino = needs("openvino")
-    # Without the hint it computes in bfloat16 where the processor can.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    network = openvino.Core().compile_model(path, "CPU", {k: v for k, v in settings.items() if v})
-    shape = [side.get_length() for side in list(network.input(0).partial_shape)[1:]]
-    return lambda batch: network(batch)[0], shape
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        logger.warning("this processor has no bfloat16: %s runs in f32", path)
+        precision = "f32"
+    # Without the hint it takes bfloat16 where the processor has it.
+    settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "INFERENCE_NUM_THREADS": threads}
+    model = core.compile_model(path, "CPU", {key: value for key, value in settings.items() if value})
+    shape = [side.get_length() for side in list(model.input(0).partial_shape)[1:]]
+    return Exported(path, lambda batch: model(batch)[0], shape, precision)
 
 
-# By the suffix of the file to open; the weights lie beside it, for ONNX in it.
-_OPENERS = {".json": (_open_program, ".pdiparams"), ".onnx": (_open_onnx, ".onnx"), ".xml": (_open_openvino, ".bin")}
+# By the suffix of the file to open: its opener, where its weights are, and its precisions.
+_OPENERS = {
+    ".json": (_open_program, ".pdiparams", ("f32",)),
+    ".onnx": (_open_onnx, ".onnx", ("f32",)),
+    ".xml": (_open_openvino, ".bin", ("f32", "bf16", "int8")),
+}

@@ -1,24 +1,27 @@
-"""Networks into files for deployment."""
+"""Models into files for deployment."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import paddle
 from paddle import nn
 
 from paddlevit.errors import UserError
+from paddlevit.export.description import DESCRIPTION_FILE, read_description
 from paddlevit.export.packages import needs
+from paddlevit.runtime.streams import quiet
 
 FORMATS = ("paddle", "onnx", "openvino")
 OPSET = 17
+_OUTPUT = '"fetch_name_0"'  # what jit.save calls the first output, with no way to say otherwise
 
 
 def export(
@@ -32,7 +35,7 @@ def export(
     """Write `model` in evaluation as `fmt` "paddle", "onnx" or "openvino" into `folder`; the path of the file to open.
 
     Images are float32 [N, C, H, W] with [C, H, W] = `image_shape` and any N; the output is the logits [N, K]. With
-    batches of images as `calibration` OpenVINO's network computes in int8. Nothing is left half-written. Raises
+    batches of images as `calibration` OpenVINO's file computes in int8. Nothing is left half-written. Raises
     UserError for another format, where a package is missing, or where the folder cannot be written.
     """
     folder = Path(folder)
@@ -40,80 +43,96 @@ def export(
         raise UserError(f"format {fmt}, allowed: {', '.join(FORMATS)}")
     if calibration is not None and fmt != "openvino":
         raise UserError(f"calibration is for int8, which goes with the format openvino, not {fmt}")
-    with _complete_in(folder) as scratch, _quiet():
+    name = file_name(fmt, int8=calibration is not None)
+    if (folder / DESCRIPTION_FILE).is_file() and name in read_description(folder)["files"]:
+        raise UserError(f"{folder / DESCRIPTION_FILE} describes another {name}: export into another folder")
+    with complete_in(folder) as scratch, quiet():
         if fmt == "paddle":
-            path = _save_program(model, image_shape, scratch / "model")
+            _save_program(model, image_shape, scratch / name)
         elif fmt == "onnx":
-            path = _save_onnx(model, image_shape, scratch / "model.onnx")
+            _save_onnx(model, image_shape, scratch / name)
         else:
-            stem = "model" if calibration is None else "model_int8"
-            path = _save_openvino(model, image_shape, scratch / f"{stem}.xml", calibration)
-    return folder / path.name
+            _save_openvino(model, image_shape, scratch / name, calibration)
+    return folder / name
+
+
+def file_name(fmt: str, *, int8: bool = False) -> str:
+    """What `export` calls the file to open."""
+    return {"paddle": "model.json", "onnx": "model.onnx", "openvino": "model_int8.xml" if int8 else "model.xml"}[fmt]
 
 
 @contextlib.contextmanager
-def _complete_in(folder: Path) -> Iterator[Path]:
-    """A folder to write into; at the end its files take their places in `folder`."""
+def complete_in(folder: Path) -> Iterator[Path]:
+    """A folder to write into; at the end its files take their places in `folder`, a description last."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
             yield Path(scratch)
-            for file in Path(scratch).iterdir():
+            files = sorted(Path(scratch).iterdir(), key=lambda file: file.name == DESCRIPTION_FILE)
+            if files and files[-1].name == DESCRIPTION_FILE:  # the old one must not stand beside new files
+                (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
+            for file in files:
                 os.replace(file, folder / file.name)
+    except UserError:  # of which some are OSErrors
+        raise
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be written: {error.strerror or error}") from error
 
 
-def _save_program(model: nn.Layer, image_shape: Sequence[int], stem: Path) -> Path:
+def _save_program(model: nn.Layer, image_shape: Sequence[int], path: Path) -> None:
     was_training = model.training
     model.eval()
     try:
-        # The inputs' name goes by the specification, not by the parameter of forward().
         spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
         program = paddle.jit.to_static(model, input_spec=[spec], full_graph=True)
         with paddle.no_grad():
-            paddle.jit.save(program, str(stem))
+            paddle.jit.save(program, str(path.with_suffix("")))
         program.forward.rollback()  # to_static puts itself into the model
     finally:
         if was_training:
             model.train()
-    return stem.with_suffix(".json")
+    text = path.read_text(encoding="utf-8")
+    assert text.count(_OUTPUT) == 1, "a model has one output"
+    path.write_text(text.replace(_OUTPUT, '"logits"'), encoding="utf-8")
 
 
-def _save_onnx(model: nn.Layer, image_shape: Sequence[int], path: Path) -> Path:
-    paddle2onnx = needs("paddle2onnx")
+def _save_onnx(model: nn.Layer, image_shape: Sequence[int], path: Path) -> None:
+    paddle2onnx, onnx = needs("paddle2onnx"), needs("onnx")
     with tempfile.TemporaryDirectory() as scratch:
-        program = _save_program(model, image_shape, Path(scratch) / "model")
-        # Its own optimisation would install packages by pip and change the environment of this process.
-        with _environment("POLYGRAPHY_AUTOINSTALL_DEPS", "0"), contextlib.suppress(SystemExit):
+        program = Path(scratch) / "model.json"
+        _save_program(model, image_shape, program)
+        with contextlib.suppress(SystemExit):
             paddle2onnx.export(
                 str(program),
                 str(program.with_suffix(".pdiparams")),
                 str(path),
                 opset_version=OPSET,
-                optimize_tool="None",
+                optimize_tool="None",  # the others install packages by pip and change the environment
                 verbose=False,
             )
     assert path.is_file(), "paddle2onnx only logs its errors"
-    return path
+    proto = onnx.load(path)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"  # paddle2onnx gives each a batch dimension of its own
+    onnx.save(proto, path)
 
 
 def _save_openvino(
     model: nn.Layer, image_shape: Sequence[int], path: Path, calibration: Sequence[np.ndarray] | None
-) -> Path:
+) -> None:
     openvino = needs("openvino")
     with tempfile.TemporaryDirectory() as scratch:
-        onnx = _save_onnx(model, image_shape, Path(scratch) / "model.onnx")
+        onnx = Path(scratch) / "model.onnx"
+        _save_onnx(model, image_shape, onnx)
         network = openvino.Core().read_model(onnx)  # convert_model() would report its use to OpenVINO's makers
         if calibration is not None:
             network = _int8(network, calibration)
         openvino.save_model(network, path, compress_to_fp16=False)
-    return path
 
 
 def _int8(network: Any, calibration: Sequence[np.ndarray]) -> Any:
     """Post-training quantisation: ranges of the activations are those that the images of `calibration` cause."""
-    with _environment("NNCF_CI", "1"):  # otherwise it reports its use to its makers
+    with mock.patch.dict(os.environ, NNCF_CI="1"):  # otherwise it reports its use to its makers
         nncf = needs("nncf")
     return nncf.quantize(
         network,
@@ -122,39 +141,3 @@ def _int8(network: Any, calibration: Sequence[np.ndarray]) -> Any:
         model_type=nncf.ModelType.TRANSFORMER,  # keeps softmax and the normalisations in float32
         preset=nncf.QuantizationPreset.MIXED,
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What the exporters say on their way, from C++ too, is heard only where they fail."""
-    with tempfile.TemporaryFile("w+", buffering=1) as said:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        kept = os.dup(1), os.dup(2)
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-        failed = True
-        try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                yield
-            failed = False
-        finally:
-            for i in (0, 1):
-                os.dup2(kept[i], i + 1)
-                os.close(kept[i])
-            if failed:
-                said.seek(0)
-                sys.stderr.write(said.read())
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """The variable `name` of the environment has `value` for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before

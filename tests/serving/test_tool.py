@@ -23,9 +23,10 @@ from PIL import Image
 from served import call, form, picture, png_header
 
 from paddlevit.commands import predict
+from paddlevit.commands.classifier import open_classifier
 from paddlevit.commands.export_model import main as export
 from paddlevit.commands.serve import main, parse_args
-from paddlevit.commands.served import open_network
+from paddlevit.commands.served import Served
 from paddlevit.config import get_config
 from paddlevit.models import build_model
 
@@ -117,12 +118,12 @@ def test_it_says_what_predict_says(port, weights, tmp_path, capsys, kind):
 
 def test_exported_network(weights, tmp_path):
     assert export(["-cfg", "pit_digits", "-pretrained", str(weights), "-output", str(tmp_path / "out")]) == 0
-    network, _ = open_network(parse_args(["-exported", str(tmp_path / "out")]))
+    network = Served(open_classifier(parse_args(["-exported", str(tmp_path / "out")])))
     data = noise(5)
     pixels = network.prepare(data)[None]
     probabilities, heats = network.classify(pixels, [])
     assert (network.num_classes, network.explains, network.name, heats) == (10, False, "out/model.json", {})
-    network, _ = open_network(parse_args(["-cfg", "pit_digits", "-pretrained", str(weights)]))
+    network = Served(open_classifier(parse_args(["-cfg", "pit_digits", "-pretrained", str(weights)])))
     expected, heats = network.classify(pixels, [0])
     assert np.abs(probabilities - expected).max() < 1e-5
     assert heats[0].shape == (32, 32) and heats[0].max() == 1
@@ -214,6 +215,15 @@ def test_mistakes(weights, capsys):
     assert "-max_wait is -1.0" in error(capsys, "-pretrained", weights, "-max_wait", -1)
     assert "cannot listen at nowhere.invalid" in error(capsys, "-pretrained", weights, "-host", "nowhere.invalid")
     assert "none.pdparams" in error(capsys, "-pretrained", "none.pdparams", "-port", 0)
+
+
+def test_model_whose_logits_are_not_finite_is_not_served(weights, tmp_path, capsys):
+    state = paddle.load(str(weights))
+    state["head.bias"][1] = float("nan")
+    paddle.save(state, str(tmp_path / "nan.pdparams"))
+    assert "gives logits that are not finite: it is not served" in error(
+        capsys, "-pretrained", tmp_path / "nan.pdparams", "-port", 0
+    )
 
 
 def test_without_fastapi(weights, capsys, monkeypatch):

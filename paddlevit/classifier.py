@@ -1,0 +1,223 @@
+"""A trained or exported model with its preparation and the names of its classes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+from PIL import Image
+from yacs.config import CfgNode
+
+from paddlevit.config import get_config, with_values
+from paddlevit.data import build_preparation, open_source
+from paddlevit.data.class_names import CLASS_NAMES_FILE, imagenet_names, read_class_names
+from paddlevit.data.decode import decode
+from paddlevit.data.files import FileSource
+from paddlevit.errors import MissingFileError, UserError
+from paddlevit.export import data_values, exported_file, open_exported, read_description
+from paddlevit.models import build_model
+from paddlevit.runtime import process, settings
+from paddlevit.weights import load_weights
+
+FilePath = Union[str, "os.PathLike[str]"]
+ImageLike = Union[FilePath, bytes, np.ndarray, Image.Image]
+Prediction = dict[str, Any]
+
+_BATCH_SIZE = 32
+
+
+class Classifier:
+    """Says which classes images are of. Threads may share one: they decode at the same time and compute in turns.
+
+    `weights`: a run's folder, a file of weights as `load_weights` takes it, or what export_model.py wrote, a folder or
+    one of its files. `cfg` and `opts`: of weights, as in `get_config` (default: the config.yaml beside them). `device`:
+    auto (Paddle's current one), gpu or cpu. `precision`: auto (what the export was made for, else f32), f32, and for
+    OpenVINO's files bf16 or int8. `labels`: names of the classes, or a file with one a line (default: those that the
+    run or the export has saved, or those of the data in DATA.DATA_PATH). Raises UserError.
+    """
+
+    def __init__(
+        self,
+        weights: FilePath,
+        cfg: str | Path | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        labels: FilePath | Sequence[str] | None = None,
+        opts: Sequence[Any] | None = None,
+    ) -> None:
+        if device != "auto":
+            paddle.set_device(process.choose_device(device))
+        self.model: nn.Layer | None = None
+        self._lock = threading.Lock()
+        best = Path(weights).expanduser() / "best.pdparams"
+        file = None if best.is_file() else exported_file(weights)
+        if file is None:
+            config = get_config(cfg or _beside(weights), opts)
+            folders = [_folder(weights), *([Path(cfg).parent] if cfg and Path(cfg).is_file() else [])]
+            self.config, self.class_names = _with_names(config, labels, folders)
+            self._load(best if best.is_file() else weights, precision)
+        else:
+            if cfg or opts:
+                raise UserError(f"{cfg or opts} cannot be combined with {file}: its export.json defines it")
+            description = read_description(file.parent)
+            self.config = with_values(get_config(), data_values(description))
+            self.class_names = _given(labels, self.config) if labels else description["class_names"]
+            self._open(file, description["precision"].get(file.name, "f32"), precision)
+        self._prepare, self._normalize = build_preparation(self.config)
+
+    def _load(self, weights: FilePath, precision: str) -> None:
+        if precision not in ("auto", "f32"):
+            raise UserError(f"precision {precision} of trained weights, allowed: auto, f32 (bf16, int8: export them)")
+        settings.turn_off_stride_kernels()
+        self.name, self.precision = self.config.MODEL.NAME, "f32"
+        self.model = build_model(self.config)
+        load_weights(self.model, weights)
+        self.model.eval()
+
+    def _open(self, file: Path, exported_for: str, precision: str) -> None:
+        wanted = exported_for if precision == "auto" else precision
+        if wanted != exported_for and "int8" in (wanted, exported_for):
+            raise UserError(
+                f"precision {precision} of {file}, allowed: auto, {exported_for} (it was exported for that)"
+            )
+        self._exported = open_exported(file, device=paddle.device.get_device().split(":")[0], precision=wanted)
+        self.name, self.precision = f"{file.parent.name}/{file.name}", self._exported.precision
+
+    def predict(self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...], topk: int = 5) -> Any:
+        """The `topk` most likely classes, the likeliest first: [{"label": name, "index", "probability"}, ...].
+
+        An image is a path, the bytes of a file, an array uint8 [H, W, 3] in RGB, or a Pillow image. A list of images
+        gives a list of such lists. Raises UserError for what is no image, and where logits are not finite.
+        """
+        logits = self.logits(images)
+        return self.ranked(logits, topk) if logits.ndim == 1 else [self.ranked(row, topk) for row in logits]
+
+    def logits(self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...]) -> np.ndarray:
+        """float32 [K] of one image, [N, K] of a list of images."""
+        if not isinstance(images, (list, tuple)):
+            return self.forward(self.normalize(self.pixels(images)[None]))[0]
+        parts = [images[i : i + _BATCH_SIZE] for i in range(0, len(images), _BATCH_SIZE)]
+        rows = [self.forward(self.normalize(np.stack([self.pixels(image) for image in part]))) for part in parts]
+        return np.concatenate([np.empty([0, self.config.MODEL.NUM_CLASSES], "float32"), *rows])
+
+    def pixels(self, image: ImageLike) -> np.ndarray:
+        """What evaluation sees of an image: uint8 [H, W, C]."""
+        return self._prepare(_opened(image))
+
+    def normalize(self, pixels: np.ndarray) -> Tensor:
+        """float32 [N, C, H, W] of pixels uint8 [N, H, W, C]."""
+        return self._normalize(pixels)
+
+    def forward(self, images: Tensor) -> np.ndarray:
+        """Logits float32 [N, K] of normalised images [N, C, H, W]."""
+        if self.model is None:
+            logits = self._exported(images.numpy())
+        else:
+            with self._lock, paddle.no_grad(), self._autocast():
+                logits = self.model(images).astype("float32").numpy()
+        if logits.shape[1] != self.config.MODEL.NUM_CLASSES:
+            raise UserError(f"{self.name} has {logits.shape[1]} classes, not {self.config.MODEL.NUM_CLASSES}")
+        return logits
+
+    def _autocast(self) -> Any:
+        config = self.config
+        enable = config.AMP and process.half_precision(config.AMP_DTYPE)
+        return paddle.amp.auto_cast(enable=enable, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL)
+
+    def ranked(self, logits: np.ndarray, topk: int) -> list[Prediction]:
+        """The `topk` most likely classes by the logits [K] of an image. Raises UserError where these are not finite."""
+        if topk < 1:
+            raise UserError(f"topk is {topk}, allowed: 1 and above")
+        if not np.isfinite(logits).all():
+            raise UserError(f"{self.name} gives logits that are not finite")
+        best = np.argsort(-logits, kind="stable")[:topk]
+        probabilities = softmax(logits)[best]
+        return [
+            {"label": self.label(index), "index": index, "probability": float(probability)}
+            for index, probability in zip(best.tolist(), probabilities)
+        ]
+
+    def label(self, index: int) -> str:
+        """The class's name, or its number where it has none."""
+        return self.class_names[index] if index < len(self.class_names) else str(index)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over the last axis; NaN where logits are not finite."""
+    with np.errstate(invalid="ignore"):
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _folder(weights: FilePath) -> Path:
+    path = Path(weights).expanduser()
+    return path if path.is_dir() else path.parent
+
+
+def _beside(weights: FilePath) -> Path:
+    cfg = _folder(weights) / "config.yaml"
+    if not cfg.is_file():
+        raise UserError(f"-cfg FILE is missing, and there is no {cfg} of a run beside the weights")
+    return cfg
+
+
+def _with_names(
+    config: CfgNode, labels: FilePath | Sequence[str] | None, folders: Sequence[Path]
+) -> tuple[CfgNode, Sequence[str]]:
+    """`config`, with the number of classes where it infers that, and the names: `labels`, or those in `folders`."""
+    saved = [file for file in (folder / CLASS_NAMES_FILE for folder in folders) if file.is_file()]
+    labels = labels or (saved[0] if saved else None)
+    names = _given(labels, config) if labels else _names_of_data(config)
+    if names and config.DATA.INFER_NUM_CLASSES:
+        config = with_values(config, {"MODEL.NUM_CLASSES": len(names), "DATA.INFER_NUM_CLASSES": False})
+    if not config.MODEL.NUM_CLASSES:
+        raise UserError("MODEL.NUM_CLASSES is 0: a model without a head predicts nothing")
+    return config, names
+
+
+def _given(labels: FilePath | Sequence[str], config: CfgNode) -> Sequence[str]:
+    if isinstance(labels, (str, os.PathLike)):
+        where, names = str(labels), read_class_names(Path(labels))
+        if names is None:
+            raise MissingFileError(f"-labels {labels}: there is no such file")
+    else:
+        where, names = "labels", list(labels)
+    if len(names) != config.MODEL.NUM_CLASSES and not config.DATA.INFER_NUM_CLASSES:
+        raise UserError(
+            f"{where} has {len(names)} names, but the model has {config.MODEL.NUM_CLASSES} classes (MODEL.NUM_CLASSES)"
+        )
+    return names
+
+
+def _names_of_data(config: CfgNode) -> Sequence[str]:
+    """The names of the classes of the data in DATA.DATA_PATH, or ImageNet's, if its file of names is there; where there
+    are as many as the model has classes. Or none.
+    """
+    for split in ("val", "train"):
+        with contextlib.suppress(UserError):
+            names = open_source(config, split).class_names
+            if len(names) == config.MODEL.NUM_CLASSES:
+                return names
+    names = list(imagenet_names(Path(config.DATA.DATA_PATH)).values())
+    return names if len(names) == config.MODEL.NUM_CLASSES else []
+
+
+def _opened(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return FileSource([os.fspath(image)]).image(0)
+    if isinstance(image, bytes):
+        return decode(image, "the image")
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return Image.fromarray(image)
+    got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise UserError(f"an image must be a path, bytes, a Pillow image or an array uint8 [H, W, 3], got {got}")
