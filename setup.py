@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "paddlevit" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
-SERVE = ["fastapi>=0.110", "uvicorn>=0.29", "python-multipart>=0.0.18", "prometheus-client>=0.17"]
+SERVE = ["fastapi>=0.110", "uvicorn>=0.29", "prometheus-client>=0.17"]
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"]
 EXPORT = [
     "paddle2onnx>=2.1; python_version < '3.13'",  # it writes ONNX, of which OpenVINO's files are made; no later build
@@ -48,7 +48,7 @@ setup(
     author="The paddlevit authors",
     python_requires=">=3.9",
     packages=find_packages(include=["paddlevit", "paddlevit.*"]),
-    package_data={"paddlevit": ["py.typed", "configs/*/*.yaml", "report/templates/*", "serve/*.html"]},
+    package_data={"paddlevit": ["py.typed", "configs/*/*.yaml", "report/templates/*", "serve/page/*"]},
     install_requires=[
         "jinja2>=3.0",
         "numpy>=1.21",

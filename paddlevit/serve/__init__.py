@@ -1,4 +1,4 @@
-"""A small web server for one network: a page to drop an image on, and the same by POST. Knows nothing of Paddle."""
+"""A small web server for one model: a page to drop an image on, and the same by POST. Knows nothing of Paddle."""
 
 from __future__ import annotations
 

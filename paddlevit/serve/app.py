@@ -1,4 +1,4 @@
-"""The addresses of the server: the page, /predict, /health and /metrics."""
+"""The addresses of the server: the page, /predict, /health, /metrics, and /docs of what they take."""
 
 from __future__ import annotations
 
@@ -8,28 +8,69 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi.responses import FileResponse, JSONResponse, Response
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 
 from paddlevit.errors import UserError
-from paddlevit.serve.admission import Admission
 from paddlevit.serve.batches import Batcher
 from paddlevit.serve.guard import Guard
-from paddlevit.serve.limits import Limits, Network, RefusedError
-from paddlevit.serve.metrics import Measured, Metrics
-from paddlevit.serve.page import page, policy
+from paddlevit.serve.limits import Admission, Limits, Network, busy
 from paddlevit.serve.uploads import check_image, read_upload
 
 T = TypeVar("T")
 
 DEFAULTS = Limits()
 _MOST_DECODERS = 4  # threads, and images of Limits.max_pixels in memory at a time
+_PAGE = Path(__file__).parent / "page"
+# What a browser may load for the page: its own files, and images that its script has made.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Found(BaseModel):
+    """A class and how likely it is, 0 to 1."""
+
+    label: int = Field(alias="class")
+    name: str
+    probability: float
+
+
+class Answer(BaseModel):
+    """The most likely classes, the first one first, and the heat map over the image as a data: URL."""
+
+    classes: list[Found]
+    overlay: str = Field(default="", description="absent where it was not asked for")
+
+
+class Mistake(BaseModel):
+    """Why there is no answer."""
+
+    error: str
+
+
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "properties": {"image": _FILE}, "required": ["image"]}
+_BODY = {"application/octet-stream": {"schema": _FILE}, "multipart/form-data": {"schema": _FORM}}
+_STATUSES = (400, 403, 408, 413, 415, 421, 422, 500, 503, 504)
 
 
 def create_app(
@@ -45,15 +86,22 @@ def create_app(
     It is known as localhost, by loopback addresses and as `allowed_hosts`; `any_host`: under every name.
     """
     service = _Service(network, names, limits)
-    app = FastAPI(title="paddlevit", docs_url=None, redoc_url=None, openapi_url=None, lifespan=service.lifespan)
-    app.add_middleware(Guard, hosts=allowed_hosts, any_host=any_host)
-    app.add_middleware(Measured, metrics=service.metrics, path="/predict")
-    for kind in (RefusedError, RequestValidationError, HTTPException, Exception):
+    app = FastAPI(title="paddlevit", redoc_url=None, lifespan=service.lifespan)
+    app.add_middleware(Guard, hosts=allowed_hosts, any_host=any_host, observe=service.observe)
+    for kind in (RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _error)
-    app.add_api_route("/", _page, methods=["GET"])
-    app.add_api_route("/predict", service.predict, methods=["POST"])
-    app.add_api_route("/health", service.health, methods=["GET"])
-    app.add_api_route("/metrics", service.figures, methods=["GET"])
+    app.add_api_route("/", _page, include_in_schema=False)
+    app.mount("/page", StaticFiles(directory=_PAGE))
+    app.add_api_route(
+        "/predict",
+        service.predict,
+        methods=["POST"],
+        response_model=Answer,
+        responses={status: {"model": Mistake} for status in _STATUSES},
+        openapi_extra={"requestBody": {"required": True, "content": _BODY}},
+    )
+    app.add_api_route("/health", service.health)
+    app.add_api_route("/metrics", service.measured, response_class=Response)
     return app
 
 
@@ -63,12 +111,22 @@ class _Service:
         self.names = names
         self.limits = limits
         self.admission = Admission(limits)
-        self.metrics = Metrics(self.admission)
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        requests = "Requests to /predict, by status."
+        self.requests = Counter("paddlevit_requests", requests, ["status"], registry=registry)
+        seconds = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+        text = "Seconds per request to /predict."
+        self.seconds = Histogram("paddlevit_request_seconds", text, buckets=seconds, registry=registry)
+        images = (1, 2, 4, 8, 16, 32, 64)
+        self.batches = Histogram("paddlevit_batch_images", "Images per batch.", buckets=images, registry=registry)
+        under_way = Gauge("paddlevit_requests_under_way", "Requests being answered.", registry=registry)
+        under_way.set_function(lambda: self.admission.requests)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Threads and the batcher, for as long as the server runs."""
-        self.batcher = Batcher(self.network, self.limits, observe=self.metrics.batches.observe)
+        self.batcher = Batcher(self.network, self.limits, observe=self.batches.observe)
         self.decoders = ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1), "decode")
         batching = asyncio.create_task(self.batcher.run())
         yield
@@ -78,35 +136,37 @@ class _Service:
         self.decoders.shutdown(wait=True)
 
     async def predict(self, request: Request, top_k: int = Query(5, ge=1), overlay: bool = False) -> JSONResponse:
-        """The likeliest classes of the image in the body or in a form, and on request where they were seen."""
+        """The most likely classes of the image in the body or in a form, and on request a heat map of the first."""
         if overlay and not self.network.explains:
-            raise RefusedError(400, "overlay=true: this network cannot say where it has looked")
+            raise HTTPException(400, "overlay=true: this model does not support overlays (exported: no gradients)")
         seconds = self.limits.timeout
-        with self.admission.enter(overlay=overlay) as visit:
+        with self.admission.enter(overlay=overlay) as keep:
             data = await _within(
                 seconds,
-                read_upload(request, visit, limits=self.limits),
-                otherwise=RefusedError(408, f"the upload has taken more than {seconds:g} s"),
+                read_upload(request, keep, limits=self.limits),
+                otherwise=HTTPException(408, f"the upload has taken more than {seconds:g} s"),
             )
             answer = await _within(
                 seconds,
                 self._answer(data, top_k, overlay),
-                otherwise=RefusedError(504, f"no answer within {seconds:g} s", retry_after=1),
+                otherwise=busy(f"no answer within {seconds:g} s", 504),
             )
         return JSONResponse(answer)
 
     async def _answer(self, data: bytes, top_k: int, overlay: bool) -> dict[str, Any]:
         pixels = await self._in_thread(self._prepare, data)
         outcome = await self.batcher.classify(pixels, explain=overlay)
-        best = np.argsort(-outcome.probabilities, kind="stable")[:top_k]
+        if not np.isfinite(outcome.probabilities).all():
+            raise HTTPException(422, "the model's logits for this image are not finite")
+        best = np.argsort(-outcome.probabilities, kind="stable")[:top_k].tolist()
         answer: dict[str, Any] = {
             "classes": [
                 {
                     "class": label,
-                    "name": self._name(label),
+                    "name": self.names[label] if label < len(self.names) else str(label),
                     "probability": round(float(outcome.probabilities[label]), 6),
                 }
-                for label in best.tolist()
+                for label in best
             ]
         }
         if overlay:
@@ -119,35 +179,38 @@ class _Service:
         try:
             return self.network.prepare(data)
         except UserError as error:
-            raise RefusedError(422, str(error)) from None
+            raise HTTPException(422, str(error)) from None
 
     async def _in_thread(self, function: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.decoders, function, *args)
-
-    def _name(self, label: int) -> str:
-        return self.names[label] if label < len(self.names) else str(label)
 
     async def health(self) -> dict[str, Any]:
         """What is served, and within which limits."""
         return {
             "status": "ok",
             "network": self.network.name,
+            "precision": self.network.precision,
             "classes": self.network.num_classes,
             "overlay": self.network.explains,
             "max_bytes": self.limits.max_bytes,
             "max_pixels": self.limits.max_pixels,
         }
 
-    async def figures(self) -> Response:
-        """The figures in Prometheus' text format."""
-        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    async def measured(self) -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+    def observe(self, path: str, status: int, seconds: float) -> None:
+        if path == "/predict":
+            self.requests.labels(str(status)).inc()
+            self.seconds.observe(seconds)
 
 
-async def _page() -> HTMLResponse:
-    return HTMLResponse(page(), headers={"Content-Security-Policy": policy()})
+async def _page() -> FileResponse:
+    return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _POLICY})
 
 
-async def _within(seconds: float, work: Awaitable[T], *, otherwise: RefusedError) -> T:
+async def _within(seconds: float, work: Awaitable[T], *, otherwise: HTTPException) -> T:
     try:
         return await asyncio.wait_for(work, seconds)
     except asyncio.TimeoutError:
@@ -156,8 +219,6 @@ async def _within(seconds: float, work: Awaitable[T], *, otherwise: RefusedError
 
 async def _error(request: Request, error: Exception) -> JSONResponse:
     """Every mistake has the same form. Those of ours are raised again afterwards, so that the log has them."""
-    if isinstance(error, RefusedError):
-        return JSONResponse({"error": error.message}, error.status, error.headers)
     if isinstance(error, RequestValidationError):
         told = [f"{mistake['loc'][-1]}={mistake.get('input')}: {mistake['msg']}" for mistake in error.errors()]
         return JSONResponse({"error": "; ".join(told)}, 422)

@@ -13,7 +13,7 @@ from paddlevit.serve.limits import Limits, Network
 
 
 class Outcome(NamedTuple):
-    """Probabilities [classes], and where the likeliest class was seen, if that was asked for: [h, w], 0 to 1."""
+    """Probabilities [classes], and the heat map [h, w] of the top-1 class, if that was asked for."""
 
     probabilities: np.ndarray
     heat: np.ndarray | None
@@ -26,9 +26,9 @@ class _Job(NamedTuple):
 
 
 class Batcher:
-    """A queue before the network. It has no bound of its own: those who wait in it were admitted before.
+    """A queue before the model. It has no bound of its own: those who wait in it were admitted before.
 
-    The network runs in one thread, so that it never sees two batches at a time.
+    The model runs in one thread, so that it never sees two batches at a time.
     """
 
     def __init__(self, network: Network, limits: Limits, *, observe: Callable[[int], None]) -> None:
@@ -40,7 +40,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "network")
 
     async def classify(self, pixels: np.ndarray, *, explain: bool) -> Outcome:
-        """What the network says of an image uint8 [H, W, C]; raises what it raises."""
+        """What the model says of an image uint8 [H, W, C]; raises what it raises."""
         job = _Job(pixels, explain, asyncio.get_running_loop().create_future())
         self._jobs.put_nowait(job)
         return await job.outcome
@@ -51,16 +51,18 @@ class Batcher:
         try:
             while True:
                 jobs = await self._next()
-                if not jobs:
-                    continue
-                self._observe(len(jobs))
                 outcomes: Sequence[Outcome | Exception]
                 try:
                     outcomes = await loop.run_in_executor(self._thread, self._run, jobs)
                 except Exception as error:
                     outcomes = [error] * len(jobs)
                 for job, outcome in zip(jobs, outcomes):
-                    _settle(job, outcome)
+                    if job.outcome.done():  # whoever asked has gone
+                        continue
+                    if isinstance(outcome, Exception):
+                        job.outcome.set_exception(outcome)
+                    else:
+                        job.outcome.set_result(outcome)
         finally:
             self._thread.shutdown(wait=True)
 
@@ -74,15 +76,9 @@ class Batcher:
         return [job for job in jobs if not job.outcome.done()]
 
     def _run(self, jobs: list[_Job]) -> list[Outcome]:
+        if not jobs:
+            return []
+        self._observe(len(jobs))
         explain = [i for i, job in enumerate(jobs) if job.explain]
         probabilities, heats = self._network.classify(np.stack([job.pixels for job in jobs]), explain)
         return [Outcome(row, heats.get(i)) for i, row in enumerate(probabilities)]
-
-
-def _settle(job: _Job, outcome: Outcome | Exception) -> None:
-    if job.outcome.done():  # whoever asked has gone
-        return
-    if isinstance(outcome, Exception):
-        job.outcome.set_exception(outcome)
-    else:
-        job.outcome.set_result(outcome)

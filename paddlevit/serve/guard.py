@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from typing import Callable
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -22,37 +24,51 @@ _HEADERS = {
 class Guard:
     """Refuses foreign Host headers with 421 and requests from other sites' pages with 403, and marks all responses.
 
-    On a loopback address, a foreign Host means that a page's own name was made to lead here (DNS rebinding). `hosts`
-    are further names that are ours, with any port.
+    On a loopback address, a foreign Host means that a page's own name was made to lead here (DNS rebinding). Browsers
+    always send one, health checks need not. `hosts` are further names that are ours, with any port. `observe` is told
+    the path, status and seconds of every request.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Iterable[str], any_host: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, hosts: Iterable[str], any_host: bool, observe: Callable[[str, int, float], None]
+    ) -> None:
         self._app = app
         self._hosts: set[str] = {host.lower() for host in hosts}
         self._any_host = any_host
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
+        host = headers.get("host")
+        url = _split(scope["path"])
+        if url.scheme and url.netloc:  # a proxy's way to ask; the host in it counts: RFC 9112, section 3.2.2
+            host, scope = url.netloc, {**scope, "path": url.path or "/"}
+        if scope["method"] == "HEAD":  # uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
+        start, status = time.perf_counter(), 500
 
         async def marked(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        refusal = self._refusal(Headers(scope=scope))
-        await (refusal or self._app)(scope, receive, marked)
+        try:
+            await (self._refusal(host, headers.get("origin")) or self._app)(scope, receive, marked)
+        finally:
+            self._observe(scope["path"], status, time.perf_counter() - start)
 
-    def _refusal(self, headers: Headers) -> JSONResponse | None:
-        host = headers.get("host", "")
-        if not self._any_host and not self._is_ours(_hostname(f"//{host}")):
+    def _refusal(self, host: str | None, origin: str | None) -> JSONResponse | None:
+        if host is not None and not self._any_host and not self._is_ours(_split(f"//{host}").hostname or ""):
             message = f"this server is not known as {host!r} (-allowed_hosts names further ones)"
             return JSONResponse({"error": message}, 421)
-        origin = headers.get("origin")
-        if origin is None or urlsplit(origin).netloc.lower() == host.lower():
+        if origin is None or _split(origin).netloc.lower() == (host or "").lower() != "":
             return None
-        if _hostname(origin) in self._hosts:  # behind a proxy that has put its own name into Host
+        if _split(origin).hostname in self._hosts:  # behind a proxy that has put its own name into Host
             return None
         return JSONResponse({"error": f"requests from pages of {origin!r} are refused"}, 403)
 
@@ -68,8 +84,8 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def _hostname(url: str) -> str:
+def _split(url: str) -> SplitResult:
     try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
+        return urlsplit(url)
+    except ValueError:  # as of http://[::1
+        return urlsplit("")

@@ -3,108 +3,84 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Callable
 
 from PIL import Image
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from paddlevit.serve.admission import Visit
-from paddlevit.serve.limits import Limits, RefusedError
+from paddlevit.serve.limits import Limits
 
+_FORMATS = ("JPEG", "PNG")
 _FORM_HEADERS = 2**16  # bytes of a form that are not the image
 _MOST_SCANS = 100  # of a JPEG file; usual ones have 1 to 12, and every one costs time for all pixels
 
 
-async def read_upload(request: Request, visit: Visit, *, limits: Limits) -> bytes:
-    """The image file. Raises RefusedError as soon as it is too large, whatever is still to come."""
-    form = _form(request.headers.get("content-type", ""))
-    most = limits.max_bytes + (_FORM_HEADERS if form else 0)
-    told = request.headers.get("content-length", "")
-    if told.isdigit() and int(told) > most:
-        raise _too_large(limits)
+async def read_upload(request: Request, keep: Callable[[int], None], *, limits: Limits) -> bytes:
+    """The image file. `keep` is told of all bytes that are held. Raises HTTPException as soon as it is too large,
+    whatever is still to come.
+    """
+    too_large = HTTPException(413, f"the file is too large, allowed: {limits.max_bytes / 2**20:g} MiB")
+    boundary = _boundary(request.headers.get("content-type", ""))
+    most = limits.max_bytes + (_FORM_HEADERS if boundary else 0)
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > 18 or int(length) > most):
+        raise too_large
     body = bytearray()
-    received = 0
     try:
         async for chunk in request.stream():
-            received += len(chunk)
-            if received > most or len(body) > limits.max_bytes:
-                raise _too_large(limits)
-            visit.take(len(chunk))
-            body += form.feed(chunk) if form else chunk
+            if len(body) + len(chunk) > most:
+                raise too_large
+            keep(len(chunk))
+            body += chunk
     except ClientDisconnect:
-        raise RefusedError(400, "the upload was broken off") from None
-    if form:
-        form.end()
-    if len(body) > limits.max_bytes:
-        raise _too_large(limits)
-    return bytes(body)
+        raise HTTPException(400, "the upload was broken off") from None
+    data = _only_part(bytes(body), boundary) if boundary else bytes(body)
+    if len(data) > limits.max_bytes:
+        raise too_large
+    return data
 
 
 def check_image(data: bytes, limits: Limits) -> None:
-    """Raises RefusedError for what is neither JPEG nor PNG, and for an image too large to decode; decodes nothing."""
+    """Raises HTTPException for what is no image, and for one that is too large to decode; decodes nothing."""
     if not data:
-        raise RefusedError(400, "there is no image in the request: send the file as the body, or in a form")
+        raise HTTPException(400, "there is no image in the request: send the file as the body, or in a form")
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
     except Image.DecompressionBombError:  # at twice Pillow's own limit it does not even tell the size
-        raise RefusedError(413, f"the image has too many pixels, allowed: {limits.max_pixels:,}") from None
+        raise HTTPException(413, f"the image has too many pixels, allowed: {limits.max_pixels:,}") from None
     except Exception:  # what Pillow raises on damaged headers has no common class
-        raise RefusedError(415, "this is no JPEG or PNG image, or a damaged one") from None
+        raise HTTPException(415, "this is no JPEG or PNG image, or a damaged one") from None
     if width * height > limits.max_pixels:
-        raise RefusedError(413, f"the image has {width} x {height} pixels, allowed: {limits.max_pixels:,} in all")
+        raise HTTPException(413, f"the image has {width} x {height} pixels, allowed: {limits.max_pixels:,} in all")
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:
-        raise RefusedError(413, f"the JPEG image has more than {_MOST_SCANS} scans")
+        raise HTTPException(413, f"the JPEG image has more than {_MOST_SCANS} scans")
 
 
-class _Form:
-    """The content of the only part of a form; what its headers say does not matter."""
-
-    def __init__(self, boundary: bytes) -> None:
-        self._parts = 0
-        self._ended = False
-        self._content = bytearray()
-        callbacks: Any = {"on_part_begin": self._begin, "on_part_data": self._data, "on_end": self._end}
-        self._parser = MultipartParser(boundary, callbacks)
-
-    def feed(self, chunk: bytes) -> bytes:
-        """What `chunk` has of the image."""
-        self._content.clear()
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise RefusedError(400, f"the form cannot be read: {error}") from None
-        return bytes(self._content)
-
-    def end(self) -> None:
-        if not self._ended:
-            raise RefusedError(400, "the form ends too early")
-
-    def _begin(self) -> None:
-        self._parts += 1
-        if self._parts > 1:
-            raise RefusedError(
-                400, "the form has several parts, allowed: one, the image; top_k and overlay go into the URL"
-            )
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        self._content += data[start:end]
-
-    def _end(self) -> None:
-        self._ended = True
-
-
-def _form(content_type: str) -> _Form | None:
-    kind, options = parse_options_header(content_type)
-    if kind != b"multipart/form-data":
+def _boundary(content_type: str) -> bytes | None:
+    """What stands between the parts of a form; None for another kind of body."""
+    kind, *parameters = content_type.split(";")
+    if kind.strip().lower() != "multipart/form-data":
         return None
-    if not options.get(b"boundary"):
-        raise RefusedError(400, "the form's Content-Type has no boundary")
-    return _Form(options[b"boundary"])
+    named = {name.strip().lower(): value.strip(' "') for name, _, value in (p.partition("=") for p in parameters)}
+    if not named.get("boundary"):
+        raise HTTPException(400, "the form's Content-Type has no boundary")
+    return named["boundary"].encode("latin-1")
 
 
-def _too_large(limits: Limits) -> RefusedError:
-    return RefusedError(413, f"the file is too large, allowed: {limits.max_bytes / 2**20:g} MiB")
+def _only_part(body: bytes, boundary: bytes) -> bytes:
+    """The content of the only part of a form, whatever its headers say, and whatever stands around it.
+
+    By hand, as parsers of forms write to disk, or refuse what RFC 2046 allows before the first part.
+    """
+    _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary, 2)
+    if parts and parts[0].startswith(b"--"):
+        return b""
+    if len(parts) < 2 or len(parts[1]) < 2:
+        raise HTTPException(400, "the form cannot be read, or ends too early")
+    if not parts[1].startswith(b"--"):
+        message = "the form has several parts, allowed: one, the image; top_k and overlay go into the URL"
+        raise HTTPException(400, message)
+    _, _, content = parts[0].partition(b"\r\n\r\n")
+    return content

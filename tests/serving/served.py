@@ -28,6 +28,7 @@ class ColourNetwork:
     """The share of each colour, sharpened; what is explained is where that colour is."""
 
     name = "colours"
+    precision = "f32"
     num_classes = 3
     explains = True
 
@@ -127,7 +128,9 @@ def call(port: int, method: str, path: str, body=None, **headers: str) -> Reply:
         content = response.read()
         kind = response.headers.get("content-type", "")
         return Reply(
-            response.status, dict(response.headers.items()), json.loads(content) if "json" in kind else content.decode()
+            response.status,
+            dict(response.headers.items()),
+            json.loads(content) if content and "json" in kind else content.decode(),
         )
     finally:
         connection.close()

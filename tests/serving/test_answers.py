@@ -82,7 +82,7 @@ def test_network_that_explains_nothing(network):
 
 def test_health(server):
     health = server.call("GET", "/health").content
-    assert health["status"] == "ok" and (health["network"], health["classes"]) == ("colours", 3)
+    assert (health["status"], health["network"], health["precision"], health["classes"]) == ("ok", "colours", "f32", 3)
     assert health["max_bytes"] == 10 * 2**20 and health["overlay"] is True
 
 
@@ -94,7 +94,6 @@ def test_health(server):
         ("POST", "/predict?overlay=perhaps", 422, "overlay=perhaps"),
         ("GET", "/predict", 405, "Not Allowed"),
         ("GET", "/../../etc/passwd", 404, "Not Found"),
-        ("GET", "/docs", 404, "Not Found"),
     ],
 )
 def test_requests_that_make_no_sense(server, method, path, status, told):
@@ -219,6 +218,13 @@ def test_network_that_fails(network, caplog):
         assert server.predict(picture()).status == 200
         assert figure(server, 'paddlevit_requests_total{status="500"}') == 1
     assert "no more memory" in caplog.text
+
+
+def test_logits_that_are_not_finite_are_no_answer(network):
+    network.classify = lambda pixels, explain: (np.full([len(pixels), 3], np.nan), {})
+    with serve(network) as server:
+        reply = server.predict(picture())
+        assert (reply.status, reply.content) == (422, {"error": "the model's logits for this image are not finite"})
 
 
 def test_answers_under_way_are_given_before_the_end(network):
