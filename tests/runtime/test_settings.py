@@ -15,7 +15,7 @@ from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.runtime import settings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STRIDES = "FLAGS_use_stride_kernel"
 
 

@@ -17,7 +17,7 @@ import pytest
 from paddlevit.errors import UserError
 from paddlevit.runtime import launcher, process
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # The package without its __init__, which imports paddle: these processes start in no time.
 HEAD = f"""
