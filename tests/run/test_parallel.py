@@ -32,7 +32,7 @@ def run(program, processes, *args):
     for each in sockets:
         each.close()
     environments = [
-        {"PYTHONPATH": str(HERE.parent), "FLAGS_use_stride_kernel": "0"}
+        {"PYTHONPATH": str(HERE.parents[1]), "FLAGS_use_stride_kernel": "0"}
         if processes == 1
         else {
             "PADDLE_TRAINER_ID": str(rank),
@@ -40,7 +40,7 @@ def run(program, processes, *args):
             "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
             "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
             "PADDLE_DISTRI_BACKEND": "gloo",
-            "PYTHONPATH": str(HERE.parent),
+            "PYTHONPATH": str(HERE.parents[1]),
             "FLAGS_use_stride_kernel": "0",
         }
         for rank in range(processes)

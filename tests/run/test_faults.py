@@ -20,7 +20,7 @@ from PIL import Image
 from paddlevit.training import checkpoint
 from paddlevit.weights import read_state_dict
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("FAULT_KILLS", "2"))
 
 

@@ -15,7 +15,7 @@ import pytest
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.training import checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def state(epoch, step=0, ema=False, value=1.0):

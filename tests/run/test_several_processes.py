@@ -19,7 +19,7 @@ from PIL import Image
 from paddlevit.commands import train
 from paddlevit.training import checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 5
 OPTS = ["-opts", "TRAIN.NUM_EPOCHS", EPOCHS, "TRAIN.WARMUP_EPOCHS", "1.0", "REPORT_FREQ", "1"]
 LAUNCH = ["-m", "paddle.distributed.launch", "--nproc_per_node", "1"]

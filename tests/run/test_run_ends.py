@@ -22,7 +22,7 @@ from paddlevit.runtime.launcher import STOP_SIGNALS
 from paddlevit.training import checkpoint, engine
 from paddlevit.weights import read_state_dict
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EPOCHS, BATCHES = 2, 4
 OPTS = ["TRAIN.NUM_EPOCHS", EPOCHS, "TRAIN.WARMUP_EPOCHS", 1, "TRAIN.ACCUM_ITER", 3, "KEEP_LAST", 9, "REPORT_FREQ", 1]
 
