@@ -18,7 +18,7 @@ from PIL import Image
 from paddlevit.commands.predict import main
 from paddlevit.commands.train import main as train
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["blue sea", "green", "red"]
 
 

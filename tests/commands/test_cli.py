@@ -29,7 +29,7 @@ from paddlevit.pit import build_pit as build_model
 from paddlevit.run import train as run_room
 from paddlevit.training import checkpoint, engine
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["TRAIN.NUM_EPOCHS", "3", "TRAIN.WARMUP_EPOCHS", "1.0", "REPORT_FREQ", "1", "KEEP_LAST", "2"]
 
 
