@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.runtime.streams import only_results
 
 
 @exit_code
@@ -26,9 +27,10 @@ def main(argv: list[str]) -> int:
     config = get_config(args.cfg, args.opts)
     if args.image_size is not None:
         config = with_values(config, {"DATA.IMAGE_SIZE": args.image_size})
-    counts = count(build_model(config), config.DATA.IMAGE_SIZE)
-    counts = {"name": config.MODEL.NAME, "image_size": config.DATA.IMAGE_SIZE, **counts}
-    print(json.dumps(counts) if args.json else _table(counts))
+    with only_results() as out:
+        counts = count(build_model(config), config.DATA.IMAGE_SIZE)
+        counts = {"name": config.MODEL.NAME, "image_size": config.DATA.IMAGE_SIZE, **counts}
+        print(json.dumps(counts) if args.json else _table(counts), file=out)
     return 0
 
 

@@ -26,7 +26,6 @@ from prometheus_client import (
 )
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
 
 from paddlevit.errors import UserError
 from paddlevit.serve.batches import Batcher
@@ -91,7 +90,7 @@ def create_app(
     for kind in (RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _error)
     app.add_api_route("/", _page, include_in_schema=False)
-    app.mount("/page", StaticFiles(directory=_PAGE))
+    app.add_api_route("/page/{name}", _page, include_in_schema=False)
     app.add_api_route(
         "/predict",
         service.predict,
@@ -206,8 +205,10 @@ class _Service:
             self.seconds.observe(seconds)
 
 
-async def _page() -> FileResponse:
-    return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _POLICY})
+async def _page(name: str = "index.html") -> FileResponse:
+    if name not in ("index.html", "style.css", "script.js"):
+        raise HTTPException(404, "Not Found")
+    return FileResponse(_PAGE / name, headers={"Content-Security-Policy": _POLICY})
 
 
 async def _within(seconds: float, work: Awaitable[T], *, otherwise: HTTPException) -> T:
