@@ -38,7 +38,9 @@ def network(networks, name):
     return networks[name]
 
 
-@pytest.mark.parametrize(("name", "fmt"), CASES)
+@pytest.mark.parametrize(
+    ("name", "fmt"), [pytest.param(*case, marks=[pytest.mark.slow] * (info(case[0])["macs_g"] > 10)) for case in CASES]
+)
 def test_logits(networks, name, fmt):
     model = network(networks, name)
     report = load_weights(model, golden_state(name, fmt))
@@ -52,9 +54,7 @@ def test_logits(networks, name, fmt):
     assert np.abs(logits - expected).max() <= tolerance(name, fmt)["float32"]
 
 
-@pytest.mark.parametrize(
-    ("name", "fmt"), [case for case in CASES if info(case[0])["macs_g"] < 4 and case[1] != "paddlevit"]
-)
+@pytest.mark.parametrize(("name", "fmt"), [case for case in CASES if info(case[0])["macs_g"] < 4])
 def test_logits_in_float64(name, fmt):
     paddle.set_default_dtype("float64")
     try:
