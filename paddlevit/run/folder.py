@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import itertools
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from yacs.config import CfgNode
 
 from paddlevit.config import with_values
-from paddlevit.data.class_names import CLASS_NAMES_FILE, class_names_text
+from paddlevit.data.class_names import CLASS_NAMES_FILE, class_names_text, read_class_names
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import process
 from paddlevit.training import checkpoint
@@ -22,30 +27,77 @@ from paddlevit.weights import load_weights, read_state_dict
 
 logger = logging.getLogger(__name__)
 
+_LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def open_folder(config: CfgNode) -> Iterator[Path]:
-    """The run's folder, made if need be, with the log going there; refused where another run's checkpoints are.
+    """The run's folder, made if need be, with the log going there, and to train in it locked until the end.
 
-    The body makes the parts of the run; where it raises a UserError, a folder that was made here is removed again.
+    Refused where another run trains, or has left its checkpoints. A run has begun when config.yaml is written: where a
+    UserError comes before, a folder that was made here is removed again.
     """
     folder = Path(config.OUTPUT)
-    if not config.EVAL:
-        with path_mistakes():
-            _refuse_another_run(folder, config.MODEL.RESUME)
-    new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # no error where that is forbidden
-    process.barrier()  # every process has looked
+    made: list[Path] = []
+    with contextlib.ExitStack() as stack:
+        try:
+            with path_mistakes():
+                if process.is_main():
+                    made += _make(folder)
+                    if not config.EVAL:
+                        stack.enter_context(_locked(folder))
+                        _refuse_another_run(folder, config.MODEL.RESUME)
+                _log_to(folder)
+                yield folder
+        except UserError:
+            if made and not (folder / "config.yaml").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                for parent in made[1:]:
+                    with contextlib.suppress(OSError):  # others use it by now
+                        parent.rmdir()
+            raise
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make the folder and those that it lies in; those that were not there, innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # no error where forbidden
+    made: list[Path] = []
     try:
-        with path_mistakes():
-            _make(folder)
-            yield folder
-    except UserError:
-        if new:
-            shutil.rmtree(new[0], ignore_errors=True)
-        for parent in new[1:]:
-            with contextlib.suppress(OSError):  # others use it by now
-                parent.rmdir()
-        raise
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # another run has just made it
+                path.mkdir()
+                made.insert(0, path)
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
+    except OSError as error:
+        raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
+    return made
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of the folder. The lock is this process's own, ends with it, and forked ones do not have it.
+
+    To close the file anywhere in this process would give it up.
+    """
+    try:
+        file = (folder / _LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise UserError(
+                    f"-output {folder} is in use by another run ({file.read()}): name another one"
+                ) from None
+            logger.warning("%s cannot be locked (%s): start no other run there", folder, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def _refuse_another_run(folder: Path, resume: str) -> None:
@@ -62,23 +114,68 @@ def _refuse_another_run(folder: Path, resume: str) -> None:
         )
 
 
-def _make(folder: Path) -> None:
+def _log_to(folder: Path) -> None:
+    """The log of every process goes to the folder; rank 0 begins, and the others find its log there."""
+    for mine in (process.is_main(), not process.is_main()):
+        if mine:
+            try:
+                process.setup_logging(folder)
+            except OSError as error:
+                raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
+        process.barrier()
+        if not process.agree(str((folder / "log.txt").is_file())):
+            raise UserError(f"-output {folder}: the processes see different folders; machines must share the run's")
+
+
+def describe(folder: Path, config: CfgNode, class_names: Sequence[str], resumed: dict[str, Any] | None) -> None:
+    """Write what the run is, config.yaml, and what its classes are called.
+
+    What differs from the run that is resumed is logged, key by key; an earlier config.yaml stays as config.<n>.yaml.
+    Raises UserError where the classes are not those of the run that is resumed.
+    """
+    if not process.is_main():
+        return
+    path, text = folder / "config.yaml", with_values(config, {"MODEL.RESUME": ""}).dump()
+    names = class_names_text(class_names)
+    if resumed is not None:
+        source = resumed["path"].parent
+        _refuse_other_classes(source / CLASS_NAMES_FILE, names)
+        for line in _changes(source / path.name, text):
+            logger.warning("changed on resume: %s", line)
+    if path.exists() and path.read_bytes() != text.encode():
+        number = next(n for n in itertools.count(1) if not (folder / f"config.{n}.yaml").exists())
+        checkpoint.copy_file(path, folder / f"config.{number}.yaml")
+    checkpoint.write_text(folder / CLASS_NAMES_FILE, names)
+    checkpoint.write_text(path, text)
+
+
+def _changes(path: Path, text: str) -> list[str]:
+    """Every key with another value in the yaml file `path` than in the yaml `text`, with both values."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        process.setup_logging(folder)
-    except OSError as error:
-        raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
-    process.barrier()  # the log of rank 0 is open
-    if not process.agree(str((folder / "log.txt").is_file())):
-        raise UserError(f"-output {folder}: the processes see different folders; machines must share the run's")
+        before = dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        return [f"settings that {path} had cannot be told ({' '.join(str(error).split())})"]
+    now = dict(_flat(yaml.safe_load(text)))
+    keys = [key for key in sorted({*before, *now} - {"OUTPUT"}) if before.get(key) != now.get(key)]
+    return [f"{key} was {before.get(key)}, now {now.get(key)}" for key in keys]
 
 
-def write_description(folder: Path, config: CfgNode, class_names: Sequence[str]) -> None:
-    """Write what the run is, config.yaml, and what its classes are called."""
-    if process.is_main():
-        saved = with_values(config, {"MODEL.RESUME": ""})
-        checkpoint.write_text(folder / "config.yaml", saved.dump())
-        checkpoint.write_text(folder / CLASS_NAMES_FILE, class_names_text(class_names))
+def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _refuse_other_classes(path: Path, names: str) -> None:
+    before = read_class_names(path) or []
+    for i, (old, new) in enumerate(zip(before, names.splitlines())):
+        if old != new.strip():
+            raise UserError(
+                f"class {i} is '{old}' in {path} and '{new}' in the data: resume with the same classes, or start "
+                "another run with -pretrained"
+            )
 
 
 def best_path(folder: Path) -> Path:
@@ -127,12 +224,18 @@ def resumed_state(config: CfgNode, folder: Path) -> dict[str, Any] | None:
 def restore(trainer: Trainer, resumed: dict[str, Any], folder: Path) -> None:
     """Put a resumed state into the trainer and make `folder` look as it did then."""
     path = resumed["path"]
+    weights = path.with_suffix(".pdparams")
     try:
-        load_weights(trainer.model, resumed["model"])
+        report = load_weights(trainer.model, resumed["model"])
         if trainer.ema is not None:
             load_weights(trainer.ema.model, resumed["ema"] or resumed["model"])
     except UserError as error:
-        raise UserError(f"{path.with_suffix('.pdparams')} does not fit the configuration's model: {error}") from None
+        raise UserError(f"{weights} does not fit the configuration's model: {error}") from None
+    if report.resized:
+        raise UserError(
+            f"{weights} is of a model for another DATA.IMAGE_SIZE ({', '.join(report.resized)}): resume with the same "
+            f"size, or start another run with -pretrained {weights}"
+        )
     trainer.load_state(resumed["optimizer"], resumed["progress"])
     gone = process.is_main() and not _restore_best(trainer.best, best_path(path.parent), best_path(folder))
     if process.all_reduce_max(int(gone)):  # all processes forget it, or they part ways at the next comparison

@@ -35,12 +35,12 @@ from paddlevit.run.build import (
 )
 from paddlevit.run.folder import (
     best_path,
+    describe,
     open_folder,
     restore,
     resumed_state,
     save,
     save_after_error,
-    write_description,
 )
 from paddlevit.runtime import process
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, STOP_SIGNALS, launched
@@ -59,35 +59,40 @@ _BATCHES_BETWEEN_CHECKS = 16
 def train(config: CfgNode) -> int:
     """Train as `config` says, or resume; 0, or 128 + the signal that stopped it after saving."""
     with open_folder(config) as folder:
-        check_amp(config)
-        resumed = resumed_state(config, folder)
-        config = with_classes(config, "train")
-        ranks = {"rank": process.rank(), "world_size": process.world_size()}
-        train_loader, eval_loader = build_train_loader(config, **ranks), build_eval_loader(config, **ranks)
-        trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None)
-        if resumed is not None:
-            restore(trainer, resumed, folder)
-        write_description(folder, config, train_loader.class_names)
-        journal = build_journal(config, folder, train_loader)
-        journal.rewind(trainer.epoch, trainer.step, evaluated=trainer.epoch - trainer.to_evaluate)
-        run = _Run(config, folder, trainer, train_loader, eval_loader, journal)
-        log_start(config, trainer, train_loader, eval_loader)
-        if isinstance(trainer.objective, Distilled):
-            run.try_teacher(trainer.objective.teacher)
-    updates = trainer.updates
-    with _stop_signals(trainer):
-        try:
-            run.fit()
-        except Stopped as stopped:
-            save(folder, trainer, config.KEEP_LAST)
-            logger.info("stopped by %s after saving; -resume auto continues", signal.Signals(stopped.signum).name)
-            return 128 + stopped.signum
-        except Exception:
-            if trainer.updates > updates:
-                save_after_error(folder, trainer, config.KEEP_LAST)
-            raise
-    run.finish()
+        run = _prepare(config, folder)
+        trainer, updates = run.trainer, run.trainer.updates
+        with _stop_signals(trainer):
+            try:
+                run.fit()
+            except Stopped as stopped:
+                save(folder, trainer, config.KEEP_LAST)
+                logger.info("stopped by %s after saving; -resume auto continues", signal.Signals(stopped.signum).name)
+                return 128 + stopped.signum
+            except Exception:
+                if trainer.updates > updates:
+                    save_after_error(folder, trainer, config.KEEP_LAST)
+                raise
+        run.finish()
     return 0
+
+
+def _prepare(config: CfgNode, folder: Path) -> _Run:
+    check_amp(config)
+    resumed = resumed_state(config, folder)
+    config = with_classes(config, "train")
+    ranks = {"rank": process.rank(), "world_size": process.world_size()}
+    train_loader, eval_loader = build_train_loader(config, **ranks), build_eval_loader(config, **ranks)
+    trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None)
+    if resumed is not None:
+        restore(trainer, resumed, folder)
+    log_start(config, trainer, train_loader, eval_loader)
+    journal = build_journal(config, folder, train_loader)
+    run = _Run(config, folder, trainer, train_loader, eval_loader, journal)
+    if isinstance(trainer.objective, Distilled):
+        run.try_teacher(trainer.objective.teacher)
+    describe(folder, config, train_loader.class_names, resumed)
+    journal.rewind(trainer.epoch, trainer.step, evaluated=trainer.epoch - trainer.to_evaluate)
+    return run
 
 
 @dataclass
@@ -104,6 +109,8 @@ class _Run:
     def fit(self) -> None:
         """Train until the last epoch, evaluating and saving on the way."""
         config, trainer = self.config, self.trainer
+        if trainer.epoch >= config.TRAIN.NUM_EPOCHS:
+            logger.info("nothing left to train: %d of %d epochs are done", trainer.epoch, config.TRAIN.NUM_EPOCHS)
         while trainer.epoch < config.TRAIN.NUM_EPOCHS or trainer.to_evaluate:
             if not trainer.to_evaluate:  # else it was stopped while it evaluated
                 self._train_epoch()
@@ -174,7 +181,7 @@ class _Run:
 
     def finish(self) -> None:
         """Evaluate the saved best weights once more, as a user would, and write the report."""
-        if not self.trainer.best:  # nothing was left to train
+        if not self.trainer.best:
             self._evaluate_epoch()
         process.barrier()
         best, path = self.trainer.best, best_path(self.folder)
@@ -250,15 +257,15 @@ def validate(config: CfgNode) -> int:
         loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size())
         model = build_model(config)
         load_pretrained(config, model)
-    result = evaluate(model, progress(loader, len(loader), "evaluation"), autocast=autocast(config))
-    logger.info(
-        "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images",
-        *(result[k] for k in ("acc1", "acc5", "loss", "num_images")),
-    )
-    if process.is_main():
-        record = {**result, "weights": config.MODEL.PRETRAINED}
-        checkpoint.write_text(folder / "eval.json", json.dumps(with_nulls(record), indent=1) + "\n")
-        if not (folder / "config.yaml").exists():  # a training run's stays
-            checkpoint.write_text(folder / "config.yaml", config.dump())
-        logger.info("written to %s", folder / "eval.json")
+        result = evaluate(model, progress(loader, len(loader), "evaluation"), autocast=autocast(config))
+        logger.info(
+            "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images",
+            *(result[k] for k in ("acc1", "acc5", "loss", "num_images")),
+        )
+        if process.is_main():
+            record = {**result, "weights": config.MODEL.PRETRAINED}
+            checkpoint.write_text(folder / "eval.json", json.dumps(with_nulls(record), indent=1) + "\n")
+            if not (folder / "config.yaml").exists():  # a training run's stays
+                checkpoint.write_text(folder / "config.yaml", config.dump())
+            logger.info("written to %s", folder / "eval.json")
     return 0

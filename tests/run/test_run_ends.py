@@ -162,6 +162,49 @@ def test_every_signal_that_asks_to_stop_saves(data, quiet, tmp_path, monkeypatch
     assert_resumes(data, tmp_path, quiet)
 
 
+def test_what_cannot_be_resumed_exactly_or_at_all_is_refused(data, quiet, tmp_path, monkeypatch, capsys):
+    assert stopped_in_the_middle(data, tmp_path, monkeypatch) == 143
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.txt"}
+    for more, said in (
+        (["-seed", 1], "with SEED 0, now it is 1: resume with 0, or from the end of an epoch"),
+        (["-batch_size", 4], "with DATA.BATCH_SIZE x processes 8, now it is 4"),
+        (["-opts", "TRAIN.REPEATED_AUG", 2], "with TRAIN.REPEATED_AUG 1, now it is 2"),
+        (["-opts", "TRAIN.ACCUM_ITER", 1], "with TRAIN.ACCUM_ITER 3, now it is 1"),
+        (["-image_size", 48], "is of a model for another DATA.IMAGE_SIZE (pos_embed): resume with the same size"),
+    ):
+        assert main(args(data, tmp_path) + [str(word) for word in more], nprocs=1) == 2
+        assert said in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.txt"} == before
+    assert_resumes(data, tmp_path, quiet)
+
+
+def stopped_in_the_middle(data, folder, monkeypatch):
+    step = engine.Trainer.train_step
+
+    def train_step(trainer, *batch):
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *batch)
+
+    monkeypatch.setattr(engine.Trainer, "train_step", train_step)
+    code = train(data, folder)
+    monkeypatch.undo()
+    return code
+
+
+def test_other_settings_are_told_and_taken_and_so_is_that_nothing_is_left(data, tmp_path):
+    assert train(data, tmp_path) == 0
+    assert main([*args(data, tmp_path), "TRAIN.NUM_EPOCHS", "3", "TRAIN.BASE_LR", "1e-4"], nprocs=1) == 0
+    log = (tmp_path / "log.txt").read_text()
+    assert "changed on resume: TRAIN.NUM_EPOCHS was 2, now 3" in log
+    assert "changed on resume: TRAIN.BASE_LR was 0.003, now 0.0001" in log
+    assert "peak learning rate 1.000e-04" in log or "TRAIN.BASE_LR 0.0001" in log
+    assert "nothing left to train" not in log
+    assert main([*args(data, tmp_path), "TRAIN.NUM_EPOCHS", "1"], nprocs=1) == 0
+    assert "nothing left to train: 3 of 1 epochs are done" in (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "config.1.yaml").is_file() and (tmp_path / "config.2.yaml").is_file()
+
+
 def start(tool, data, output, *more, **options):
     command = [sys.executable, ROOT / "tools" / tool, *args(data, output, *more)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

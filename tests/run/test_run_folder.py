@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +36,7 @@ def test_going_on_from_elsewhere_in_the_folder_of_another_run_is_refused(runs, m
     for resume in (runs / "other", runs / "other" / "epoch_005", runs / "other" / "epoch_005.pdparams"):
         with pytest.raises(UserError, match=r"ours already holds a run \(epoch_005.*other.*-resume auto"):
             opened(runs / "ours", resume)
-    assert {path.name for path in (runs / "ours").iterdir()} == {"epoch_005.pdstate"}
+    assert {path.name for path in (runs / "ours").iterdir()} - {".lock"} == {"epoch_005.pdstate"}
     monkeypatch.chdir(runs)
     for resume in ("auto", runs / "ours", "ours/epoch_005", "./ours/../ours/epoch_005.pdstate"):
         assert opened(runs / "ours", resume) == runs / "ours"
@@ -50,9 +56,19 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
     config = get_config("pit_digits", ["OUTPUT", str(tmp_path / "a" / "b" / "run")])
     for error, left in ((UserError("the data"), []), (RuntimeError("ours"), ["a"])):
         with pytest.raises(type(error)), room.open_folder(config) as path:
-            (path / "config.yaml").touch()
+            (path / "metrics.jsonl").touch()
             raise error
         assert [path.name for path in tmp_path.iterdir()] == left
+
+
+def test_a_run_that_has_begun_keeps_its_folder(tmp_path):
+    with (
+        pytest.raises(UserError),
+        room.open_folder(get_config("pit_digits", ["OUTPUT", str(tmp_path / "run")])) as path,
+    ):
+        (path / "config.yaml").touch()
+        raise UserError("an image")
+    assert (tmp_path / "run" / "log.txt").is_file()
 
 
 def test_a_run_that_cannot_begin_leaves_what_was_there(tmp_path):
@@ -70,8 +86,138 @@ def test_best_weights_that_are_gone_are_forgotten_by_all_processes(tmp_path, mon
     asked = []
     monkeypatch.setattr(process, "is_main", lambda: main)
     monkeypatch.setattr(process, "all_reduce_max", lambda value: asked.append(value) or 1)
-    monkeypatch.setattr(room, "load_weights", lambda *_: None)
+    monkeypatch.setattr(room, "load_weights", lambda *_: SimpleNamespace(resized=[]))
     resumed = {"model": {}, "optimizer": {}, "progress": {}, "path": tmp_path / "epoch_001.pdstate"}
     room.restore(trainer, resumed, tmp_path)
     assert asked == [int(main)]
     assert trainer.best == {}
+
+
+HOLD = """
+import os, sys, time
+from paddlevit.config import get_config
+from paddlevit.run.folder import open_folder
+with open_folder(get_config("pit_digits", ["OUTPUT", sys.argv[1], "MODEL.RESUME", "auto"])):
+    if sys.argv[2:]:  # as workers that read data are forked, and outlive a run that is killed
+        if os.fork() == 0:
+            os.close(1)
+            time.sleep(60)
+            os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(folder, *more):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), *more], stdout=subprocess.PIPE, text=True)
+    while "held" not in process.stdout.readline():
+        assert process.poll() is None
+    return process
+
+
+def test_the_folder_of_a_run_is_refused_to_another_one(tmp_path):
+    process = hold(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for resume in ("", "auto"):
+        with pytest.raises(UserError, match=rf"run is in use by another run \(process {process.pid} on "):
+            opened(tmp_path / "run", resume)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    process.kill()
+    process.wait()
+    opened(tmp_path / "run", "auto")
+
+
+def test_a_killed_run_gives_its_folder_up_at_once_whatever_it_has_forked(tmp_path):
+    process = hold(tmp_path / "run", "fork")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    try:
+        process.kill()
+        process.wait()
+        opened(tmp_path / "run", "auto")
+    finally:
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
+    assert children
+
+
+def test_a_folder_is_evaluated_into_while_a_run_trains_there(tmp_path):
+    process = hold(tmp_path / "run")
+    with room.open_folder(get_config("pit_digits", ["OUTPUT", str(tmp_path / "run"), "EVAL", True])) as path:
+        assert path == tmp_path / "run"
+    with pytest.raises(UserError, match="in use"):
+        opened(tmp_path / "run", "auto")
+    process.kill()
+    process.wait()
+
+
+def test_a_rival_does_not_remove_the_folder(tmp_path, monkeypatch):
+    """It came while the folder was being made: it is not the one that made it."""
+    monkeypatch.setattr(os.path, "exists", lambda path: not str(path).endswith("run"))
+    process = hold(tmp_path / "run")
+    with pytest.raises(UserError, match="in use"):
+        opened(tmp_path / "run")
+    assert (tmp_path / "run" / "log.txt").is_file()
+    process.kill()
+    process.wait()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(room.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(room.logger.parent, "propagate", True)
+    opened(tmp_path / "run")
+    assert "cannot be locked (No locks available)" in caplog.text
+
+
+def described(folder, *opts, source=None, names=("a", "b")):
+    config = get_config("pit_digits", ["OUTPUT", str(folder), "MODEL.NUM_CLASSES", 2, *opts])
+    room.describe(folder, config, names, source and {"path": source / "epoch_001.pdstate"})
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    monkeypatch.setattr(room.logger.parent, "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_settings_that_change_on_resume_are_told_and_the_earlier_ones_stay(tmp_path, said):
+    described(tmp_path)
+    first = (tmp_path / "config.yaml").read_text()
+    described(tmp_path, "MODEL.RESUME", "auto", source=tmp_path)
+    assert said() == [] and not (tmp_path / "config.1.yaml").exists()
+    described(tmp_path, "TRAIN.BASE_LR", 1e-4, "TRAIN.RAND_AUGMENT", True, source=tmp_path)
+    second = (tmp_path / "config.yaml").read_text()
+    assert said() == [
+        "changed on resume: TRAIN.BASE_LR was 0.003, now 0.0001",
+        "changed on resume: TRAIN.RAND_AUGMENT was False, now True",
+    ]
+    described(tmp_path, "TRAIN.NUM_EPOCHS", 7, "TRAIN.BASE_LR", 1e-4, source=tmp_path)
+    assert (tmp_path / "config.1.yaml").read_text() == first
+    assert (tmp_path / "config.2.yaml").read_text() == second
+    assert get_config(tmp_path / "config.yaml").TRAIN.NUM_EPOCHS == 7
+    assert said()[2:] == [
+        "changed on resume: TRAIN.NUM_EPOCHS was 16, now 7",
+        "changed on resume: TRAIN.RAND_AUGMENT was True, now False",
+    ]
+
+
+def test_settings_are_compared_with_those_of_the_folder_that_is_resumed_from(tmp_path, said):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    described(tmp_path / "old")
+    described(tmp_path / "new", "SEED", 3, source=tmp_path / "old")
+    assert said() == ["changed on resume: SEED was 0, now 3"]
+    assert not (tmp_path / "new" / "config.1.yaml").exists()
+    (tmp_path / "old" / "config.yaml").write_text("TRAIN: {BASE_LR")
+    described(tmp_path / "new", "SEED", 3, source=tmp_path / "old")
+    assert "settings that" in said()[1] and "old/config.yaml had cannot be told" in said()[1]
+
+
+def test_other_classes_are_refused_and_written_nowhere(tmp_path):
+    described(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="class 1 is 'b' in .*class_names.txt and 'c' in the data"):
+        described(tmp_path, source=tmp_path, names=("a", "c"))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
