@@ -7,7 +7,7 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from paddlevit.data.seeding import SAMPLES, Key, generator
+from paddlevit.runtime.seeding import SAMPLES, Key, generator
 from paddlevit.data.sources import Source
 
 # Which image, and (seed, epoch, position in the epoch), on which alone its randomness depends.

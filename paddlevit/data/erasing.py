@@ -11,7 +11,7 @@ import paddle
 from paddle import Tensor
 from yacs.config import CfgNode
 
-from paddlevit.data.seeding import ERASING, Key, generator
+from paddlevit.runtime.seeding import ERASING, Key, generator
 
 _Rectangle = tuple[int, int, int, int]  # top, left, height, width
 _POOL_SIZE = 1 << 20

@@ -28,7 +28,7 @@ from PIL import Image
 
 from paddlevit.data.dataset import Drawn, ImageDataset, Sample, with_generators
 from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
-from paddlevit.data.seeding import Key
+from paddlevit.runtime.seeding import Key
 from paddlevit.errors import UserError
 
 logger = logging.getLogger(__name__)

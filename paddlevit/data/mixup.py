@@ -11,7 +11,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from yacs.config import CfgNode
 
-from paddlevit.data.seeding import MIXUP, Key, generator
+from paddlevit.runtime.seeding import MIXUP, Key, generator
 from paddlevit.errors import UserError
 
 _Box = tuple[int, int, int, int]  # top, bottom, left, right

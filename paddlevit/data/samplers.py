@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from paddlevit.data.dataset import Sample
-from paddlevit.data.seeding import ORDER, generator
+from paddlevit.runtime.seeding import ORDER, generator
 from paddlevit.errors import UserError
 
 
