@@ -7,8 +7,8 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from paddlevit.runtime.seeding import SAMPLES, Key, generator
 from paddlevit.data.sources import Source
+from paddlevit.runtime.seeding import SAMPLES, Key, generator
 
 # Which image, and (seed, epoch, position in the epoch), on which alone its randomness depends.
 Sample = tuple[int, Optional[Key]]

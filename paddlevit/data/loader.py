@@ -28,8 +28,8 @@ from PIL import Image
 
 from paddlevit.data.dataset import Drawn, ImageDataset, Sample, with_generators
 from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
-from paddlevit.runtime.seeding import Key
 from paddlevit.errors import UserError
+from paddlevit.runtime.seeding import Key
 
 logger = logging.getLogger(__name__)
 

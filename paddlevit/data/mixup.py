@@ -11,8 +11,8 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from yacs.config import CfgNode
 
-from paddlevit.runtime.seeding import MIXUP, Key, generator
 from paddlevit.errors import UserError
+from paddlevit.runtime.seeding import MIXUP, Key, generator
 
 _Box = tuple[int, int, int, int]  # top, bottom, left, right
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from paddlevit.data.dataset import Sample
-from paddlevit.runtime.seeding import ORDER, generator
 from paddlevit.errors import UserError
+from paddlevit.runtime.seeding import ORDER, generator
 
 
 def train_order(num_samples: int, seed: int, *, epoch: int, repeats: int = 1) -> np.ndarray:
