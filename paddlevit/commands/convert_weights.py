@@ -15,6 +15,9 @@ def main(argv: list[str]) -> int:
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
     parser.flag("input", required=True, metavar="FILE", help=".pdparams, .pth, .pt, .bin or .safetensors")
     parser.flag("output", required=True, metavar="FILE", help="the .pdparams file to write")
+    parser.flag(
+        "weights", choices=("model", "ema"), default="model", help="the model or its moving average (default: model)"
+    )
     parser.flag("source", default="auto", help="official, timm, hf, paddlevit or ours (default: by names and shapes)")
     parser.flag(
         "opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration"
@@ -28,7 +31,7 @@ def main(argv: list[str]) -> int:
     from paddlevit.weights import load_weights
 
     model = build_model(get_config(args.cfg, args.opts))
-    report = load_weights(model, args.input, source=args.source)
+    report = load_weights(model, args.input, which=args.weights, source=args.source)
     write_weights(Path(args.output), model.state_dict())
     print(f"{report}\nwritten to {args.output}")
     return 0

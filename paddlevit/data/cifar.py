@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -15,15 +13,16 @@ from PIL import Image
 
 from paddlevit.data.sources import Source
 from paddlevit.errors import MissingFileError, UserError
+from paddlevit.safe_pickle import LazyArray, Refused, Unpickler
 
 
 class _Layout(NamedTuple):
     archive: str
     folder: str
     files: dict[str, list[str]]  # split -> files with images
-    labels: bytes
+    labels: str
     names_file: str
-    names: bytes
+    names: str
 
 
 _LAYOUTS = {
@@ -31,17 +30,17 @@ _LAYOUTS = {
         archive="cifar-10-python.tar.gz",
         folder="cifar-10-batches-py",
         files={"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]},
-        labels=b"labels",
+        labels="labels",
         names_file="batches.meta",
-        names=b"label_names",
+        names="label_names",
     ),
     "cifar100": _Layout(
         archive="cifar-100-python.tar.gz",
         folder="cifar-100-python",
         files={"train": ["train"], "val": ["test"]},
-        labels=b"fine_labels",
+        labels="fine_labels",
         names_file="meta",
-        names=b"fine_label_names",
+        names="fine_label_names",
     ),
 }
 
@@ -88,10 +87,10 @@ def open_cifar(path: Path, dataset: str, *, split: str) -> CifarSource:
     place = _find(path, layout)
     read = _read_folder if place.is_dir() else _read_archive
     contents = read(place, [layout.names_file, *layout.files[split]])
-    class_names = [
-        entry.decode("utf-8", "replace")
-        for entry in _fields(contents[layout.names_file], place / layout.names_file, [layout.names])[0]
-    ]
+    (names,) = _fields(contents[layout.names_file], place / layout.names_file, [layout.names])
+    if not isinstance(names, list):
+        raise UserError(f"{place / layout.names_file} is damaged: it does not hold a list of names")
+    class_names = [str(_text(name)) for name in names]
     pixels, labels, files = [], [], []
     for name in layout.files[split]:
         images, classes = _images(contents[name], place / name, layout.labels, len(class_names))
@@ -144,80 +143,30 @@ def _read_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
     return contents
 
 
-def _images(content: bytes, path: Path, labels_field: bytes, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _images(content: bytes, path: Path, labels_field: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels uint8 [N, 32, 32, 3] and labels int32 [N] of a file; each image is stored as 3 planes."""
-    array, labels = _fields(content, path, [b"data", labels_field])
-    if not isinstance(array, _Array) or not isinstance(labels, list):
+    array, labels = _fields(content, path, ["data", labels_field])
+    if not isinstance(array, np.ndarray) or not isinstance(labels, list):
         raise UserError(f"{path} is damaged: it does not hold an array of images and a list of labels")
     if not all(isinstance(label, int) and 0 <= label < num_classes for label in labels):
         raise UserError(f"{path}: a label is not a whole number from 0 to {num_classes - 1}")
-    if not labels or len(array.raw) != 3072 * len(labels):
-        raise UserError(f"{path} has {len(labels)} labels, but the pixels of {len(array.raw) / 3072:g} images")
-    planes = np.frombuffer(array.raw, dtype=np.uint8).reshape(-1, 3, 32, 32)
+    if not labels or array.nbytes != 3072 * len(labels):
+        raise UserError(f"{path} has {len(labels)} labels, but the pixels of {array.nbytes / 3072:g} images")
+    planes = array.view(np.uint8).reshape(-1, 3, 32, 32)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.asarray(labels, dtype=np.int32)
 
 
-def _fields(content: bytes, path: Path, keys: Sequence[bytes]) -> list[Any]:
-    """The entries `keys` of the dictionary that is pickled in `content`."""
+def _fields(content: bytes, path: Path, keys: Sequence[str]) -> list[Any]:
+    """The entries `keys` of the dictionary that is pickled in `content`, arrays read."""
     try:
-        entries = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        return [entries[key] for key in keys]
-    except _ForbiddenName as error:
-        raise UserError(f"{path} asks for {error}, which no CIFAR file needs: it is not the official file") from None
+        entries = {_text(key): value for key, value in Unpickler(content).load().items()}
+        return [value.read() if isinstance(value, LazyArray) else value for value in map(entries.__getitem__, keys)]
+    except Refused as error:
+        raise UserError(f"{path} {error}") from None
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} is damaged: {type(error).__name__} {error}") from None
 
 
-class _Array:
-    """Stands for a NumPy array in a pickle: keeps its bytes."""
-
-    raw = b""
-
-    def __setstate__(self, state: tuple) -> None:
-        *_, raw = state
-        if not isinstance(raw, bytes):
-            raise TypeError("an array's values are no bytes")
-        self.raw = raw
-
-
-class _DType:
-    """Stands for a NumPy data type in a pickle: forgets what it is told."""
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: tuple) -> None:
-        pass
-
-
-def _reconstruct(*args: Any) -> _Array:
-    return _Array()
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes for Python 2, where somebody has pickled the entries anew."""
-    if encoding != "latin1":
-        raise ValueError(f"bytes come as latin1, not as {encoding}")
-    return text.encode("latin1")
-
-
-class _ForbiddenName(Exception):  # noqa: N818 - told to the user as a UserError
-    pass
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds plain containers, and nothing else: the names that CIFAR files hold stand for harmless things."""
-
-    _STANDS_FOR = {
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _DType,
-        ("_codecs", "encode"): _encode,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._STANDS_FOR[module, name]
-        except KeyError:
-            raise _ForbiddenName(f"{module}.{name}") from None
+def _text(value: Any) -> Any:
+    """A string of Python 2, which has become bytes where somebody has pickled it again."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -30,7 +30,7 @@ from paddlevit.training.recompute import recompute_blocks
 from paddlevit.training.scalars import open_scalars
 from paddlevit.training.schedule import build_lr_schedule, peak_lr
 from paddlevit.training.sharding import Shards
-from paddlevit.weights import load_weights
+from paddlevit.weights import WeightsError, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,11 @@ def with_classes(config: CfgNode, split: str) -> CfgNode:
 def load_pretrained(config: CfgNode, model: nn.Layer) -> None:
     """Fill `model` from the file MODEL.PRETRAINED, but for its classifier where MODEL.REINIT_HEAD is set."""
     reinit = type(model).head_prefixes if config.MODEL.REINIT_HEAD else ()
-    report = load_weights(model, config.MODEL.PRETRAINED, reinit=reinit)
+    try:
+        report = load_weights(model, config.MODEL.PRETRAINED, reinit=reinit)
+    except WeightsError as error:
+        hint = "\n-reinit_head starts with a new classifier" if error.reinit and not config.EVAL else ""
+        raise UserError(f"{error}{hint}") from None
     logger.info("weights: %s", report)
 
 

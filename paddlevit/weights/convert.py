@@ -1,9 +1,10 @@
 """From other people's parameter names and array layouts to ours, by the tables that the model classes carry.
 
 A table is {'layout': 'torch' or 'paddle', 'rules': ((pattern, replacement), ...)} and, where a family needs them,
-'structural': {last part of a name: function(shape) -> the only right content}, for buffers that the network builds
-itself, and 'subtracted': ((pattern, replacement), ...), for arrays to be subtracted from the one that the replacement
-names. Patterns and rules apply in their order, to our names after the rules for `subtracted`.
+'structural': {last part of a name: function(shape) -> the only right content}, for buffers that the model builds
+itself, 'subtracted': ((pattern, replacement), ...), for arrays to be subtracted from the one that the replacement
+names, and 'notes', what a user should know of such files. Patterns and rules apply in their order, to our names after
+the rules for `subtracted`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 from paddle import nn
 
-from paddlevit.weights.lazy import LazyArray
-from paddlevit.weights.readers import flatten
+from paddlevit.safe_pickle import LazyArray
 from paddlevit.weights.report import WeightsError, listing
+from paddlevit.weights.unwrap import unwrap
 
 # The parts of BatchNorm's names in which torch and Paddle differ; Paddle counts no batches.
 _STATISTICS = {"running_mean": "_mean", "running_var": "_variance"}
@@ -30,7 +31,7 @@ Table = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """What a network takes: shape of every parameter and buffer, which of them are linear weights, known sources."""
+    """What a model takes: shape of every parameter and buffer, which of them are linear weights, known sources."""
 
     shapes: dict[str, tuple[int, ...]]
     linear: frozenset[str]
@@ -62,11 +63,11 @@ def convert_state_dict(state: Mapping[str, Any], model: nn.Layer, source: str = 
     buffer has an unexpected content.
     """
     target = Target.of(model)
-    flat = flatten(state)
+    flat = unwrap(state).arrays
     translated = recognise(flat, target, source)
     strange = [translated.origin[name] for name in translated.arrays if name not in target.shapes]
     if strange:
-        raise WeightsError(f"{len(strange)} arrays have no counterpart in the network: {listing(strange)}")
+        raise WeightsError(f"{len(strange)} arrays have no counterpart in the model: {listing(strange)}")
     dtypes = {name: flat[translated.origin[name]].read().dtype for name in translated.arrays}
     return {name: np.asarray(array.read(), dtypes[name], order="C") for name, array in translated.arrays.items()}
 
@@ -77,7 +78,7 @@ def recognise(state: dict[str, LazyArray], target: Target, source: str) -> Trans
     Raises WeightsError for an unknown source, a state that fits none, or one that fits two in different layouts.
     """
     if source not in ("auto", *target.tables):
-        raise WeightsError(f"source '{source}' is unknown for this network, allowed: auto, {', '.join(target.tables)}")
+        raise WeightsError(f"source '{source}' is unknown for this model, allowed: auto, {', '.join(target.tables)}")
     names = list(target.tables) if source == "auto" else [source]
     candidates = [_translate(state, name, target) for name in names]
     # Where a head of another size leaves it open which way round its matrix is, ours is the more likely.
@@ -120,7 +121,7 @@ def _renamed(name: str, table: Table) -> str:
 def _subtract(arrays: dict[str, LazyArray], pattern: str, replacement: str) -> None:
     """Takes the arrays that match out and subtracts each from its partner, as long as that has the same shape.
 
-    In float64, so that nothing is rounded before it is known how exact the network is.
+    In float64, so that nothing is rounded before it is known how exact the model is.
     """
     for name in [name for name in arrays if re.search(pattern, name)]:
         partner = re.sub(pattern, replacement, name)
@@ -146,8 +147,8 @@ def _check_recognised(
 ) -> None:
     if _score(best, target)[0] <= 0:
         raise WeightsError(
-            f"the weights are of no source known for this network ({', '.join(target.tables)}): they are called "
-            f"{listing(list(state))}; the network's are called {listing(list(target.shapes)[:3])}, ..."
+            f"the weights are of no source known for this model ({', '.join(target.tables)}): they are called "
+            f"{listing(list(state))}; the model's are called {listing(list(target.shapes)[:3])}, ..."
         )
     if any(name.endswith(tuple(_STATISTICS.values())) for name in state):
         return  # names that only Paddle gives: of two layouts that fit alike, ours has been taken
@@ -166,4 +167,4 @@ def _check_structural(state: dict[str, LazyArray], table: Table) -> None:
     for leaf, content in table.get("structural", {}).items():
         for name, array in state.items():
             if name.rsplit(".", 1)[-1] == leaf and not np.array_equal(array.read(), content(array.shape)):
-                raise WeightsError(f"{name} is not what the network builds for the shape {list(array.shape)}")
+                raise WeightsError(f"{name} is not what the model builds for the shape {list(array.shape)}")

@@ -10,7 +10,15 @@ _SHOWN = 10
 
 
 class WeightsError(UserError):
-    """A weights file that cannot be read, is not recognised, or does not fit the network."""
+    """A weights file that cannot be read, is not recognised, or does not fit the model.
+
+    `reinit` are the prefixes of parameters to start from scratch with which it would fit: it lacks only a classifier,
+    or has one for other classes.
+    """
+
+    def __init__(self, message: str, reinit: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.reinit = reinit
 
 
 def listing(items: list[str]) -> str:
@@ -23,9 +31,10 @@ def listing(items: list[str]) -> str:
 class LoadReport:
     """Names of parameters and buffers, ours except in `unexpected`, by what became of them.
 
-    `source` says whose names and layout the file has. `loaded` were filled (`resized` are those among them that were
+    `source` is the project whose names the file has. `loaded` were filled (`resized` are those among them that were
     interpolated to another image size), `missing` are not in the file, `mismatched` have another shape there,
-    `unexpected` are only in the file, `reinitialised` were left as they were because the caller asked for it.
+    `unexpected` are only in the file, `reinitialised` were left as they were because the caller asked for it. `notes`
+    say where in the file the weights were, and what else there is to know.
     """
 
     source: str
@@ -35,6 +44,7 @@ class LoadReport:
     resized: list[str] = field(default_factory=list)
     reinitialised: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} parameters and buffers loaded, source {self.source}"]
@@ -42,4 +52,4 @@ class LoadReport:
             names = getattr(self, what)
             if names:
                 lines.append(f"{len(names)} {what}: {listing(names)}")
-        return "\n".join(lines)
+        return "\n".join(lines + self.notes)

@@ -87,7 +87,7 @@ def test_a_teacher_of_other_classes_is_refused(photographs, tmp_path, capfd):
     assert go("pit_b_distilled_224", photographs, tmp_path / "run", *more, opts=[*TINY, *SIZE]) == 2
     error = capfd.readouterr().err
     assert error.startswith(f"error: the teacher (-teacher {teacher}, -teacher_model_path) must be trained on the same")
-    assert "the file has 7 classes, the network 3" in error
+    assert "the file has 7 classes, the model 3" in error
 
 
 def test_other_classes_take_a_new_head_and_lower_layers_smaller_steps(photographs, tmp_path, capfd):
@@ -95,7 +95,10 @@ def test_other_classes_take_a_new_head_and_lower_layers_smaller_steps(photograph
     more = ["-pretrained", tmp_path / "old"]
     assert go("pit_ti_224", photographs, tmp_path / "refused", *more, opts=[*TINY, *SIZE]) == 2
     error = capfd.readouterr().err
-    assert "the file has 7 classes, the network 3" in error and "-reinit_head" in error
+    assert "the file has 7 classes, the model 3" in error and "-reinit_head" in error
+    assert go("pit_ti_224", photographs, tmp_path / "refused", *more, "-eval", opts=[*TINY, *SIZE]) == 2
+    error = capfd.readouterr().err
+    assert "the file has 7 classes, the model 3" in error and "reinit" not in error
     opts = [*TINY, *SIZE, "TRAIN.LAYER_DECAY", "0.1", "TRAIN.LR_SCHEDULE", "epoch", "TRAIN.WEIGHT_DECAY", "0.0"]
     assert go("pit_ti_224", photographs, tmp_path / "run", *more, "-reinit_head", opts=opts) == 0
     trained = saved(tmp_path / "run")

@@ -13,9 +13,10 @@ from paddle import nn
 from golden import cases, golden_array, golden_state, info, manifest, relative_position_index
 from paddlevit import build_model
 from paddlevit.config import get_config
+from paddlevit.safe_pickle import LazyArray
 from paddlevit.weights import WeightsError, convert_state_dict, load_weights
 from paddlevit.weights.convert import Target, recognise
-from paddlevit.weights.lazy import LazyArray
+from paddlevit.weights.unwrap import unwrap
 
 MODELS = sorted({model for model, _ in cases()})
 
@@ -170,7 +171,7 @@ def test_regnets_extra_bias_is_folded_into_the_mean():
     """BatchNorm(conv(x) + b) with PaddleViT's bias equals BatchNorm(conv(x)) with ours."""
     name = "stages.2.blocks.3"
     state = golden_bits("regnety_160", "paddlevit", (f"{name}.conv3.", f"{name}.bn3."))
-    found = recognise({k: LazyArray.of(v) for k, v in state.items()}, Target.of(Network("regnety_160")), "paddlevit")
+    found = recognise(unwrap(state).arrays, Target.of(Network("regnety_160")), "paddlevit")
     converted = {key: array.read().astype("float32") for key, array in found.arrays.items()}
     assert f"{name}.conv3.bias" not in converted
     x = np.random.default_rng(0).standard_normal((5, converted[f"{name}.bn3._mean"].size)).astype("f4")

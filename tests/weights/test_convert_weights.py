@@ -16,7 +16,7 @@ from golden import golden_state
 from paddlevit import build_model
 from paddlevit.commands.convert_weights import main
 from paddlevit.config import get_config
-from paddlevit.weights import convert_state_dict
+from paddlevit.weights import convert_state_dict, read_state_dict
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
@@ -57,12 +57,24 @@ def test_flags_with_equals_signs_and_two_dashes(published):
     assert main(["-cfg=pit_ti_224", "--input", "pit_ti_730.pth", "-output", "a.pdparams", "-source=official"]) == 0
 
 
+def test_the_moving_average_of_a_checkpoint(published, capsys):
+    averaged = {name: np.zeros_like(array) for name, array in published.items()}
+    Path("checkpoint.pth").write_bytes(pickle.dumps({"model": published, "model_ema": averaged}))
+    flags = ["-cfg", "pit_ti_224", "-input", "checkpoint.pth", "-output", "a.pdparams"]
+    for which in ("model", "ema"):
+        assert main([*flags, "-weights", which]) == 0
+        assert np.any(read_state_dict("a")["cls_token"]) == (which == "model")
+    assert "weights under 'model_ema', left out: model" in capsys.readouterr().out
+    assert main([*flags, "-weights", "best"]) == 2
+    assert "-weights" in capsys.readouterr().err
+
+
 def test_weights_of_another_number_of_classes(published, capsys):
     state = {name: array[:3] if name.startswith("head.") else array for name, array in published.items()}
     Path("pit_ti_730.pth").write_bytes(pickle.dumps(state))
     flags = ["-cfg", "pit_ti_224", "-input", "pit_ti_730.pth", "-output", "a.pdparams"]
     assert main(flags) == 2
-    assert "the file has 3 classes, the network 1000: set MODEL.NUM_CLASSES" in capsys.readouterr().err
+    assert "the file has 3 classes, the model 1000 (MODEL.NUM_CLASSES)" in capsys.readouterr().err
     assert main([*flags, "-opts", "MODEL.NUM_CLASSES", "3"]) == 0
 
 

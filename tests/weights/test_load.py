@@ -112,13 +112,13 @@ def test_errors_list_ten_names_with_shapes_and_the_number_of_the_rest(tmp_path):
     with pytest.raises(UserError) as caught:
         load_weights(model, path)
     message = str(caught.value)
-    assert message.startswith(f"{path} (source paddlevit) does not fit the network")
+    assert message.startswith(f"{path} (source paddlevit) does not fit the model")
     assert f"{len(removed)} missing in the file: {removed[0]} [32], " in message
     assert f" and {len(removed) - 10} more" in message
     assert removed[9] in message
     assert removed[10] not in message
-    assert "1 unknown to the network: extra.weight [2, 7]" in message
-    assert f"1 of another shape in the file: cls_token [1, 1, 5] (network: {list(model.cls_token.shape)})" in message
+    assert "1 unknown to the model: extra.weight [2, 7]" in message
+    assert f"1 of another shape in the file: cls_token [1, 1, 5] (model: {list(model.cls_token.shape)})" in message
 
 
 def test_a_head_of_another_class_number_needs_reinit():
@@ -126,9 +126,8 @@ def test_a_head_of_another_class_number_needs_reinit():
     state = arrays(other)
     with pytest.raises(WeightsError) as caught:
         load_weights(model, state)
-    assert "the file has 7 classes, the network 10" in str(caught.value)
-    assert "reinit=('head.',)" in str(caught.value)
-    assert "-reinit_head" in str(caught.value)
+    assert "the file has 7 classes, the model 10 (MODEL.NUM_CLASSES)" in str(caught.value)
+    assert caught.value.reinit == ("head.", "head_dist.")
     before = values(model)
     report = load_weights(model, state, reinit=("head.",))
     assert report.reinitialised == ["head.weight", "head.bias"]
@@ -163,7 +162,7 @@ def test_all_head_prefixes_of_a_class_may_be_given():
 
 def test_features_only_network_drops_the_head_when_asked():
     model, whole = tiny(NUM_CLASSES=0), tiny()
-    with pytest.raises(WeightsError, match="2 unknown to the network: head.weight"):
+    with pytest.raises(WeightsError, match="2 unknown to the model: head.weight"):
         load_weights(model, arrays(whole))
     report = load_weights(model, arrays(whole), reinit=("head.",))
     assert report.unexpected == ["head.weight", "head.bias"]
@@ -172,9 +171,9 @@ def test_features_only_network_drops_the_head_when_asked():
 
 def test_distilled_and_plain_files_are_told_apart():
     plain, distilled = tiny(DISTILLED=False), tiny(DISTILLED=True)
-    with pytest.raises(WeightsError, match="the file is of a distilled network, the network is not.*MODEL.DISTILLED"):
+    with pytest.raises(WeightsError, match="the file is of a distilled model, this model is not distilled.*MODEL"):
         load_weights(plain, arrays(distilled))
-    with pytest.raises(WeightsError, match="the network is distilled, the file is not.*MODEL.DISTILLED"):
+    with pytest.raises(WeightsError, match="the file is not of a distilled model, this model is distilled.*MODEL"):
         load_weights(distilled, arrays(plain))
 
 
@@ -215,16 +214,32 @@ def test_a_nested_state_dict_in_memory():
     assert_filled(model, state)
 
 
-def test_advice_goes_with_the_misfit():
-    """Another number of classes, another network, and a network without a classifier."""
+def misfit(state, **options):
+    model = build_model(get_config("pit_digits", [str(word) for item in options.items() for word in item]))
+    with pytest.raises(WeightsError) as caught:
+        load_weights(model, state)
+    return caught.value
 
-    def message(state, **options):
-        model = build_model(get_config("pit_digits", [str(word) for item in options.items() for word in item]))
-        with pytest.raises(WeightsError) as caught:
-            load_weights(model, state)
-        return str(caught.value)
 
+def test_reasons_go_with_the_misfit():
+    """Another number of classes, no classifier in the file or in the model; nothing of these for another model."""
     state = arrays(build_model(get_config("pit_digits")))
-    assert "the file has 10 classes, the network 3" in message(state, **{"MODEL.NUM_CLASSES": 3})
-    assert "classes" not in message(state, **{"MODEL.NUM_HEADS": [2, 2, 2]}).split("\n")[-1]
-    assert "reinit=('head.', 'head_dist.')" in message(state, **{"MODEL.NUM_CLASSES": 0})
+    bare = {name: array for name, array in state.items() if not name.startswith("head.")}
+    for error, reason in (
+        (misfit(state, **{"MODEL.NUM_CLASSES": 3}), "the file has 10 classes, the model 3"),
+        (misfit(state, **{"MODEL.NUM_CLASSES": 0}), "the file has 10 classes, the model 0"),
+        (misfit(bare), "the file has no classifier"),
+    ):
+        assert reason in str(error)
+        assert error.reinit == ("head.", "head_dist.")
+    other = misfit(state, **{"MODEL.NUM_HEADS": [2, 2, 2]})
+    assert "classifier" not in str(other)
+    assert other.reinit == ()
+    assert misfit(dict(list(bare.items())[1:])).reinit == ()
+
+
+def test_every_reinit_that_an_error_offers_works():
+    state = arrays(build_model(get_config("pit_digits")))
+    for number in (3, 0):
+        error = misfit(state, **{"MODEL.NUM_CLASSES": number})
+        load_weights(build_model(get_config("pit_digits", ["MODEL.NUM_CLASSES", number])), state, reinit=error.reinit)

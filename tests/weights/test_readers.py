@@ -25,7 +25,6 @@ import safetensors.paddle
 
 from paddlevit.errors import MissingFileError
 from paddlevit.weights import WeightsError, read_state_dict, readers
-from paddlevit.weights.lazy import strided
 
 DATA = Path(__file__).parents[1] / "data" / "weights"
 EXPECTED = {
@@ -154,7 +153,7 @@ def test_offsets_over_four_gigabytes(tmp_path):
         file.write(head)
         file.seek(gap, 1)
         file.write(pieces[at + len(data) :])
-    lazy = readers.open_state_dict(path)
+    lazy = readers.open_state_dict(path).arrays
     assert lazy["gap"].shape == (gap // 4,)
     np.testing.assert_array_equal(lazy["w"].read(), np.arange(5000, dtype="f4"))
 
@@ -163,7 +162,8 @@ def test_safetensors(tmp_path, state):
     del state["big_endian"]
     state = {name: np.ascontiguousarray(array) for name, array in state.items() if array.shape}
     safetensors.numpy.save_file(state, tmp_path / "w.safetensors")
-    assert_same(read_state_dict(tmp_path / "w.safetensors"), {name: state[name] for name in sorted(state)})
+    actual = read_state_dict(tmp_path / "w.safetensors")
+    assert_same({name: actual[name] for name in state}, state)
 
 
 def test_a_safetensors_header_may_have_any_length(tmp_path):
@@ -340,14 +340,6 @@ def test_tensors_and_storages_that_contradict_each_other(tmp_path, size, view, s
     legacy_file(tmp_path / "w.pth", size, view, stored=stored)
     with pytest.raises(WeightsError, match=said):
         readers.open_state_dict(tmp_path / "w.pth")
-
-
-@pytest.mark.parametrize(
-    ("shape", "strides"), [((2, 3), (3, 2)), ((7,), (1,)), ((2,), (1, 1)), ((2,), (-1,)), ((1 << 40,), (0,))]
-)
-def test_views_outside_of_memory_are_refused(shape, strides):
-    with pytest.raises(WeightsError):
-        strided(np.arange(6), shape, strides)
 
 
 def test_a_flipped_bit_in_a_torch_zip_is_noticed(tmp_path):

@@ -1,0 +1,139 @@
+"""The weights in what a training program saved: taken out of its dicts, and the wrappers' prefixes off their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from paddlevit.safe_pickle import LazyArray, Placeholder, sizes
+from paddlevit.weights.report import WeightsError, listing
+
+# Where training programs keep the weights, and their moving average; the first that holds arrays counts.
+_MODEL = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "params")
+_EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_state", "ema_model", "ema", "params_ema")
+# What wrappers put before names; more than half of the names begin so, since a Lightning module has parts beside its
+# model and torch's AveragedModel counts. A compiled or sharded part has its wrapper inside of the name.
+_PREFIXES = ("module.", "model.", "net.", "_layers.")
+_EMA_PREFIXES = ("model_ema.", "ema_model.")
+_INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_DEEPEST = 4  # wrappers around each other
+# Entries of Paddle's files that are no weights: names of its tensors, and how protocols 2 and 3 cut arrays over 1 GB.
+_PADDLE_NAMES = "StructuredToParameterName@@"
+_PADDLE_SLICES = "UnpackBigParamInfor@@"
+
+
+@dataclass
+class StateDict:
+    """Weights by name; `notes` say where they were found and what was left out."""
+
+    arrays: dict[str, LazyArray]
+    notes: list[str]
+
+
+def unwrap(content: Any, which: str = "model") -> StateDict:
+    """The weights inside of whatever a file or a caller gave, or with `which` 'ema' their moving average.
+
+    'model' takes the average where there is nothing else. Raises WeightsError where there are no weights.
+    """
+    if which not in ("model", "ema"):
+        raise ValueError(f"which must be 'model' or 'ema', got {which!r}")
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"the file holds a {_kind(content)}, not a dict of weights")
+    content, averaged, notes = _innermost(content, which)
+    content = _joined({name: _unnamed(value) for name, value in content.items() if name != _PADDLE_NAMES})
+    strange = [f"{name} ({_kind(value)})" for name, value in content.items() if not _is_weight(name, value)]
+    if strange or not content:
+        what = f"entries that are no arrays: {listing(strange)}" if strange else "no entries"
+        raise WeightsError(f"the state dict has {what}; weights are looked for in {', '.join(_MODEL)} or at the top")
+    names = _plain_names(list(content), which if not averaged else "model")
+    outside = [name for name in content if name not in names]
+    if outside:
+        notes.append(f"left out of the state dict: {listing(outside)}")
+    return StateDict({short: _lazy(content[name]) for name, short in names.items()}, notes)
+
+
+def _innermost(content: Mapping, which: str) -> tuple[Mapping, bool, list[str]]:
+    """The dict that holds the weights, whether they are an average, and notes on the dicts around it."""
+    keys, averaged, notes = _EMA + _MODEL if which == "ema" else _MODEL + _EMA, False, []
+    for _ in range(_DEEPEST):
+        inner = [key for key in keys if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        key = next((key for key in inner if _holds_arrays(content[key], keys)), inner[0])
+        others = [str(other) for other in content if other != key]
+        notes.append(f"weights under '{key}'" + (f", left out: {listing(others)}" if others else ""))
+        content, averaged = content[key], averaged or key in _EMA
+    return content, averaged, notes
+
+
+def _plain_names(names: list[str], which: str) -> dict[str, str]:
+    """The names that are the model's, or its average's, each with what it is without wrappers."""
+    plain = {name: _INSIDE.sub("", name) for name in names}
+    average = {name: short for name, short in plain.items() if short.startswith(_EMA_PREFIXES)}
+    if which == "ema" and not average:
+        raise WeightsError(f"the file has no EMA weights (looked for: {', '.join([*_EMA, *_EMA_PREFIXES])})")
+    if which == "ema":
+        plain = {name: short.partition(".")[2] for name, short in average.items()}
+    elif len(average) < len(plain):
+        plain = {name: short for name, short in plain.items() if name not in average}
+    for _ in range(_DEEPEST):
+        for prefix in _PREFIXES:
+            inside = {name: short[len(prefix) :] for name, short in plain.items() if short.startswith(prefix)}
+            plain = inside if 2 * len(inside) > len(plain) else plain
+    if len(set(plain.values())) < len(plain):
+        raise WeightsError("two names are equal without what wrappers add to them (module., _orig_mod. and the like)")
+    return plain
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, LazyArray) and value.problem:
+        return value.problem
+    return value.name if isinstance(value, Placeholder) else type(value).__name__
+
+
+def _holds_arrays(content: Mapping, keys: tuple[str, ...]) -> bool:
+    """Whether there are arrays in a dict or in those that it has under `keys`: it may be the model's configuration."""
+    inner = [content[key] for key in keys if isinstance(content.get(key), Mapping)]
+    return any(hasattr(_unnamed(value), "shape") for each in (content, *inner) for value in each.values())
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and hasattr(value, "shape") and not getattr(value, "problem", "")
+
+
+def _unnamed(value: Any) -> Any:
+    """Paddle 2.1 and later save a tensor of a nested dict as (its name, its array)."""
+    return value[1] if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) else value
+
+
+def _joined(content: dict[str, Any]) -> dict[str, Any]:
+    """Puts arrays together that Paddle cut into slices."""
+    for name, info in content.pop(_PADDLE_SLICES, {}).items():
+        slices = [_lazy(content.pop(str(part))) for part in info["slices"] if isinstance(part, str)]
+        shape = sizes(tuple(info["OriginShape"]))
+        if sum(prod(part.shape) for part in slices) != prod(shape):
+            raise ValueError(f"the slices of {name} do not make an array of shape {list(shape)}")
+        content[name] = _concatenated(slices, shape)
+    return content
+
+
+def _concatenated(slices: list[LazyArray], shape: tuple[int, ...]) -> LazyArray:
+    return LazyArray(shape, lambda: np.concatenate([part.read() for part in slices]).reshape(shape))
+
+
+def _lazy(value: Any) -> LazyArray:
+    """The array, which may be in memory already, with bfloat16 as float32.
+
+    NumPy has no bfloat16: Paddle and our readers hand over its bits as uint16.
+    """
+    array = value if isinstance(value, LazyArray) else LazyArray(value.shape, lambda: np.asarray(value))
+    return array.then(_from_bits, array.shape)
+
+
+def _from_bits(array: np.ndarray) -> np.ndarray:
+    return np.left_shift(array, 16, dtype=np.uint32).view(np.float32) if array.dtype == np.uint16 else array
