@@ -23,7 +23,8 @@ from paddlevit.models import FAMILIES
 from paddlevit.schema import FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md"))]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 TRAINING_TOOLS = ("main_single_gpu.py", "main_multi_gpu.py", "main_multi_gpu_distill.py")
 
 
@@ -52,8 +53,8 @@ class Parsed(Exception):  # noqa: N818 - it says that all is well
     """Ends a tool as soon as its own parser has accepted the words."""
 
 
-def parsed_words(tool, words, monkeypatch):
-    module = importlib.import_module(f"paddlevit.commands.{tool}")
+def parsed_words(module, words, monkeypatch):
+    module = importlib.import_module(module)
     if hasattr(module, "parse_args"):  # which looks at values too
         return module.parse_args(words)
     for name in ("parse_args", "parse_intermixed_args"):
@@ -68,8 +69,8 @@ def parsed_words(tool, words, monkeypatch):
     return parsed.value.args[0]
 
 
-def check_other_command(tool, words, monkeypatch):
-    args = parsed_words(tool, words, monkeypatch)
+def check_other_command(module, words, monkeypatch):
+    args = parsed_words(module, words, monkeypatch)
     if getattr(args, "cfg", None):
         assert args.cfg == get_config(args.cfg, getattr(args, "opts", None)).MODEL.NAME
 
@@ -98,12 +99,15 @@ def test_command(words, tmp_path, monkeypatch):
     assert words[0] == "python", words
     if words[1:3] == ["-m", "paddle.distributed.launch"]:
         words = ["python", *words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]]
+    if words[1] == "-m":
+        check_other_command(words[2], words[3:], monkeypatch)
+        return
     tool = ROOT / words[1]
     assert tool.is_file()
     if tool.name in TRAINING_TOOLS:
         check_training_command(words[2:])
     else:
-        check_other_command(tool.stem, words[2:], monkeypatch)
+        check_other_command(f"paddlevit.commands.{tool.stem}", words[2:], monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "code"), list(blocks("bash")), ids=lambda value: value[:30])

@@ -1,25 +1,234 @@
-"""tools/benchmark.py: how fast a network or the way of its images is."""
+"""tools/benchmark.py: how fast a model is, or the path of its images from their files to batches."""
 
 from __future__ import annotations
 
-from typing import Callable
+import argparse
+import contextlib
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
 
-from paddlevit.commands.benchmark_data import data_command
-from paddlevit.commands.benchmark_model import model_command
-from paddlevit.commands.parser import exit_code
+from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"model": model_command, "data": data_command}
-HELP = "usage: benchmark.py model|data [flags]; model: a network's speed, data: that of its images; -h lists the flags"
+if TYPE_CHECKING:
+    from yacs.config import CfgNode
+
+ENGINES = ("paddle", "program", "onnx", "openvino")
+HELP = "usage: benchmark.py model|data [flags]; model: a model's speed, data: that of its images; -h lists the flags"
+Step = Callable[[], Any]
+
+_SECONDS = 0.2  # that a measurement lasts at least, so that a small model's steps are many
+_BATCH = 32
+_PLAIN = ["TRAIN.RAND_AUGMENT", "TRAIN.AUTO_AUGMENT", "TRAIN.THREE_AUGMENT"]
 
 
 @exit_code
 def main(argv: list[str]) -> int:
     """Run the benchmark that the first word of `argv` names; the exit code."""
+    commands = {"model": _model, "data": _data}
     if argv[:1] in (["-h"], ["--help"]):
         print(HELP)
         return 0
-    if not argv or argv[0] not in COMMANDS:
-        given = f"{argv[0]} is no benchmark" if argv else "the name of a benchmark is missing"
-        raise UserError(f"{given}, allowed: model, data (-h says more)")
-    return COMMANDS[argv[0]](argv[1:])
+    if not argv or argv[0] not in commands:
+        raise UserError(f"the benchmark must be model or data, got {argv[0] if argv else 'none'} (-h says more)")
+    args = _parse_args(*argv)
+    for name in ("rounds", "batch_size", "threads", "images"):
+        if getattr(args, name, 1) < 1:
+            raise UserError(f"-{name} must be 1 or more, got {getattr(args, name)}")
+    print(commands[argv[0]](args))
+    return 0
+
+
+def _parse_args(command: str, *argv: str) -> argparse.Namespace:
+    parser = Parser(prog=f"benchmark.py {command}", description="Warm up, then measure; medians are printed.")
+    flag = parser.flag
+    if command == "model":
+        flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
+        flag("train", action="store_true", help="a training step (forward, loss, backward, AdamW), not inference")
+        flag("engine", nargs="+", default=["paddle"], choices=ENGINES, help="the model itself, or exported; by turns")
+        flag("batch_size", type=int, default=8, help="images per step (default 8)")
+        flag("threads", type=int, default=1, help="threads of a CPU (default 1)")
+        flag("device", default="cpu", choices=("cpu", "gpu"), help="(default cpu)")
+        flag("amp", action="store_true", help="mixed precision, on a GPU")
+    else:
+        flag("cfg", default="pit_s_224", metavar="FILE", help="yaml file or variant (default pit_s_224)")
+        flag("data_path", metavar="DIR", help="a data set (default: photographs that are made up)")
+        flag("images", type=int, default=96, help="images per round (default 96)")
+        flag("workers", type=int, nargs="*", default=[], help="measure the loader too, with so many processes")
+    flag("rounds", type=int, default=9, help="(default 9)")
+    flag("json", action="store_true", help="print one JSON object instead of a table")
+    flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any configuration keys")
+    return parser.parse_args(argv)
+
+
+def by_turns(steps: Mapping[Any, Step], rounds: int, clock: Callable[[], float]) -> dict[Any, list[float]]:
+    """Seconds of each step in every round, by turns, so that what else the machine does hits all."""
+
+    def seconds(step: Step, repeats: int) -> float:
+        start = clock()
+        for _ in range(repeats):
+            step()
+        return (clock() - start) / repeats
+
+    repeats = {}
+    for name, step in steps.items():
+        step()
+        repeats[name] = max(1, round(_SECONDS / max(seconds(step, 1), 1e-6)))
+    taken: dict[Any, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            taken[name].append(seconds(step, repeats[name]))
+    return taken
+
+
+def _model(args: argparse.Namespace) -> str:
+    if args.train and args.engine != ["paddle"]:
+        raise UserError(f"-engine must be paddle with -train, got {' '.join(args.engine)}")
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # Paddle reads it when it is imported
+    import paddle
+
+    from paddlevit.config import get_config
+    from paddlevit.flops import count
+    from paddlevit.models import build_model
+    from paddlevit.runtime.process import choose_device, peak_memory
+
+    paddle.set_device(choose_device(args.device))
+    config = get_config(args.cfg, args.opts)
+    model, side = build_model(config), config.DATA.IMAGE_SIZE
+    macs = count(model, side)["macs"] * args.batch_size * (3 if args.train else 1)
+    images = paddle.randn([args.batch_size, config.DATA.IMAGE_CHANNELS, side, side])
+    if args.train:
+        steps = {"paddle": training_step(model, images, config.MODEL.NUM_CLASSES, amp=args.amp)}
+    else:
+        how = {"threads": args.threads, "device": args.device, "amp": args.amp}
+        steps = {engine: inference_step(engine, model, images, **how) for engine in args.engine}
+
+    def clock() -> float:
+        if args.device == "gpu":
+            paddle.device.synchronize()
+        # With one thread the time of this process alone: others do not count.
+        return time.process_time() if args.device == "cpu" and args.threads == 1 else time.perf_counter()
+
+    medians = {name: statistics.median(each) for name, each in by_turns(steps, args.rounds, clock).items()}
+    rows = {
+        name: {"seconds": each, "images_per_sec": args.batch_size / each, "macs_per_sec": macs / each}
+        for name, each in medians.items()
+    }
+    if args.json:
+        spec = {key: getattr(args, key) for key in ("train", "batch_size", "threads", "device", "amp")}
+        return json.dumps({"name": config.MODEL.NAME, **spec, "memory_mib": peak_memory(), "engines": rows})
+    what = f"{'training step' if args.train else 'inference'}, batch {args.batch_size}, {args.threads} thread(s)"
+    lines = [f"{config.MODEL.NAME}, {what}; {macs / 1e9:.2f} GMACs a step; {peak_memory():.0f} MiB at most"]
+    for name, row in rows.items():
+        lines.append("{:9} {:.4f} s/step {:9.1f} images/s".format(name, row["seconds"], row["images_per_sec"]))
+        lines[-1] += f" {row['macs_per_sec'] / 1e9:7.1f} GMACs/s"
+    return "\n".join(lines)
+
+
+def training_step(model: Any, images: Any, num_classes: int, *, amp: bool = False) -> Step:
+    """Forward, loss, backward, AdamW."""
+    import paddle
+    import paddle.nn.functional as F
+
+    labels = paddle.randint(0, num_classes, [images.shape[0]])
+    optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters(), weight_decay=0.05)
+    scaler = paddle.amp.GradScaler(enable=amp)  # noqa: TID251 - as users write it
+    model.train()
+
+    def step() -> None:
+        with paddle.amp.auto_cast(enable=amp):
+            logits = model(images)
+            loss = sum(F.cross_entropy(each, labels) for each in (logits if isinstance(logits, tuple) else (logits,)))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.clear_grad()
+
+    return step
+
+
+def inference_step(
+    engine: str, model: Any, images: Any, *, threads: int = 1, device: str = "cpu", amp: bool = False
+) -> Step:
+    """A forward pass by one of ENGINES."""
+    import paddle
+
+    from paddlevit.export import export, open_exported
+
+    model.eval()
+
+    def step() -> None:
+        with paddle.no_grad(), paddle.amp.auto_cast(enable=amp):
+            model(images)
+
+    if engine == "paddle":
+        return step
+    pixels = images.numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        path = export(model, pixels.shape[1:], "paddle" if engine == "program" else engine, folder)
+        predict = open_exported(path, threads=threads, device=device)
+        predict(pixels)  # some read their files only now
+    return lambda: predict(pixels)
+
+
+def _data(args: argparse.Namespace) -> str:
+    from paddlevit.commands.photographs import write_photographs
+    from paddlevit.config import get_config, with_values
+    from paddlevit.data import build_train_loader
+
+    with contextlib.suppress(ImportError):
+        import cv2
+
+        cv2.setNumThreads(0)  # as in workers: figures are per core
+    logging.getLogger("paddlevit").setLevel(logging.WARNING)  # every loader logs which package it uses
+    with tempfile.TemporaryDirectory() as folder:
+        if args.data_path is None:
+            write_photographs(Path(folder), args.images)
+        own = ["DATA.DATA_PATH", args.data_path or folder, "MODEL.NUM_CLASSES", 0, "DATA.NUM_WORKERS", 0]
+        config = get_config(args.cfg, [*own, "DATA.BATCH_SIZE", min(_BATCH, args.images), *args.opts])
+        stages = by_turns(data_stages(config, args.images), args.rounds, time.process_time)
+        loaders = {n: build_train_loader(with_values(config, {"DATA.NUM_WORKERS": n})) for n in args.workers}
+        epochs = {n: (lambda loader=loader: sum(1 for _ in loader.epoch(0))) for n, loader in loaders.items()}
+        seconds = by_turns(epochs, args.rounds, time.perf_counter)
+    cpu_ms = {name: statistics.median(each) / args.images * 1e3 for name, each in stages.items()}
+    rates = {n: loaders[n].steps_per_epoch * loaders[n].batch_size / statistics.median(s) for n, s in seconds.items()}
+    if args.json:
+        return json.dumps({"cpu_ms_per_image": cpu_ms, "images_per_sec": rates})
+    lines = [f"{name:18} {ms:7.3f} CPU ms an image, {1e3 / ms:8,.0f} images/s per core" for name, ms in cpu_ms.items()]
+    return "\n".join([*lines, *(f"loader with {n} workers: {rate:,.0f} images/s" for n, rate in rates.items())])
+
+
+def data_stages(config: CfgNode, images: int) -> dict[str, Step]:
+    """The stages of the data path for as many images, as a worker or, in the end, the main process does them."""
+    import numpy as np
+
+    from paddlevit.config import with_values
+    from paddlevit.data import build_eval_loader, build_train_loader
+    from paddlevit.data.dataset import with_generators
+
+    plain = {**dict.fromkeys(_PLAIN, False), "TRAIN.COLOR_JITTER": 0.0}
+    full, cropped = build_train_loader(config), build_train_loader(with_values(config, plain))
+    evaluation = build_eval_loader(config)
+    samples = [(i % len(full.source), (0, 0, i)) for i in range(images)]
+    pixels = np.zeros((images, *[config.DATA.IMAGE_SIZE] * 2, config.DATA.IMAGE_CHANNELS), np.uint8)
+
+    def on_device() -> None:
+        for first in range(0, images, _BATCH):
+            batch = full.normalize(pixels[first : first + _BATCH])
+            (full.erase(batch, (first,)) if full.erase else batch)[0, 0, 0, 0].item()  # waits for the device
+
+    return {
+        "read": lambda: [full.source.read(i) for i, _ in samples],
+        "decode by Pillow": lambda: [full.source.image(i) for i, _ in samples],
+        "crop, flip": lambda: [cropped.dataset[drawn] for drawn in with_generators(samples)],
+        "training": lambda: [full.dataset[drawn] for drawn in with_generators(samples)],
+        "evaluation": lambda: [evaluation.dataset[i % len(evaluation.source), None] for i, _ in samples],
+        "normalize, erase": on_device,
+    }

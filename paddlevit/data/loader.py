@@ -138,6 +138,7 @@ class EvalLoader:
     """Batches of this process's share of the images: those of all processes together are every image once."""
 
     def __init__(self, stream: BatchStream, sampler: EvalBatchSampler, *, normalize: Normalize) -> None:
+        self.dataset = stream.dataset
         self.source = stream.dataset.source
         self._sampler = sampler
         self._normalize = normalize

@@ -1,4 +1,4 @@
-"""The yardstick of the benchmark: the same networks written straightforwardly, on Paddle as it is."""
+"""The baseline of models.py: the same models written straightforwardly, on Paddle as it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paddlevit import kernels, layers
 
 
 def be_plain() -> None:
-    """Make this process build networks of plain operations, with PaddleViT's way to compute attention."""
+    """Make this process build models of plain operations, with PaddleViT's way to compute attention."""
     kernels.on_cpu = lambda x: False
     layers.Attention.forward = _attention  # type: ignore[method-assign]
     layers.Conv2D.forward = nn.Conv2D.forward  # type: ignore[method-assign]

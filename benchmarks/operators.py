@@ -1,12 +1,9 @@
-"""What a network's time goes into: a process of the benchmark that prints seconds per kind of operator."""
+"""What a model's time goes into, by kind of operator."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 STEPS = 3
 
@@ -30,14 +27,10 @@ def group_of(operator: str) -> str:
     return next((group for group, members in GROUPS.items() if name in members), "elementwise")
 
 
-def shares(spec: dict[str, Any]) -> dict[str, float]:
-    """Per group its share of a step of `spec`; "rest" is what no operator is at work in: Python and dispatch."""
+def shares(step: Callable[[], Any]) -> dict[str, float]:
+    """Per group its share of a step, which is warm; "rest" is what no operator is at work in: Python and dispatch."""
     import paddle.profiler as profiler
 
-    from paddlevit.commands.benchmark_worker import build
-
-    step = build(spec)
-    step()
     profile = profiler.Profiler(targets=[profiler.ProfilerTarget.CPU], on_trace_ready=lambda _: None)
     profile.start()
     with profiler.RecordEvent("whole"):
@@ -62,16 +55,3 @@ def _events(threads: dict[int, Any]) -> Iterator[tuple[str, int]]:
         node = waiting.pop()
         yield node.name, node.end_ns - node.start_ns
         waiting.extend(node.children_node)
-
-
-def main() -> None:
-    """Print the shares of the spec that is the first argument, as JSON."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    import paddlevit  # noqa: F401  it sets Paddle's flags
-
-    print(json.dumps(shares(json.loads(sys.argv[1]))), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    main()

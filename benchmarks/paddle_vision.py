@@ -1,5 +1,5 @@
-"""The data path that `benchmark.py data` is measured against: what PaddleViT does, written from paddle.vision's
-transforms on Pillow's images, with a float tensor per image and erasing by Paddle's operators.
+"""The baseline of data.py: PaddleViT's data path, written from paddle.vision's transforms on Pillow's images, with a
+float tensor per image and erasing by Paddle's operators.
 
 It runs in a process of its own, on Paddle as it is by default: paddlevit sets Paddle's flags when it is imported.
 """
@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import random
+import time
 from collections.abc import Sequence
 from typing import Any, Callable
 from unittest import mock
@@ -23,18 +24,19 @@ from paddle.io.dataloader.collate import default_collate_fn
 from PIL import Image
 from yacs.config import CfgNode
 
-from paddlevit.commands.benchmark_model import PLAIN
-from paddlevit.commands.rates import loader_rate, milliseconds
+from benchmarks.models import PLAIN
+from benchmarks.rates import loader_rate
 from paddlevit.data import open_source
 from paddlevit.data.augment import RandAugment
 from paddlevit.data.sources import Source
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _GREY = (128, 128, 128)
+_BATCH = 32
 NAMES = ("crop, flip", "training", "evaluation")
 
 
-class Yardstick:
+class Baseline:
     """The chains of `NAMES`, measured in another process that lives until `close`."""
 
     def __init__(self, config: CfgNode) -> None:
@@ -45,9 +47,9 @@ class Yardstick:
             self._process.start()
         theirs.close()
 
-    def milliseconds(self, name: str, batches: list[list[int]]) -> float:
+    def milliseconds(self, name: str, images: int) -> float:
         """CPU milliseconds that an image takes, from its file to a batch."""
-        return self._ask(("chain", name, batches))
+        return self._ask(("chain", name, images))
 
     def loader_rate(self, name: str, workers: int, batch_size: int, images: int) -> dict[str, float]:
         """The same chain in Paddle's DataLoader: see rates.loader_rate."""
@@ -73,7 +75,7 @@ def _serve(pipe: Any, config: CfgNode) -> None:
         training_chain(size, full=True),
         evaluation_chain(size, config.DATA.CROP_PCT),
     )
-    datasets = {name: YardstickDataset(source, chain) for name, chain in zip(NAMES, chains)}
+    datasets = {name: BaselineDataset(source, chain) for name, chain in zip(NAMES, chains)}
     while True:
         try:
             question = pipe.recv()
@@ -84,14 +86,21 @@ def _serve(pipe: Any, config: CfgNode) -> None:
         kind, name, *rest = question
         dataset = datasets[name]
         if kind == "chain":
-            pipe.send(milliseconds(lambda batch: default_collate_fn([dataset[i] for i in batch]), *rest))  # noqa: B023
+            pipe.send(_milliseconds(dataset, *rest))
         else:
             workers, batch_size, images = rest
             loader = paddle.io.DataLoader(dataset, batch_size=batch_size, num_workers=workers, shuffle=True)
             pipe.send(loader_rate(lambda: loader, images))  # noqa: B023
 
 
-class YardstickDataset(paddle.io.Dataset):
+def _milliseconds(dataset: BaselineDataset, images: int) -> float:
+    start = time.process_time()
+    for first in range(0, images, _BATCH):
+        default_collate_fn([dataset[i % len(dataset)] for i in range(first, min(first + _BATCH, images))])
+    return (time.process_time() - start) / images * 1e3
+
+
+class BaselineDataset(paddle.io.Dataset):
     """Images float32 [3, S, S] and labels of a source, by one of the chains below."""
 
     def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor]) -> None:

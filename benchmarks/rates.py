@@ -1,4 +1,4 @@
-"""How fast chains and loaders are: CPU time, so that what else the machine does hits nobody."""
+"""How fast loaders are, in time and in the CPU time of all their processes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Callable
-
-Chain = Callable[[list[int]], Any]  # does something with the images of these numbers, a batch
-
-
-def milliseconds(chain: Chain, batches: list[list[int]]) -> float:
-    """What an image takes of this process's CPU."""
-    start = time.process_time()
-    for batch in batches:
-        chain(batch)
-    return (time.process_time() - start) / sum(map(len, batches)) * 1e3
+from typing import Callable
 
 
 def loader_rate(batches: Callable[[], Iterable], images: int) -> dict[str, float]:
