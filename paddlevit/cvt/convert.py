@@ -1,7 +1,7 @@
 """Names of CvT's parameters in other people's checkpoints (`paddlevit/hvt/convert.py` explains the tables).
 
-The activation is the official QuickGELU, also for files of `transformers`: its model computes the erf GELU, although
-the weights were trained with QuickGELU.
+Files of `transformers` have the same names whether they need the official QuickGELU, as all published ones do, or the
+erf GELU that `transformers` itself computes and trains with: `MODEL.ACT` says which.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ SOURCES = {
     },
     "hf": {
         "layout": "torch",
+        "notes": (
+            "names of Hugging Face: microsoft/cvt-* need MODEL.ACT quickgelu (the default), a CvT that was trained in "
+            "transformers needs MODEL.ACT gelu",
+        ),
         "rules": (
             (r"^(?:cvt\.)?encoder\.", ""),
             (r"\.embedding\.convolution_embeddings\.projection\.", ".patch_embed.proj."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Callable
 
 import paddle
 from paddle import Tensor, nn
@@ -30,6 +31,7 @@ from paddlevit.layers import (
 from paddlevit.views import PIXELS, AttentionView, StageView, Window
 
 NORM_EPS = 1e-5
+Activation = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -174,12 +176,12 @@ class Block(nn.Layer):
 
     recomputable = True  # TRAIN.RECOMPUTE
 
-    def __init__(self, spec: StageSpec, drop_path: float) -> None:
+    def __init__(self, spec: StageSpec, drop_path: float, activation: Activation) -> None:
         super().__init__()
         self.norm1 = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
         self.attn = ConvAttention(spec)
         self.norm2 = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
-        self.mlp = Mlp(spec.dim_embed, spec.mlp_ratio, dropout=spec.drop_rate, activation=kernels.quick_gelu)
+        self.mlp = Mlp(spec.dim_embed, spec.mlp_ratio, dropout=spec.drop_rate, activation=activation)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -193,13 +195,14 @@ class Stage(nn.Layer):
     Without a class token there is None in its place.
     """
 
-    def __init__(self, in_channels: int, spec: StageSpec) -> None:
+    def __init__(self, in_channels: int, spec: StageSpec, activation: Activation) -> None:
         super().__init__()
         self.spec = spec
         self.cls_token = create_parameter([1, 1, spec.dim_embed]) if spec.cls_token else None
         self.patch_embed = ConvTokenEmbedding(in_channels, spec)
         self.pos_dropout = nn.Dropout(spec.drop_rate)
-        self.blocks = nn.LayerList(Block(spec, rate) for rate in drop_path_rates(spec.drop_path_rate, spec.depth))
+        rates = drop_path_rates(spec.drop_path_rate, spec.depth)
+        self.blocks = nn.LayerList(Block(spec, rate, activation) for rate in rates)
 
     def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor | None]:
         x, height, width = self.patch_embed(feature_map)
@@ -219,17 +222,26 @@ class CvT(nn.Layer):
     """CvT: stages of transformer blocks with convolutions in place of position embeddings (section 3, table 2).
 
     The head sees the class token of the last stage or, where that has none, the mean over its tokens; `num_classes` 0
-    leaves the head out. The weights fit images of any size.
+    leaves the head out. The weights fit images of any size. The official `activation` is QuickGELU; weights that
+    were trained in transformers need GELU.
     """
 
     weight_sources: dict = SOURCES
     head_prefixes: tuple[str, ...] = ("head.",)
     no_weight_decay: tuple[str, ...] = ("cls_token",)
 
-    def __init__(self, in_channels: int = 3, *, stages: Sequence[StageSpec], num_classes: int = 1000) -> None:
+    def __init__(
+        self,
+        in_channels: int = 3,
+        *,
+        stages: Sequence[StageSpec],
+        num_classes: int = 1000,
+        activation: Activation = kernels.quick_gelu,
+    ) -> None:
         super().__init__()
         widths = [spec.dim_embed for spec in stages]
-        self.stages = nn.LayerList(Stage(channels, spec) for channels, spec in zip([in_channels, *widths], stages))
+        channels = [in_channels, *widths]
+        self.stages = nn.LayerList(Stage(*stage, activation) for stage in zip(channels, stages))
         self.norm = LayerNorm(widths[-1], epsilon=NORM_EPS)
         self.head = classifier(widths[-1], num_classes)
         self.apply(init_conv_like_torch_linear_trunc_normal)
@@ -281,4 +293,6 @@ def build_cvt(config: CfgNode) -> CvT:
             )
     with about_keys(model):
         stages = [StageSpec(**{name: model[name.upper()][i] for name in names}) for i in range(model.NUM_STAGES)]
-        return CvT(config.DATA.IMAGE_CHANNELS, stages=stages, num_classes=model.NUM_CLASSES)
+        activation = {"quickgelu": kernels.quick_gelu, "gelu": kernels.gelu}[model.ACT]
+        channels = config.DATA.IMAGE_CHANNELS
+        return CvT(channels, stages=stages, num_classes=model.NUM_CLASSES, activation=activation)

@@ -62,16 +62,22 @@ class RelativeAttention(nn.Layer):
         self.length = window**2
         self.scale = (dim // num_heads) ** -0.5
         self.relative_position_bias_table = create_parameter([(2 * window - 1) ** 2, num_heads])
-        index = paddle.to_tensor(relative_position_index([self.length, self.length]).ravel())
-        self.register_buffer("relative_position_index", index, persistable=False)
+        self._number_positions()
         self.k_proj = Linear(dim, dim)
         self.v_proj = Linear(dim, dim)
         self.q_proj = Linear(dim, dim)
         self.out_proj = Linear(dim, dim)
         self.attn_dropout = nn.Dropout(0.0)
 
+    def _number_positions(self) -> None:
+        place = self.relative_position_bias_table.place
+        index = paddle.to_tensor(relative_position_index([self.length, self.length]).ravel(), place=place)
+        self.register_buffer("relative_position_index", index, persistable=False)
+
     def position_bias(self) -> Tensor:
         """[heads, window^2, window^2]."""
+        if self.relative_position_index.dtype != paddle.int64:
+            self._number_positions()  # Layer.to(dtype=...) casts whole numbers too, in bfloat16 to others
         bias = paddle.gather(self.relative_position_bias_table, self.relative_position_index)
         return bias.transpose([1, 0]).reshape([self.num_heads, self.length, self.length])
 

@@ -10,7 +10,7 @@ from paddle import nn
 
 from paddlevit.config import get_config
 from paddlevit.hrformer import build_hrformer
-from paddlevit.hrformer.block import Block
+from paddlevit.hrformer.block import Block, RelativeAttention
 from paddlevit.hrformer.model import Module, StageSpec
 from paddlevit.layers import Conv2D, DropPath, WideLinear
 
@@ -236,3 +236,14 @@ def test_drop_path_drops_whole_images_not_windows():
     x = paddle.randn([64, 4, 8, 8])
     untouched = (block(x) == x).all(axis=[1, 2, 3]).numpy()
     assert 6 <= untouched.sum() <= 28  # a quarter of the images lose both residuals
+
+
+def test_casting_leaves_the_positions_whole():
+    """Layer.to casts buffers of whole numbers too; bfloat16 has no 257, which a window of 9 places needs."""
+    attention = RelativeAttention(4, 2, 9)
+    index = attention.relative_position_index.numpy()
+    for dtype in ("bfloat16", "float32"):
+        attention.to(dtype=dtype)
+    assert len(set(attention.relative_position_index.numpy())) < len(set(index))
+    expected = attention.relative_position_bias_table.numpy()[index].T.reshape([2, 81, 81])
+    np.testing.assert_array_equal(attention.position_bias().numpy(), expected)

@@ -101,6 +101,16 @@ def test_images_of_any_size_alone_and_in_a_batch(name, sizes):
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_a_model_that_is_cast_computes_the_same(name):
+    model = build_model(get_config(name, [*SMALL[name], "DATA.IMAGE_SIZE", 32]))
+    model.eval()
+    images = paddle.randn([2, 3, 32, 32])
+    logits = model(images).numpy()
+    model.to(dtype="float64")
+    np.testing.assert_allclose(model(images.astype("float64")).numpy(), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_without_classes_the_features_come_out(name):
     model = build_model(get_config(name, [*SMALL[name], "MODEL.NUM_CLASSES", 0, "DATA.IMAGE_SIZE", 32]))
     model.eval()
