@@ -23,10 +23,10 @@ from benchmarks.paddle_vision import NAMES, Baseline
 from benchmarks.rates import loader_rate
 from paddlevit.commands.benchmark import data_stages
 from paddlevit.commands.parser import Parser, exit_code
-from paddlevit.commands.photographs import write_photographs
 from paddlevit.config import get_config, with_values
 from paddlevit.data import build_eval_loader, build_train_loader
 from paddlevit.data.opencv import read_part
+from paddlevit.data.prepare import write_large_cuts
 
 _BATCH = 32
 _BASELINE = "PaddleViT: "
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     sys.modules["cv2"].setNumThreads(0)  # as in workers: figures are per core
     with tempfile.TemporaryDirectory() as folder:
         if args.data_path is None:
-            write_photographs(Path(folder), args.images)
+            write_large_cuts(Path(folder), args.images)
         own = ["DATA.DATA_PATH", args.data_path or folder, "MODEL.NUM_CLASSES", 0, "DATA.NUM_WORKERS", 0]
         config = get_config(args.cfg, [*own, "DATA.BATCH_SIZE", min(_BATCH, args.images), *args.opts])
         with contextlib.closing(Baseline(config)) as baseline:
@@ -61,7 +61,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags; raises UserError."""
     parser = Parser(prog="python -m benchmarks.data", description=__doc__)
     parser.flag("cfg", default="pit_s_224", metavar="FILE", help="yaml file or variant (default pit_s_224)")
-    parser.flag("data_path", metavar="DIR", help="a data set (default: photographs that are made up)")
+    parser.flag("data_path", metavar="DIR", help="a data set (default: cuts of scikit-learn's photographs)")
     parser.flag("images", type=int, default=96, help="images per round (default 96)")
     parser.flag("rounds", type=int, default=5, help="all take turns in each (default 5)")
     parser.flag("workers", type=int, nargs="*", default=[], help="measure the loaders too, with so many processes")

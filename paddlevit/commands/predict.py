@@ -55,7 +55,7 @@ def _predict(args: argparse.Namespace, out: TextIO) -> int:
     from tqdm import tqdm
 
     from paddlevit.commands.classifier import open_classifier
-    from paddlevit.data.files import find_images
+    from paddlevit.data.sources import find_images
 
     paths = list(find_images(_named(args.images)))
     if not paths:
@@ -103,7 +103,9 @@ def _named(words: Sequence[str]) -> Iterator[str]:
     """The words, and in the place of "-" the lines of standard input that are not blank."""
     for word in words:
         if word == "-":
-            lines = sys.stdin.buffer.read().splitlines()
+            from paddlevit.data.index import plain_text
+
+            lines = plain_text(sys.stdin.buffer.read(), "standard input").splitlines()
             yield from (os.fsdecode(line) for line in lines if line.strip())
         else:
             yield word

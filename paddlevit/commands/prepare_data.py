@@ -33,11 +33,11 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     digits = commands.add_parser("digits", help="write scikit-learn's 1,797 handwritten digits as an image folder")
     digits.add_argument("folder", type=Path, metavar="OUT_DIR")
-    photos = commands.add_parser("photos", help="write 120 made-up photographs of balls, bricks and leaves")
+    photos = commands.add_parser("photos", help="write 120 cuts of scikit-learn's two photographs, of three classes")
     photos.add_argument("folder", type=Path, metavar="OUT_DIR")
     lists = commands.add_parser("list", help="write train_list.txt, val_list.txt and class_names.txt from folders")
     lists.add_argument("folder", type=Path, metavar="DATA_DIR", help="holds train/<class>/* and val/<class>/*")
-    zips = commands.add_parser("zip", help="write train.zip and val.zip with their maps; what was interrupted goes on")
+    zips = commands.add_parser("zip", help="write train.zip and val.zip with their maps")
     zips.add_argument("folder", type=Path, metavar="DATA_DIR", help="folders of classes, or list files and images")
     zips.flag("output", type=Path, metavar="OUT_DIR", help="where they go (default: DATA_DIR)")
     for command in (digits, photos, lists, zips):
@@ -57,9 +57,9 @@ def _digits(args: argparse.Namespace) -> str:
 
 
 def _photos(args: argparse.Namespace) -> str:
-    from paddlevit.commands.still_lifes import write_still_lifes
+    from paddlevit.data.prepare import write_photos
 
-    return write_still_lifes(args.folder, force=args.force)
+    return write_photos(args.folder, force=args.force)
 
 
 def _list(args: argparse.Namespace) -> str:
@@ -120,7 +120,7 @@ def _source(folder: Path, dataset: str, split: str) -> Source | None:
 def _bad_images(source: Source, split: str, workers: int) -> list[str]:
     from tqdm import tqdm
 
-    from paddlevit.data.check import check_images
+    from paddlevit.data.prepare import check_images
 
     bad: list[str] = []
     with tqdm(total=len(source), desc=split, unit="image", disable=None) as bar:

@@ -11,7 +11,6 @@ import paddle
 from paddlevit.attention_maps import class_activation, overlay
 from paddlevit.attention_maps.picture import fitted
 from paddlevit.classifier import Classifier, softmax
-from paddlevit.data.decode import decode
 from paddlevit.data.transforms import build_eval_transform
 from paddlevit.errors import UserError
 
@@ -51,7 +50,7 @@ class Served:
 
     def overlay(self, data: bytes, heat: np.ndarray) -> bytes:
         """The map over the image, as a PNG file."""
-        image = decode(data, "the image")
+        image = self._classifier.opened(data)
         file = io.BytesIO()
         image, box = fitted(image, self._source_box(image.size), _OVERLAY_SIDE)
         overlay(image, heat, box).save(file, "PNG", compress_level=1)

@@ -11,7 +11,6 @@ from paddlevit.attention_maps import class_attention, feature_maps, heat_map, me
 from paddlevit.attention_maps.heat import OF_A_CLASS
 from paddlevit.attention_maps.picture import Captioned, fitted, tiles
 from paddlevit.classifier import Classifier, softmax
-from paddlevit.data.files import FileSource
 from paddlevit.data.transforms import build_eval_transform
 
 _SIDE, _SMALL = 240, 96  # longer side of the pictures of a sheet, in pixels
@@ -24,7 +23,7 @@ class View:
     def __init__(self, classifier: Classifier, path: str) -> None:
         assert classifier.model is not None
         self.model = classifier.model
-        self.image = FileSource([path]).image(0)
+        self.image = classifier.opened(path)
         self.box = build_eval_transform(classifier.config).source_box(self.image.size)
         self.images = classifier.normalize(classifier.pixels(self.image)[None])
         self.probabilities = softmax(classifier.forward(self.images))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paddlevit.data.build import (
+    build_decoding,
     build_eval_loader,
     build_file_loader,
     build_preparation,
@@ -17,6 +18,7 @@ from paddlevit.data.loader import EvalLoader, TrainLoader
 __all__ = [
     "EvalLoader",
     "TrainLoader",
+    "build_decoding",
     "build_eval_loader",
     "build_file_loader",
     "build_preparation",

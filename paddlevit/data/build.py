@@ -14,12 +14,12 @@ from yacs.config import CfgNode
 
 from paddlevit.data.cifar import open_cifar
 from paddlevit.data.dataset import MODES, ImageDataset
+from paddlevit.data.decode import Decoding
 from paddlevit.data.erasing import build_erasing
-from paddlevit.data.files import FileDataset, FileSource
 from paddlevit.data.layouts import open_imagenet
 from paddlevit.data.loader import BatchStream, EvalLoader, Normalize, TrainLoader
 from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
-from paddlevit.data.sources import Source
+from paddlevit.data.sources import FileSource, Source
 from paddlevit.data.transforms import build_eval_transform, build_train_transform
 from paddlevit.errors import UserError
 
@@ -31,9 +31,16 @@ _MOST_WORKERS = 8
 def open_source(config: CfgNode, split: str) -> Source:
     """The images and labels of a split, 'train' or 'val'. Raises MissingFileError or UserError."""
     path = Path(config.DATA.DATA_PATH)
-    if config.DATA.DATASET == "imagenet2012":
-        return open_imagenet(path, split)
-    return open_cifar(path, config.DATA.DATASET, split=split)
+    if config.DATA.DATASET != "imagenet2012":
+        return open_cifar(path, config.DATA.DATASET, split=split)
+    source = open_imagenet(path, split)
+    source.decoding = build_decoding(config)
+    return source
+
+
+def build_decoding(config: CfgNode) -> Decoding:
+    """How image files become pixels, for whoever decodes one by one."""
+    return Decoding(upright=config.DATA.EXIF_ORIENTATION == "apply", max_pixels=config.DATA.MAX_PIXELS)
 
 
 def build_train_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
@@ -78,11 +85,10 @@ def build_sample_loader(config: CfgNode, split: str, most: int) -> EvalLoader:
 
 
 def build_file_loader(config: CfgNode, paths: Sequence[str]) -> EvalLoader:
-    """The images `paths`, in this order and as evaluation sees them, to predict their classes.
-
-    Labels are files.READ, and files.UNREADABLE where `source.image(i)` raises the UserError that says why.
-    """
-    dataset = FileDataset(FileSource(paths), build_eval_transform(config), channels=_channels(config))
+    """The images `paths`, in this order and as evaluation sees them, to predict their classes; labels are 0."""
+    source = FileSource(paths)
+    source.decoding = build_decoding(config)
+    dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
     return _eval_loader(config, dataset)
 
 

@@ -1,34 +1,127 @@
-"""Paths and labels of a data set in flat arrays, and the list files that they are read from.
+"""The text files of a data set: lists of paths with labels, and names of classes.
 
-A Python list of a million strings would be copied page by page into every worker that only reads it, because reading
-counts references; arrays stay shared.
+Paths and labels are flat arrays: a Python list of a million strings would be copied page by page into every worker that
+only reads it, because reading counts references.
 """
 
 from __future__ import annotations
 
+import codecs
 import functools
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from paddlevit.data.array_cache import Arrays, cached_arrays
 from paddlevit.errors import MissingFileError, UserError
+
+CLASS_NAMES_FILE = "class_names.txt"
+
+# ImageNet's own file of names; in its archive it lies three folders above the images.
+_MAPPING_FILE = "LOC_synset_mapping.txt"
+_FOLDERS_ABOVE = 3
 
 _MAX_LABEL_DIGITS = 6
 _WHITE_SPACE = np.zeros(256, dtype=bool)
 _WHITE_SPACE[list(b" \t\n\r\v\f")] = True
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BLOCK = 1 << 24  # bytes of a list that are read at once: what that takes besides is some 20 times as much
+_BLOCK, _ROWS = 1 << 20, 1 << 16  # bytes and images of a list that are looked at in one step
+
+
+def read_text(file: Path) -> bytes:
+    """What a text file holds, as plain_text. Raises MissingFileError or UserError."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise MissingFileError(f"there is no file {file}") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    return plain_text(content, str(file))
+
+
+def plain_text(content: bytes, name: str) -> bytes:
+    """Text as editors and shells write it, UTF-16 too, without its byte order mark; every line ends with a line feed,
+    and maybe a carriage return before that. Bytes that are not UTF-8 stay: names of files need not be text.
+
+    Raises UserError, calling the text `name`, where it is no text.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            content = content.decode("utf-16").encode("utf-8")
+        except UnicodeError:
+            raise UserError(f"{name} begins as UTF-16 and is damaged: save it as UTF-8") from None
+    elif content.startswith(codecs.BOM_UTF8):
+        content = content[len(codecs.BOM_UTF8) :]
+    if b"\0" in content:
+        raise UserError(f"{name} holds zero bytes, which no text does: save it as UTF-8")
+    return re.sub(rb"\r(?!\n)", b"\n", content) if b"\r" in content else content
+
+
+def text_lines(file: Path) -> list[str]:
+    """The lines of a text file that are not blank, as plain names. Raises MissingFileError or UserError."""
+    lines = read_text(file).split(b"\n")
+    for i, line in enumerate(lines):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{file}, line {i + 1}: {line!r} is not UTF-8: save the file as UTF-8") from None
+    return [name for name in (plain_name(line.decode("utf-8")) for line in lines) if name]
+
+
+def plain_name(name: str) -> str:
+    """How a class's name is shown, written and compared: on one line, in Unicode's composed form (NFC).
+
+    macOS takes names of folders apart (NFD), so that the same letters are other characters.
+    """
+    text = name.encode("utf-8", "replace").decode("utf-8")  # a folder's name need not be text
+    return unicodedata.normalize("NFC", re.sub(r"[\r\n]+", " ", text).strip())
+
+
+def read_class_names(file: Path) -> list[str] | None:
+    """The names in a file that has one a line; None where there is no such file. Raises UserError where it has none."""
+    if not file.exists():
+        return None
+    names = text_lines(file)
+    if not names:
+        raise UserError(f"{file} is empty: it holds the name of one class a line, or is not there")
+    return names
+
+
+def class_names_text(names: Sequence[str]) -> str:
+    """What `read_class_names` reads."""
+    return "".join(f"{plain_name(name)}\n" for name in names)
+
+
+def readable(names: Sequence[str], root: Path) -> Sequence[str]:
+    """`names`, in words where they are ImageNet's identifiers ('n01440764') and its LOC_synset_mapping.txt lies in
+    `root` or above it. Where the file is in `root` itself, plain numbers of as many classes are named by it too.
+    """
+    words = imagenet_names(root)
+    if all(name in words for name in names):
+        return [words[name] for name in names]
+    numbers = len(names) == len(words) and list(names) == [str(label) for label in range(len(names))]
+    return list(words.values()) if numbers and (root / _MAPPING_FILE).is_file() else names
+
+
+def imagenet_names(root: Path) -> dict[str, str]:
+    """Names by identifier, in the order of the labels, of the LOC_synset_mapping.txt in `root` or up to three folders
+    above it; empty where there is none.
+    """
+    for folder in [root, *list(root.absolute().parents)[:_FOLDERS_ABOVE]]:  # no slices of parents in Python 3.9
+        if (folder / _MAPPING_FILE).is_file():
+            pairs = (line.split(maxsplit=1) for line in sorted(text_lines(folder / _MAPPING_FILE)))
+            return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+    return {}
 
 
 @dataclass(frozen=True)
 class Index:
     """Paths and labels of N images. The i-th path is `lengths[i]` bytes of `text`, from `starts[i]`."""
 
-    text: np.ndarray  # uint8: the list file as it is, or the paths of a folder, one a line
+    text: bytes  # the list file, or the paths of a folder, one a line
     starts: np.ndarray  # int64 [N]
     lengths: np.ndarray  # int32 [N]
     labels: np.ndarray  # int32 [N]
@@ -44,43 +137,47 @@ class Index:
     def path(self, i: int) -> bytes:
         """The i-th path, as bytes of the file system."""
         start = int(self.starts[i])
-        return self.text[start : start + int(self.lengths[i])].tobytes()
+        return self.text[start : start + int(self.lengths[i])]
 
     def line(self, i: int) -> int:
         """Number of the line on which the i-th path stands, from 1."""
-        return int(np.count_nonzero(self.text[: int(self.starts[i])] == ord("\n"))) + 1
+        return self.text.count(b"\n", 0, int(self.starts[i])) + 1
 
+    def first(self) -> np.ndarray:
+        """Number of each label's first image; -1 for labels that no image has."""
+        first = np.full(self.num_labels, -1)
+        first[self.labels[::-1]] = np.arange(len(self) - 1, -1, -1, dtype=np.int32)  # the last one written stays
+        return first
+
+    def folder(self, i: int) -> str:
+        """Name of the folder in which the i-th image lies; empty where its path has none."""
+        return plain_name(os.fsdecode(self.path(i).rpartition(b"/")[0].rpartition(b"/")[2]))
+
+    @functools.cached_property
     def folders(self) -> list[str] | None:
-        """Per label the name of the folder in which its files lie; None where that does not name the labels.
-
-        It does where all images of a label lie in folders of one name, and no other label has that name.
+        """Per label the name of the folder in which all its images lie; None where there is a label without one, or
+        two have the same. Images in folders of that folder count as its own.
         """
-        present, first = np.unique(self.labels, return_index=True)
-        starts, ends = self._folder_spans()
-        names = [os.fsdecode(self.text[starts[i] : ends[i]].tobytes()) for i in first]
-        if len(present) != self.num_labels or len(set(names)) != len(names) or "" in names:
+        first = self.first().tolist()
+        names = [self.folder(i) for i in first]
+        if -1 in first or "" in names or len(set(names)) < len(names):
             return None
-        same = (ends - starts) == (ends - starts)[first][self.labels]
-        for k in range(int((ends - starts).max())):
-            letters = self.text[np.minimum(starts + k, len(self.text) - 1)]
-            same &= (letters == letters[first][self.labels]) | (starts + k >= ends)
-        return names if same.all() else None
-
-    def _folder_spans(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the name of each path's last folder starts and ends; both at the path's start where it has none."""
-        slashes = np.concatenate([[-1], np.flatnonzero(self.text == ord("/"))])
-        last = np.searchsorted(slashes, self.starts + self.lengths) - 1
-        ends = np.maximum(slashes[last], self.starts)
-        starts = np.maximum(slashes[np.maximum(last - 1, 0)] + 1, self.starts)
-        return np.minimum(starts, ends), ends
+        places = [self.path(i).rpartition(b"/")[0] + b"/" for i in first]
+        for start in range(0, len(self), _ROWS):
+            labels = self.labels[start : start + _ROWS].tolist()
+            expected = map(places.__getitem__, labels)
+            found = map(self.text.startswith, expected, self.starts[start : start + _ROWS].tolist())
+            elsewhere = (i for i, there in enumerate(found, start) if not there)
+            if any(self.folder(i) != names[self.labels[i]] for i in elsewhere):
+                return None
+        return names
 
 
 def index_of(paths: Sequence[bytes], labels: Sequence[int]) -> Index:
     """The index of paths that are in memory."""
     lengths = np.fromiter(map(len, paths), dtype=np.int32, count=len(paths))
     starts = np.cumsum(lengths, dtype=np.int64) - lengths + np.arange(len(paths))
-    text = np.frombuffer(b"\n".join(paths), dtype=np.uint8)
-    return Index(text, starts, lengths, np.asarray(labels, dtype=np.int32))
+    return Index(b"\n".join(paths), starts, lengths, np.asarray(labels, dtype=np.int32))
 
 
 def read_list(file: Path) -> Index:
@@ -90,77 +187,73 @@ def read_list(file: Path) -> Index:
     Raises MissingFileError where there is no such file, and UserError with the line's number for a line without a
     label, a label that is no number from 0 to 999999, and a file without any line.
     """
+    return _read_list(file, stamp(file))
+
+
+def stamp(file: Path) -> tuple[int, int] | None:
+    """What changes when a file does; None where there is none."""
     try:
         state = os.stat(file)
-        return _read_list(file, state.st_mtime_ns, state.st_size)
-    except FileNotFoundError:
-        raise MissingFileError(f"there is no list file {file}") from None
-    except OSError as error:
-        raise UserError(f"the list file {file} cannot be read: {error.strerror}") from None
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size
 
 
 @functools.lru_cache(maxsize=2)  # one run asks for the lists of both splits several times
-def _read_list(file: Path, mtime_ns: int, size: int) -> Index:
-    return Index(**cached_arrays("list", [file], lambda: _parsed(file)))
-
-
-def _parsed(file: Path) -> Arrays:
-    """The fields of an Index."""
-    content = file.read_bytes()
-    text = np.frombuffer(content, dtype=np.uint8)[len(_BYTE_ORDER_MARK) * content.startswith(_BYTE_ORDER_MARK) :]
-    parts: list[tuple[np.ndarray, ...]] = []
-    lines = start = 0
+def _read_list(file: Path, _: tuple[int, int] | None) -> Index:
+    text = read_text(file)
+    most = text.count(b"\n") + 1
+    index = Index(text, np.empty(most, np.int64), np.empty(most, np.int32), np.empty(most, np.int32))
+    start = done = 0
     while start < len(text):
-        block = text[start : start + _BLOCK]
-        if start + _BLOCK < len(text):  # up to the end of a line, wherever that is
-            ends = np.flatnonzero(block == ord("\n"))
-            block = block[: ends[-1] + 1] if len(ends) else text[start:]
-        starts, lengths, labels = _parse(block, file, lines)
-        parts.append((starts + start, lengths, labels))
-        lines += int(np.count_nonzero(block == ord("\n")))
-        start += len(block)
-    if not sum(len(labels) for _, _, labels in parts):
+        end = text.find(b"\n", start + _BLOCK) + 1 or len(text)
+        starts, ends, labels, wrong = _parsed(np.frombuffer(text[start:end].rstrip(b"\n") + b"\n", np.uint8))
+        some = slice(done, done + len(labels))
+        index.starts[some], index.lengths[some], index.labels[some] = starts + start, ends - starts, labels
+        if wrong.any():
+            raise _refused(file, index, done + int(wrong.argmax()))
+        start, done = end, some.stop
+    if not done:
         raise UserError(f"{file} lists no images: a line holds a path, white space and a label")
-    starts, lengths, labels = (np.concatenate(arrays) for arrays in zip(*parts))
-    return {"text": text, "starts": starts, "lengths": lengths, "labels": labels}
+    return Index(text, index.starts[:done], index.lengths[:done], index.labels[:done])
 
 
-def _parse(text: np.ndarray, file: Path, lines_before: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the paths of some lines start, their lengths, and the labels."""
-    starts, ends = _words(text)
-    newlines = np.flatnonzero(text == ord("\n"))
-    lines = np.searchsorted(newlines, starts)
-    last = np.flatnonzero(np.append(lines[1:] != lines[:-1], True)[: len(lines)])
-    first = np.append(0, last[:-1] + 1)[: len(last)]
-    alone = first == last
-    if alone.any():
-        row = int(alone.argmax())
-        word = text[starts[first[row]] : ends[first[row]]].tobytes().decode("utf-8", "replace")
-        raise UserError(f"{file}, line {lines_before + lines[first[row]] + 1}: '{word}' has no label after it")
-    labels, wrong = _numbers(text, starts[last], ends[last])
-    if wrong.any():
-        row = last[int(wrong.argmax())]
-        word = text[starts[row] : ends[row]].tobytes().decode("utf-8", "replace")
-        raise UserError(
-            f"{file}, line {lines_before + lines[row] + 1}: the label is '{word}', allowed: whole numbers, 0 to 999999"
-        )
-    return starts[first], (ends[last - 1] - starts[first]).astype(np.int32), labels
+def _parsed(text: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Where the paths of some lines start and end, the labels, and which lines are wrong, blank lines left out.
 
-
-def _words(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the runs of bytes that are no white space start and end."""
-    inside = np.zeros(len(text) + 2, dtype=bool)
-    np.logical_not(_WHITE_SPACE[text], out=inside[1:-1])
-    return np.flatnonzero(inside[1:] & ~inside[:-1]), np.flatnonzero(inside[:-1] & ~inside[1:])
-
-
-def _numbers(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The decimal numbers [N] in `text`, and whether each is none, or has too many digits."""
-    values = np.zeros(len(starts), dtype=np.int32)
-    wrong = ends - starts > _MAX_LABEL_DIGITS
+    All lines go one character further at a time, from the end: the last character of `text`, and so the one before
+    the first, is a line feed.
+    """
+    ends = np.flatnonzero(text == ord("\n"))
+    starts = np.append(0, ends[:-1] + 1)
+    while (more := _WHITE_SPACE[text[starts]] & (starts < ends)).any():
+        starts = starts + more
+    ends = _stripped(text, starts, ends)
+    full = starts < ends
+    starts, ends = starts[full], ends[full]
+    labels, at = np.zeros(len(ends), dtype=np.int32), ends
     for k in range(_MAX_LABEL_DIGITS):
-        inside = starts + k < ends
-        digits = text[np.minimum(starts + k, len(text) - 1)] - np.uint8(ord("0"))
-        wrong |= inside & (digits > 9)
-        values = np.where(inside, values * 10 + digits, values)
-    return values, wrong
+        digits = text[at - 1] - np.uint8(ord("0"))
+        more = digits < 10
+        labels += np.where(more, digits, 0) * np.int32(10**k)
+        at = at - more
+    paths_end = _stripped(text, starts, at)
+    return starts, paths_end, labels, (at == ends) | ~_WHITE_SPACE[text[at - 1]] | (paths_end == starts)
+
+
+def _stripped(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Where lines end without the white space at their ends."""
+    while (more := _WHITE_SPACE[text[ends - 1]] & (starts < ends)).any():
+        ends = ends - more
+    return ends
+
+
+def _refused(file: Path, index: Index, i: int) -> UserError:
+    """What is wrong with the line of the i-th image."""
+    start = int(index.starts[i])
+    end = index.text.find(b"\n", start)
+    words = index.text[start : end if end >= 0 else None].decode("utf-8", "replace").split()
+    place = f"{file}, line {index.line(i)}"
+    if len(words) == 1:
+        return UserError(f"{place}: '{words[0]}' has no label after it")
+    return UserError(f"{place}: the label is '{words[-1]}', allowed: whole numbers, 0 to 999999")

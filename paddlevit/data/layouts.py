@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddlevit.data.class_names import CLASS_NAMES_FILE, read_class_names, readable
-from paddlevit.data.index import Index, read_list
+from paddlevit.data.decode import is_image
+from paddlevit.data.index import CLASS_NAMES_FILE, plain_name, read_class_names, read_list, readable
 from paddlevit.data.sources import FolderSource, ListSource, Source, ZipSource, class_folders
 from paddlevit.errors import MissingFileError, UserError
 
 SPLITS = ("train", "val")
+
+_MOST_NAMED = 3  # folders in a message
 
 
 def open_imagenet(root: Path, split: str) -> Source:
@@ -21,58 +24,81 @@ def open_imagenet(root: Path, split: str) -> Source:
     """
     if not root.is_dir():
         raise MissingFileError(f"the data folder {root} does not exist: name it with -data_path (DATA.DATA_PATH)")
-    for suffix, opened in (("list", _open_list), ("map", _open_zip)):
-        files = {name: root / f"{name}_{suffix}.txt" for name in SPLITS}
+    for kind in ("list", "map"):
+        files = {name: root / f"{name}_{kind}.txt" for name in SPLITS}
         there = [file for file in files.values() if file.is_file()]
         if there and files[split] not in there:
             raise MissingFileError(f"{files[split]} is missing, though {there[0]} is there")
         if there:
-            names = _class_names(root, [read_list(file) for file in there], there)
-            return opened(root, split, names)
+            names = _names_of_lists(root, there)
+            if kind == "list":
+                return ListSource(root, files[split], names)
+            return ZipSource(root / f"{split}.zip", files[split], names)
     if any((root / name).is_dir() for name in SPLITS):
         return open_folder(root, split)
-    raise MissingFileError(
-        f"no images to {'train on' if split == 'train' else 'validate'} in {root}. Looked for, in this order:\n"
-        f"  {root}/{split}_list.txt, with a line 'relative/path label' for every image\n"
-        f"  {root}/{split}_map.txt and {root}/{split}.zip, with a line 'path/in/zip<TAB>label' for every image\n"
-        f"  {root}/{split}/<class>/*.jpg, *.jpeg or *.png"
-    )
-
-
-def _open_list(root: Path, split: str, names: Sequence[str]) -> Source:
-    return ListSource(root, root / f"{split}_list.txt", names)
-
-
-def _open_zip(root: Path, split: str, names: Sequence[str]) -> Source:
-    return ZipSource(root / f"{split}.zip", root / f"{split}_map.txt", names)
+    raise MissingFileError(_nothing_found(root, split))
 
 
 def open_folder(root: Path, split: str) -> FolderSource:
     """The images of a split in folders of classes. Raises MissingFileError or UserError where they cannot be used."""
     folder = root / split
     if not folder.is_dir():
-        raise MissingFileError(f"{folder} is missing: the images of a split lie in {folder}/<class>/")
+        hint = f"; `paddlevit prepare split {root / 'train'} -output {root}` takes some of train" * (split == "val")
+        raise MissingFileError(f"{folder} is missing: the images of a split lie in {folder}/<class>/{hint}")
     # Labels count the classes to train on. Without these there is only the split itself to go by.
     classes = class_folders(root / "train" if (root / "train").is_dir() else folder)
-    names = read_class_names(root / CLASS_NAMES_FILE)
-    if names is not None and len(names) < len(classes):
-        raise UserError(f"{root / CLASS_NAMES_FILE} has {len(names)} names, but there are {len(classes)} class folders")
-    return FolderSource(folder, classes, readable(names or classes, root))
+    file = root / CLASS_NAMES_FILE
+    names = read_class_names(file)
+    if names is None:
+        return FolderSource(folder, classes, readable([plain_name(name) for name in classes], root))
+    return FolderSource(folder, _in_the_order_of(names, classes, file), readable(names, root))
 
 
-def _class_names(root: Path, indexes: Sequence[Index], files: Sequence[Path]) -> Sequence[str]:
+def _in_the_order_of(names: Sequence[str], folders: Sequence[str], file: Path) -> list[str]:
+    """A folder per name: those of the same names, or, if there is none, `folders` in their own order."""
+    by_name = {plain_name(folder): folder for folder in folders}
+    unknown = [name for name in by_name if name not in names]
+    if not unknown:
+        return [by_name.get(name, name) for name in names]
+    if len(unknown) < len(folders):
+        raise UserError(f"{file} has no class '{unknown[0]}', though there is a folder of that name")
+    if len(names) != len(folders):
+        raise UserError(f"{file} has {len(names)} names, but there are {len(folders)} class folders")
+    return list(folders)
+
+
+def _names_of_lists(root: Path, files: Sequence[Path]) -> Sequence[str]:
     """Names of the classes that any of the list files has."""
+    indexes = [read_list(file) for file in files]
     names = read_class_names(root / CLASS_NAMES_FILE)
     if names is None:
         num_classes = max(index.num_labels for index in indexes)
-        by_folder = (index.folders() for index in indexes if index.num_labels == num_classes)
+        by_folder = (index.folders for index in indexes if index.num_labels == num_classes)
         folders = next(filter(None, by_folder), None)
         return readable(folders or [str(label) for label in range(num_classes)], root)
     for index, file in zip(indexes, files):
-        if index.num_labels > len(names):
-            i = int(index.labels.argmax())
-            raise UserError(
-                f"{file}, line {index.line(i)}: label {index.labels[i]}, but {root / CLASS_NAMES_FILE} names "
-                f"{len(names)} classes, 0 to {len(names) - 1}"
-            )
+        for label, i in enumerate(index.first().tolist()):
+            folder = index.folder(i)
+            if i < 0 or (label < len(names) and (folder == names[label] or folder not in names)):
+                continue
+            said = f"has '{names[label]}' for it" if label < len(names) else f"names {len(names)} classes, from 0 on"
+            place = f"{file}, line {index.line(i)}: label {label} for an image in folder '{folder}'"
+            raise UserError(f"{place}, but {root / CLASS_NAMES_FILE} {said}")
     return readable(names, root)
+
+
+def _nothing_found(root: Path, split: str) -> str:
+    folders = [name for name in class_folders(root) if any(map(is_image, os.listdir(os.fsencode(root / name))))]
+    if folders:
+        some = ", ".join(folders[:_MOST_NAMED]) + ", ..." * (len(folders) > _MOST_NAMED)
+        return (
+            f"{root} has {len(folders)} class folders ({some}), but no train/ and val/. Divide them by\n"
+            f"  paddlevit prepare split {root}\n"
+            "which writes lists of images to train on and to validate with, and copies nothing"
+        )
+    return (
+        f"no images to {'train on' if split == 'train' else 'validate'} in {root}. Looked for, in this order:\n"
+        f"  {root}/{split}_list.txt, with a line 'relative/path label' for every image\n"
+        f"  {root}/{split}_map.txt and {root}/{split}.zip, with a line 'path/in/zip<TAB>label' for every image\n"
+        f"  {root}/{split}/<class>/*.jpg, *.png and other images"
+    )

@@ -16,7 +16,7 @@ from PIL import Image
 
 from paddlevit.data.augment import Fill
 from paddlevit.data.dataset import ImageDataset
-from paddlevit.data.decode import decode, most_pixels
+from paddlevit.data.decode import decode, is_turned
 from paddlevit.data.sources import Source
 from paddlevit.data.transforms import PaddedCrop, TrainTransform
 
@@ -65,9 +65,11 @@ def read_part(source: Source, i: int, choose: ChooseBox, *, side: int, fast: boo
     """
     if not source.encoded:
         return _cut(np.asarray(source.image(i)), choose)
-    data = source.read(i)
-    part = _jpeg_part(data, choose, side=side, fast=fast) if simplejpeg else None
-    return _cut(np.asarray(decode(data, source.name(i))), choose) if part is None else part
+    data, decoding = source.read(i), source.decoding
+    part = None
+    if simplejpeg and not (decoding.upright and is_turned(data)):
+        part = _jpeg_part(data, choose, side=side, fast=fast, max_pixels=decoding.max_pixels)
+    return _cut(np.asarray(decode(data, source.name(i), decoding)), choose) if part is None else part
 
 
 def _whole(width: int, height: int) -> Box:
@@ -79,14 +81,14 @@ def _cut(pixels: np.ndarray, choose: ChooseBox) -> np.ndarray:
     return pixels[top:bottom, left:right]
 
 
-def _jpeg_part(data: bytes, choose: ChooseBox, *, side: int, fast: bool) -> np.ndarray | None:
+def _jpeg_part(data: bytes, choose: ChooseBox, *, side: int, fast: bool, max_pixels: int) -> np.ndarray | None:
     """None for what is no JPEG file, or an unusual or incomplete one."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
     at = data.find(struct.pack(">BHH", 8, height, width)) + 1  # bits a value and the size, as the header has them
-    if colors not in ("Gray", "YCbCr") or height * width > most_pixels() or not at or not data.endswith(b"\xff\xd9"):
+    if colors not in ("Gray", "YCbCr") or height * width > max_pixels or not at or not data.endswith(b"\xff\xd9"):
         return None
     box = choose(width, height)
     shortest = min(box[2] - box[0], box[3] - box[1])

@@ -1,25 +1,43 @@
-"""Writes data sets in the layouts that the sources read: the demo's digits, list files and zip files from folders."""
+"""Data sets in the layouts that the sources read: written from scikit-learn's images and from folders, and checked."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import multiprocessing
 import os
 import shutil
+import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from paddlevit.data.class_names import CLASS_NAMES_FILE
+from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text
 from paddlevit.data.layouts import SPLITS, open_folder, open_imagenet
-from paddlevit.data.sources import FolderSource, ListSource, class_folders
+from paddlevit.data.sources import FolderSource, ListSource, Source, class_folders
 from paddlevit.data.ziparchive import ZipArchive
-from paddlevit.data.zipwriter import write_zip
 from paddlevit.errors import MissingFileError, UserError
 
 _DIGIT_SIDE = 32
 _NUM_VAL_DIGITS = 360
 _SPLIT_SEED = 0
+
+# Classes of the photographs: in which of scikit-learn's two they are seen, and where (left, top, right, bottom).
+_PHOTOS = {
+    "flower": ("flower.jpg", (170, 85, 445, 360)),
+    "temple": ("china.jpg", (65, 60, 350, 390)),
+    "tree": ("china.jpg", (352, 285, 640, 427)),
+}
+_PHOTO_SIDES = (64, 96)
+_LARGE_CUT = (500, 375)  # pixels, some 60 to 120 kB
+_PHOTO_COUNTS = {"train": 30, "val": 10}  # of each class
+
+_IMAGES_PER_TASK = 32  # of a process that checks images
 
 
 def write_digits(folder: Path, *, force: bool = False) -> str:
@@ -29,10 +47,8 @@ def write_digits(folder: Path, *, force: bool = False) -> str:
     The split is always the same, 1,437 to 360 images with equal shares of each digit. The lists come last, so that
     what was interrupted has none. Raises UserError where scikit-learn is missing or the folder has other lists.
     """
-    try:
+    with _scikit_learn():
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise UserError("the digits come with scikit-learn: pip install '.[demo]' in the clone") from None
     data = load_digits()
     in_val = digits_in_val(data.target)
     rows: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
@@ -42,11 +58,11 @@ def write_digits(folder: Path, *, force: bool = False) -> str:
         path = f"{split}/{label}/{i:04d}.png"
         rows[split].append((path, int(label)))
         images.append((path, image))
-    texts = {f"{split}_list.txt": _list_text(rows[split]) for split in SPLITS}
+    texts = {f"{split}_list.txt": list_text(rows[split]) for split in SPLITS}
     texts = {CLASS_NAMES_FILE: "".join(f"{digit}\n" for digit in range(10)), **texts}
-    _refuse_other(folder, texts, force)
+    refuse_other(folder, texts, force)
     _write_images(folder, images)
-    _write_texts(folder, texts)
+    write_texts(folder, texts)
     return f"{len(rows['train'])} digits to train on and {len(rows['val'])} to validate are in {folder}"
 
 
@@ -63,6 +79,65 @@ def digits_in_val(labels: np.ndarray) -> np.ndarray:
     return in_val
 
 
+def write_photos(folder: Path, *, force: bool = False) -> str:
+    """Write train/<class>/NNN.jpg and val/<class>/NNN.jpg, always the same cuts of two photographs. What was done, in a
+    sentence.
+
+    Images to train on are from the left 60 % of the place where the class is seen, others from right of that. Raises
+    UserError where scikit-learn is missing or the folder is not empty.
+    """
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: name another folder, or -force to write into it")
+    photos = {name: Image.fromarray(photo) for name, photo in photographs().items()}
+    for path, photo, box in cuts():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        photos[photo].crop(box).save(file, quality=95)
+    train, val = (count * len(_PHOTOS) for count in _PHOTO_COUNTS.values())
+    return f"{train} cuts of photographs to train on and {val} to validate, of {', '.join(_PHOTOS)}, are in {folder}"
+
+
+def cuts() -> Iterator[tuple[str, str, tuple[int, int, int, int]]]:
+    """Path of each cut, its photograph, and where it is there: left, top, right, bottom."""
+    rng = np.random.RandomState(_SPLIT_SEED)
+    for name, (photo, (left, top, right, bottom)) in _PHOTOS.items():
+        middle = left + round(0.6 * (right - left))
+        for split, (first, last) in zip(SPLITS, ((left, middle), (middle, right))):
+            for i in range(_PHOTO_COUNTS[split]):
+                side = rng.randint(_PHOTO_SIDES[0], _PHOTO_SIDES[1] + 1)
+                x, y = rng.randint(first, last - side + 1), rng.randint(top, bottom - side + 1)
+                yield f"{split}/{name}/{i:03d}.jpg", photo, (x, y, x + side, y + side)
+
+
+def write_large_cuts(folder: Path, count: int) -> None:
+    """Write `count` cuts for each split, a class per photograph, that take about the time of ImageNet's files."""
+    (width, height), rng = _LARGE_CUT, np.random.RandomState(_SPLIT_SEED)
+    photos = list(photographs().values())
+    for split in SPLITS:
+        for i in range(count):
+            photo = photos[i % len(photos)]
+            top, left = rng.randint(photo.shape[0] - height + 1), rng.randint(photo.shape[1] - width + 1)
+            file = folder / split / f"class_{i % len(photos)}" / f"{i:05d}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(photo[top : top + height, left : left + width]).save(file, quality=97)
+
+
+def photographs() -> dict[str, np.ndarray]:
+    """scikit-learn's two photographs, uint8 [427, 640, 3], by the names of their files. Raises UserError without it."""
+    with _scikit_learn():
+        from sklearn.datasets import load_sample_images
+    data = load_sample_images()
+    return {os.path.basename(file): image for file, image in zip(data.filenames, data.images)}
+
+
+@contextlib.contextmanager
+def _scikit_learn() -> Iterator[None]:
+    try:
+        yield
+    except ImportError:
+        raise UserError("these images come with scikit-learn: pip install '.[demo]' in the clone") from None
+
+
 def write_lists(folder: Path, *, force: bool = False) -> str:
     """Write the lists of the images in train/<class>/ and val/<class>/, and the names of the classes. What was done, in
     a sentence.
@@ -73,24 +148,24 @@ def write_lists(folder: Path, *, force: bool = False) -> str:
     if not splits:
         raise MissingFileError(f"{folder} has neither a folder train nor a folder val")
     classes = class_folders(folder / splits[0])
-    texts = {CLASS_NAMES_FILE: "".join(f"{name}\n" for name in classes)}
+    texts = {CLASS_NAMES_FILE: class_names_text(classes)}
     counts = []
     for split in splits:
         source = FolderSource(folder / split, classes, classes)
         rows = [(f"{split}/{source.relative_path(i)}", source.label(i)) for i in range(len(source))]
-        texts[f"{split}_list.txt"] = _list_text(rows)
+        texts[f"{split}_list.txt"] = list_text(rows)
         counts.append(f"{len(rows)} images of {split}")
-    _refuse_other(folder, texts, force)
-    _write_texts(folder, texts)
+    refuse_other(folder, texts, force)
+    write_texts(folder, texts)
     return f"listed {' and '.join(counts)}, {len(classes)} classes, in {folder}"
 
 
 def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[tuple[int, int]]:
     """Write <split>.zip, its members stored, and <split>_map.txt for the images of every split, and class_names.txt.
 
-    Gives (images done, of so many) as it goes. An interrupted run goes on where it was; the maps come last, so that
-    what was interrupted has none. Raises MissingFileError or UserError where there are no images, an image cannot be
-    read, or there are files of other content.
+    Gives (images done, of so many) as it goes. A zip file that is there with the same members stays; the maps come
+    last, so that what was interrupted has none. Raises MissingFileError or UserError where there are no images, an
+    image cannot be read, or there are files of other content.
     """
     sources = {split: source for split in SPLITS for source in _file_sources(folder, split)}
     if not sources:
@@ -99,17 +174,17 @@ def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[t
     names = {split: [source.relative_path(i) for i in range(len(source))] for split, source in sources.items()}
     texts: dict[str, str] = {}
     for split, source in sources.items():
-        texts[CLASS_NAMES_FILE] = "".join(f"{name}\n" for name in source.class_names)
-        texts[f"{split}_map.txt"] = _list_text([(name, source.label(i)) for i, name in enumerate(names[split])], "\t")
-    _refuse_other(output, texts, force)
+        texts[CLASS_NAMES_FILE] = class_names_text(source.class_names)
+        texts[f"{split}_map.txt"] = list_text([(name, source.label(i)) for i, name in enumerate(names[split])], "\t")
+    refuse_other(output, texts, force)
     total, before = sum(map(len, names.values())), 0
     for split, source in sources.items():
         if force or not _holds(output / f"{split}.zip", names[split]):
-            for done in write_zip(output / f"{split}.zip", names[split], source.read):
+            for done in _write_zip(output / f"{split}.zip", names[split], source):
                 yield before + done, total
         before += len(source)
         yield before, total
-    _write_texts(output, texts)
+    write_texts(output, texts)
 
 
 def _file_sources(folder: Path, split: str) -> Iterator[ListSource | FolderSource]:
@@ -126,20 +201,38 @@ def _holds(path: Path, names: Sequence[str]) -> bool:
     """Whether a zip file is there, with these members. Raises UserError where it has others."""
     if not path.exists():
         return False
-    members, _ = ZipArchive(path).directory()
-    if list(members) != [os.fsencode(name) for name in names]:
+    if list(ZipArchive(path).names) != [os.fsencode(name) for name in names]:
         raise UserError(f"{path} is there already, with other members: name another folder, or -force to replace it")
     return True
 
 
-def _list_text(rows: Sequence[tuple[str, int]], separator: str = " ") -> str:
+def _write_zip(path: Path, names: Sequence[str], source: Source) -> Iterator[int]:
+    """Write all images under these names, stored, as they are compressed already; give the number of those done."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        with zipfile.ZipFile(unfinished, "w") as file:
+            for i, name in enumerate(names):
+                member = zipfile.ZipInfo(name)  # of 1980: the same images always make the same file
+                member.external_attr = 0o644 << 16
+                file.writestr(member, source.read(i))
+                yield i + 1
+        os.replace(unfinished, path)
+    except UnicodeEncodeError:
+        raise UserError(f"{name!r}: names in a zip file are UTF-8; rename the file") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def list_text(rows: Sequence[tuple[str, int]], separator: str = " ") -> str:
+    """A list file, of paths and labels. Raises UserError where a path cannot stand in one."""
     for path, _ in rows:
-        if "\n" in path:
-            raise UserError(f"{path!r}: a path with a line break cannot stand in a list; rename the file")
+        if "\n" in path or "\r" in path or path != path.strip():
+            raise UserError(f"{path!r}: a path in a list has no line break, and no space at its ends; rename the file")
     return "".join(f"{path}{separator}{label}\n" for path, label in rows)
 
 
-def _refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
+def refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
+    """Raises UserError where one of the files `texts`, content by name, is there with other content."""
     for name, text in texts.items():
         file = folder / name
         if not force and file.exists() and file.read_bytes() != _encoded(text):
@@ -163,7 +256,8 @@ def _write_images(folder: Path, images: Sequence[tuple[str, np.ndarray]]) -> Non
     shutil.rmtree(unfinished)
 
 
-def _write_texts(folder: Path, texts: dict[str, str]) -> None:
+def write_texts(folder: Path, texts: dict[str, str]) -> None:
+    """Write files, content by name, each at once or not at all."""
     for name, text in texts.items():
         unfinished = folder / f"{name}.unfinished"
         unfinished.write_bytes(_encoded(text))
@@ -172,3 +266,53 @@ def _write_texts(folder: Path, texts: dict[str, str]) -> None:
 
 def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")  # file names that are no UTF-8 stay as they are
+
+
+class Checked(NamedTuple):
+    """Some images that were looked at: how many, and per bad one its number and what is wrong with it."""
+
+    num_images: int
+    bad: list[str]
+
+
+def check_images(source: Source, *, num_workers: int) -> Iterator[Checked]:
+    """Decode every image, as training does it. Raises UserError where a process that decodes dies."""
+    firsts = range(0, len(source), _IMAGES_PER_TASK)
+    tasks = [range(first, min(first + _IMAGES_PER_TASK, len(source))) for first in firsts]
+    if num_workers == 0:
+        _keep(source)
+        yield from map(_check, tasks)
+        return
+    context = multiprocessing.get_context("fork")
+    with concurrent.futures.ProcessPoolExecutor(num_workers, context, _keep, (source,)) as pool:
+        done = 0
+        try:
+            for checked in pool.map(_check, tasks):
+                done += checked.num_images
+                yield checked
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process that decodes images has died at one of the {num_workers * _IMAGES_PER_TASK} images from "
+                f"{source.name(min(done, len(source) - 1))} on, often as memory ran out: use fewer -workers"
+            ) from None
+
+
+_source: Source | None = None
+
+
+def _keep(source: Source) -> None:
+    """Hold the source in this process: with every task it would be sent again."""
+    global _source
+    _source = source
+    warnings.simplefilter("ignore")  # of Pillow, about files that can be read all the same
+
+
+def _check(numbers: range) -> Checked:
+    assert _source is not None
+    bad = []
+    for i in numbers:
+        try:
+            _source.image(i)
+        except UserError as error:
+            bad.append(str(error))
+    return Checked(len(numbers), bad)

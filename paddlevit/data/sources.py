@@ -6,28 +6,28 @@ person would look for it.
 
 from __future__ import annotations
 
+import collections
 import functools
 import logging
 import os
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from paddlevit.data.array_cache import Arrays, cached_arrays
-from paddlevit.data.decode import decode
-from paddlevit.data.index import Index, index_of, read_list
-from paddlevit.data.ziparchive import Members, ZipArchive
+from paddlevit.data.decode import AS_PUBLISHED, KNOWN, decode, is_image
+from paddlevit.data.index import CLASS_NAMES_FILE, Index, index_of, read_list, stamp
+from paddlevit.data.ziparchive import ZipArchive, top_folder
 from paddlevit.errors import MissingFileError, UserError
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
-
 # In a list of up to this many files, all are looked for when it is opened; in a longer one, each when it is read.
 _MAX_CHECKED_FILES = 20_000
+_MOST_NAMED = 3  # files in a message
 
 
 class Source(ABC):
@@ -35,6 +35,7 @@ class Source(ABC):
 
     class_names: Sequence[str]
     encoded = True  # what `read` gives is an image file
+    decoding = AS_PUBLISHED
 
     @property
     @abstractmethod
@@ -51,7 +52,7 @@ class Source(ABC):
 
     def image(self, i: int) -> Image.Image:
         """The i-th image in mode RGB. Raises UserError, naming it, where it cannot be read."""
-        return decode(self.read(i), self.name(i))
+        return decode(self.read(i), self.name(i), self.decoding)
 
     def label(self, i: int) -> int:
         """Class of the i-th image."""
@@ -70,7 +71,25 @@ class Source(ABC):
         return len(self.class_names)
 
 
-class ListSource(Source):
+class _IndexedSource(Source):
+    """Images whose paths, below `root`, and labels are in an index."""
+
+    _index: Index
+    _root: Path
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._index.labels
+
+    def name(self, i: int) -> str:
+        return os.path.join(self._root, self.relative_path(i))
+
+    def relative_path(self, i: int) -> str:
+        """Path of the i-th image below the root."""
+        return os.fsdecode(self._index.path(i))
+
+
+class ListSource(_IndexedSource):
     """Images named, with their labels, by a list file; paths are relative to `root`.
 
     Raises MissingFileError where a file is missing and the list is short enough to look for all of them.
@@ -78,42 +97,33 @@ class ListSource(Source):
 
     def __init__(self, root: Path, list_file: Path, class_names: Sequence[str]) -> None:
         self.class_names = class_names
-        self._root = os.fsencode(root)
+        self._root = root
         self._list_file = list_file
         self._index = read_list(list_file)
         if len(self) <= _MAX_CHECKED_FILES:
             for i in range(len(self)):
-                if not os.path.exists(self._path(i)):
-                    raise self._missing(i)
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self._index.labels
-
-    def name(self, i: int) -> str:
-        return os.fsdecode(self._path(i))
-
-    def relative_path(self, i: int) -> str:
-        """Path of the i-th image below the root."""
-        return os.fsdecode(self._index.path(i))
+                if not os.path.exists(self.name(i)):
+                    self._found(i)
 
     def label_place(self, i: int) -> str:
         return f"{self._list_file}, line {self._index.line(i)}"
 
     def read(self, i: int) -> bytes:
         try:
-            return _read_file(self._path(i))
+            return _read_file(self.name(i))
         except FileNotFoundError:
-            raise self._missing(i) from None
+            return _read_file(self._found(i))
 
-    def _path(self, i: int) -> bytes:
-        return os.path.join(self._root, self._index.path(i))
+    def _found(self, i: int) -> str:
+        """Where the file of the i-th image is, if it is not where the list says."""
+        for other in _other_forms(self._index.path(i)):
+            path = os.path.join(self._root, os.fsdecode(other))
+            if os.path.exists(path):
+                return path
+        raise MissingFileError(f"{self.label_place(i)}: there is no file {self.name(i)}")
 
-    def _missing(self, i: int) -> MissingFileError:
-        return MissingFileError(f"{self.label_place(i)}: there is no file {self.name(i)}")
 
-
-class ZipSource(Source):
+class ZipSource(_IndexedSource):
     """Images that are members of a zip file, named, with their labels, by a map file.
 
     Raises UserError where the file is no zip, or a member that the map names is not in it.
@@ -121,33 +131,10 @@ class ZipSource(Source):
 
     def __init__(self, zip_file: Path, map_file: Path, class_names: Sequence[str]) -> None:
         self.class_names = class_names
+        self._root = zip_file
         self._map_file = map_file
         self._index = read_list(map_file)
-        self._archive = ZipArchive(zip_file)
-        self._archive.places = cached_arrays("zip", [zip_file, map_file], self._mapped)
-
-    def _mapped(self) -> Arrays:
-        """Where the map's members are."""
-        members, places = self._archive.directory()
-        found = self._find(members)
-        return {name: array[found] for name, array in places.items()}
-
-    def _find(self, members: Members) -> np.ndarray:
-        """Numbers [N] of the map's members; its paths may be relative to the zip's one top folder."""
-        index = self._index
-        prefix = b"" if index.path(0) in members else members.top_folder()
-        found = np.fromiter((members.get(prefix + index.path(i), -1) for i in range(len(index))), np.int64, len(index))
-        if (found < 0).any():
-            i = int((found < 0).argmax())
-            raise UserError(f"{self.label_place(i)}: '{os.fsdecode(index.path(i))}' is not in {self._archive.path}")
-        return found
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self._index.labels
-
-    def name(self, i: int) -> str:
-        return os.path.join(self._archive.path, os.fsdecode(self._index.path(i)))
+        self._archive = _mapped_archive(zip_file, map_file, (stamp(zip_file), stamp(map_file)))
 
     def label_place(self, i: int) -> str:
         return f"{self._map_file}, line {self._index.line(i)}"
@@ -156,8 +143,24 @@ class ZipSource(Source):
         return self._archive.read(i, self.name(i))
 
 
-class FolderSource(Source):
-    """Images in one folder per class; a class's label is its folder's place in `folders`.
+@functools.lru_cache(maxsize=2)  # one run asks for both splits several times
+def _mapped_archive(zip_file: Path, map_file: Path, _: object) -> ZipArchive:
+    """The archive with the map's members, in its order; paths may be relative to the zip's one top folder."""
+    index, archive = read_list(map_file), ZipArchive(zip_file)
+    names = archive.names
+    top = b"" if index.path(0) in names else top_folder(names)
+    found = np.fromiter((names.get(top + index.path(i), -1) for i in range(len(index))), np.int64, len(index))
+    for i in np.flatnonzero(found < 0).tolist():
+        others = [folder + other for other in _other_forms(index.path(i)) for folder in (b"", top)]
+        found[i] = next((names[other] for other in others if other in names), -1)
+        if found[i] < 0:
+            raise UserError(f"{map_file}, line {index.line(i)}: '{os.fsdecode(index.path(i))}' is not in {zip_file}")
+    archive.keep(found)
+    return archive
+
+
+class FolderSource(_IndexedSource):
+    """Images in one folder per class, and in folders of it; a class's label is its folder's place in `folders`.
 
     Raises UserError where there is a folder that is not in `folders`, or one without images.
     """
@@ -165,7 +168,6 @@ class FolderSource(Source):
     def __init__(self, root: Path, folders: Sequence[str], class_names: Sequence[str]) -> None:
         self.class_names = class_names
         self._root = root
-        self._root_bytes = os.fsencode(root)
         self._folders = folders
         own = class_folders(root)
         if not own:
@@ -175,62 +177,122 @@ class FolderSource(Source):
             raise UserError(f"{root / unknown[0]}: the images to train on have no class folder '{unknown[0]}'")
 
     @functools.cached_property
-    def _index(self) -> Index:
+    def _index(self) -> Index:  # type: ignore[override]
         """Made when it is first needed: who only asks for the number of classes need not wait for it."""
         paths: list[bytes] = []
         labels: list[int] = []
-        skipped = 0
+        left_out: list[bytes] = []
         for label, name in enumerate(self._folders):
-            folder = self._root / name
-            if not folder.is_dir():
+            if not (self._root / name).is_dir():
                 continue  # a class that has no validation images
-            images, others = _image_files(folder)
-            paths += [os.path.join(os.fsencode(name), image) for image in images]
+            images, others = _files_below(self._root / name)
+            if not images:
+                raise UserError(f"{self._root / name} holds no images ({KNOWN}): fill it, or remove it")
+            folder = os.fsencode(name) + b"/"
+            paths += [folder + path for path in images]
             labels += [label] * len(images)
-            skipped += others
-        if skipped:
-            logger.warning("%s: %d files are left out, as they are no JPEG or PNG", self._root, skipped)
+            left_out += [folder + path for path in others]
+        _say_left_out(self._root, left_out)
         return index_of(paths, labels)
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self._index.labels
-
-    def name(self, i: int) -> str:
-        return str(self._root / self.relative_path(i))
-
-    def relative_path(self, i: int) -> str:
-        """Path of the i-th image below the root."""
-        return os.fsdecode(self._index.path(i))
 
     def read(self, i: int) -> bytes:
         try:
-            return _read_file(os.path.join(self._root_bytes, self._index.path(i)))
+            return _read_file(self.name(i))
         except FileNotFoundError:
             raise MissingFileError(f"there is no file {self.name(i)} any more") from None
 
 
+class FileSource(Source):
+    """Images by their paths. Nothing is known of their classes: every label is 0."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.class_names: list[str] = []
+        self._paths = paths
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.zeros(len(self._paths), np.int64)
+
+    def label(self, i: int) -> int:
+        return 0
+
+    def name(self, i: int) -> str:
+        return self._paths[i]
+
+    def read(self, i: int) -> bytes:
+        name = self._paths[i]
+        if os.path.isdir(name):
+            raise UserError(f"the folder {name} holds no images ({KNOWN})")
+        try:
+            return _read_file(name)
+        except FileNotFoundError:
+            raise MissingFileError(f"there is no file {name}") from None
+
+
 def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in `folder`, hidden ones left out."""
+    """Sorted names of the folders in `folder`; hidden ones, and folds that a split has left there, are none."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [name for name in names if not (folder / name / CLASS_NAMES_FILE).exists()]
 
 
-def _image_files(folder: Path) -> tuple[list[bytes], int]:
-    """The sorted names of JPEG and PNG files in a class's folder, and how many other entries it has."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".")]
-    images = sorted(os.fsencode(name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
-    if not images:
-        raise UserError(f"{folder} holds no JPEG or PNG file: fill it, or remove it")
-    return images, len(names) - len(images)
+def find_images(named: Iterable[str]) -> Iterator[str]:
+    """The files that are named, and, sorted, the images in the folders that are, and below them.
+
+    A folder without images is given as if it were a file, so that reading it fails.
+    """
+    for name in named:
+        if not os.path.isdir(name):
+            yield name
+            continue
+        images, others = _files_below(Path(name))
+        _say_left_out(Path(name), others)
+        yield from (os.path.join(name, os.fsdecode(path)) for path in images) if images else [name]
 
 
-def _read_file(path: bytes) -> bytes:
+def _files_below(folder: Path) -> tuple[list[bytes], list[bytes]]:
+    """Paths below `folder` of images, sorted, and of other files; nothing of hidden folders."""
+    images: list[bytes] = []
+    others: list[bytes] = []
+    top = os.fsencode(folder)
+    for parent, folders, files in os.walk(top, followlinks=True):
+        here = os.path.realpath(parent) + b"/"
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(b".") and not here.startswith(os.path.realpath(os.path.join(parent, name)) + b"/")
+        ]  # a link that leads back would never end
+        prefix = parent[len(top) + 1 :] + b"/" if len(parent) > len(top) else b""
+        for name in files:
+            (images if is_image(name) else others).append(prefix + name)
+    return sorted(images), sorted(others)
+
+
+def _say_left_out(root: Path, files: Sequence[bytes]) -> None:
+    if files:
+        kinds = collections.Counter(map(_kind, files))
+        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        some = ", ".join(os.fsdecode(file) for file in files[:_MOST_NAMED])
+        logger.warning("%s: %d files are left out, as they are no %s: %s (%s)", root, len(files), KNOWN, counted, some)
+
+
+def _kind(file: bytes) -> str:
+    name = os.path.basename(file)
+    return "hidden" if name.startswith(b".") else os.fsdecode(os.path.splitext(name)[1].lower()) or "without suffix"
+
+
+def _other_forms(path: bytes) -> list[bytes]:
+    """How another system may have written a path: letters with their accents apart or in one, other slashes."""
+    text = os.fsdecode(path)
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    return [os.fsencode(form.replace("\\", "/")) for form in forms]
+
+
+def _read_file(path: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{os.fsdecode(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -18,7 +18,7 @@ import yaml
 from yacs.config import CfgNode
 
 from paddlevit.config import with_values
-from paddlevit.data.class_names import CLASS_NAMES_FILE, class_names_text, read_class_names
+from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text, read_class_names
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import process
 from paddlevit.training import checkpoint

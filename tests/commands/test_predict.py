@@ -145,7 +145,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_go_on(data, run, ca
     for file, line in zip([broken, text, tmp_path / "missing.png", empty], errors):
         assert line.startswith("error: ") and str(file) in line
     assert len(errors) == 4
-    assert f"there is no file {tmp_path}/missing.png" in errors[2] and "holds no JPEG or PNG" in errors[3]
+    assert f"there is no file {tmp_path}/missing.png" in errors[2] and "holds no images" in errors[3]
 
 
 def test_file_name_that_is_no_text(data, run, capsys, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlevit.data.class_names import class_names_text, imagenet_names, read_class_names, readable
+from paddlevit.data.index import class_names_text, imagenet_names, read_class_names, readable
 from paddlevit.data.layouts import open_imagenet
 from paddlevit.errors import UserError
 
@@ -21,7 +21,8 @@ IDENTIFIERS = ["n01440764", "n02119789", "n03126707"]
     ("names", "back"),
     [
         (["cat", "blue sea", "猫"], None),
-        (["a", "", "b"], None),
+        (["a\u2028b", "c\x0bd"], None),
+        (["cafe\u0301", " x ", "\n"], ["café", "x"]),
         ([os.fsdecode(b"caf\xe9"), "two\nlines", "x"], ["caf?", "two lines", "x"]),
     ],
 )
@@ -37,8 +38,8 @@ def test_file_of_names(tmp_path):
     file.write_text("\n \n")
     with pytest.raises(UserError, match=r"names\.txt is empty"):
         read_class_names(file)
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=r"names\.txt cannot be read"):
+    file.write_bytes(b"a\n\xff\n")
+    with pytest.raises(UserError, match=r"names\.txt, line 2: b'\\xff' is not UTF-8"):
         read_class_names(file)
 
 

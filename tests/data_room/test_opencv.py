@@ -19,7 +19,7 @@ from paddlevit.data import build as room
 from paddlevit.data import build_train_loader, opencv
 from paddlevit.data.augment import PILLOW, Draw, operations, perform
 from paddlevit.data.cifar import CifarSource
-from paddlevit.data.decode import decode
+from paddlevit.data.decode import Decoding, decode
 from paddlevit.data.opencv import OPS, OpenCVDataset, read_part, resize
 from paddlevit.data.sources import Source
 from paddlevit.data.transforms import PaddedCrop, RandomResizedCrop, TrainTransform
@@ -168,9 +168,8 @@ class TestDecoding:
         averages = pixels[top:bottom, left:right].reshape(110, reduced, 100, reduced, 3).mean((1, 3))
         assert np.abs(part - averages).mean() < 3.0
 
-    @pytest.mark.filterwarnings("ignore:Image size")
     def test_too_many_pixels_are_named(self, monkeypatch):
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 24 - 1)
+        monkeypatch.setattr(Memory, "decoding", Decoding(max_pixels=40 * 24 - 1))
         with pytest.raises(UserError, match="image 0 has 40 x 24 pixels"):
             part_of(encoded(photograph(40, 24)), (0, 0, 40, 24))
 

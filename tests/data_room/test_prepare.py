@@ -15,10 +15,11 @@ from PIL import Image
 
 from paddlevit.commands.prepare_data import main
 from paddlevit.config import get_config
-from paddlevit.data import open_source, ziparchive, zipwriter
+from paddlevit.data import open_source
 from paddlevit.data.layouts import open_imagenet
+from paddlevit.data.prepare import cuts, photographs
 from paddlevit.data.sources import FolderSource
-from paddlevit.data.ziparchive import ZipArchive
+from paddlevit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_VAL, SUM_VAL = [3, 7, 13, 19, 36, 38, 43, 48, 53, 55], 313341
@@ -111,7 +112,25 @@ def test_without_scikit_learn(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert main(["digits", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "error: the digits come with scikit-learn: pip install '.[demo]' in the clone\n"
+    assert capsys.readouterr().err == "error: these images come with scikit-learn: pip install '.[demo]' in the clone\n"
+
+
+def test_photographs_are_cut_at_places_that_do_not_overlap(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    assert main(["photos", str(folder)]) == 0
+    assert "90 cuts of photographs to train on and 30 to validate, of flower, temple, tree" in capsys.readouterr().out
+    for split, count in (("train", 30), ("val", 10)):
+        source = open_imagenet(folder, split)
+        assert list(source.class_names) == ["flower", "temple", "tree"]
+        assert np.bincount(source.labels).tolist() == [count] * 3
+    assert len(set(files(folder).values())) == 120
+    seen = {name: np.zeros(photo.shape[:2], dtype=int) for name, photo in photographs().items()}
+    for path, photo, (left, top, right, bottom) in cuts():
+        assert Image.open(folder / path).size == (right - left, bottom - top)
+        seen[photo][top:bottom, left:right] |= 1 if path.startswith("train") else 2
+    assert {value for place in seen.values() for value in np.unique(place).tolist()} == {0, 1, 2}, "3 would be both"
+    assert main(["photos", str(folder)]) == 2
+    assert "is not empty" in capsys.readouterr().err
 
 
 def test_lists_of_folders(tmp_path, capsys):
@@ -173,39 +192,30 @@ class TestZip:
         for split in ("train", "val"):
             assert rows(open_imagenet(tmp_path / "packed", split)) == rows(open_imagenet(folders, split))
 
-    @pytest.mark.parametrize(("damage", "reads_in_all"), [(None, 7 + 6), (-7, 7 + 7), (100, 7 + 12)])
-    def test_goes_on_where_it_was(self, folders, tmp_path, monkeypatch, damage, reads_in_all):
-        """Six were read when it stopped; a damaged one and all after it are read again."""
-        assert main(["zip", str(folders), "-output", str(tmp_path / "whole")]) == 0
-        read, reads = FolderSource.read, []
+    @pytest.mark.parametrize("stop", [KeyboardInterrupt, UserError("0.png is gone")])
+    def test_what_was_interrupted_leaves_nothing(self, folders, monkeypatch, stop):
+        before, read, reads = files(folders), FolderSource.read, []
 
         def interrupted(self, i):
             reads.append(i)
             if len(reads) == 7:
-                raise KeyboardInterrupt
+                raise stop
             return read(self, i)
 
         monkeypatch.setattr(FolderSource, "read", interrupted)
-        assert main(["zip", str(folders)]) == 130
-        assert not list(folders.glob("*_map.txt")) and not (folders / "train.zip").exists()
-        unfinished = folders / "train.zip.unfinished"
-        content = bytearray(unfinished.read_bytes())
-        if damage:
-            content[damage] ^= 255
-            unfinished.write_bytes(content)
-        assert main(["zip", str(folders)]) == 0
-        assert len(reads) == reads_in_all
-        for name in ("train.zip", "val.zip", "train_map.txt", "val_map.txt"):
-            assert (folders / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert main(["zip", str(folders)]) == (2 if isinstance(stop, UserError) else 130)
+        assert files(folders) == before
+        assert main(["zip", str(folders)]) == 0 and len(open_imagenet(folders, "train")) == 10
 
-    def test_long_offsets(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(zipwriter, "_MOST", 500)
-        monkeypatch.setattr(ziparchive, "_IN_EXTRA_FIELD", 500)
-        names = [f"{i}.jpg" for i in range(40)]
-        assert list(zipwriter.write_zip(tmp_path / "a.zip", names, lambda i: bytes([i]) * i))[-1] == 40
-        archive = ZipArchive(tmp_path / "a.zip")
-        members, archive.places = archive.directory()
-        assert [archive.read(members[name.encode()], name) for name in names] == [bytes([i]) * i for i in range(40)]
+    def test_the_same_images_make_the_same_files(self, folders, tmp_path):
+        for name in ("one", "two"):
+            assert main(["zip", str(folders), "-output", str(tmp_path / name)]) == 0
+        assert files(tmp_path / "one") == files(tmp_path / "two")
+
+    def test_a_name_that_is_no_text(self, folders, capsys):
+        os.rename(folders / "train/class 0/0.png", os.fsencode(folders) + b"/train/class 0/\xff.png")
+        assert main(["zip", str(folders)]) == 2
+        assert "names in a zip file are UTF-8; rename the file" in capsys.readouterr().err
 
     def test_other_members_stay(self, folders, capsys):
         with zipfile.ZipFile(folders / "train.zip", "w") as archive:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from paddlevit.config import get_config
-from paddlevit.data import build_eval_loader, build_train_loader, open_source
+from paddlevit.data import build_eval_loader, build_file_loader, build_train_loader, open_source
 from paddlevit.data import sources as sources_module
 from paddlevit.data.layouts import open_imagenet
+from paddlevit.data.sources import find_images
 from paddlevit.errors import MissingFileError, UserError
 
 
@@ -63,12 +65,12 @@ def test_hidden_files_are_left_out_and_others_counted(root, caplog, monkeypatch)
     (root / "train" / ".cache").mkdir()
     (root / "train" / "a" / "notes.txt").write_text("x")
     assert len(open_imagenet(root, "train")) == 11
-    assert "1 files are left out" in caplog.text
+    assert "2 files are left out" in caplog.text and "1 hidden, 1 .txt (a/._0.png, a/notes.txt)" in caplog.text
 
 
 def test_an_empty_class_folder(root):
     (root / "train" / "d").mkdir()
-    with pytest.raises(UserError, match=r"train/d holds no JPEG or PNG file"):
+    with pytest.raises(UserError, match=r"train/d holds no images"):
         len(open_imagenet(root, "train"))
 
 
@@ -121,7 +123,7 @@ def test_class_names_file(root):
     listed(listed(root, "train", ["train/a/0.png 0"]), "val", ["val/a/0.png 0"])
     assert open_imagenet(root, "train").class_names == ["eins", "zwei", "drei"]
     listed(root, "train", ["train/a/0.png 0", "train/b/0.png 3"])
-    with pytest.raises(UserError, match=r"train_list.txt, line 2: label 3, but .*class_names.txt names 3 classes"):
+    with pytest.raises(UserError, match=r"train_list.txt, line 2: label 3 .*class_names.txt names 3 classes"):
         open_imagenet(root, "val")
 
 
@@ -132,8 +134,8 @@ def test_class_names_file_that_cannot_be_used(root):
     (root / "class_names.txt").write_text("\n")
     with pytest.raises(UserError, match="class_names.txt is empty"):
         open_imagenet(root, "train")
-    (root / "class_names.txt").write_bytes(b"\xff\xff")
-    with pytest.raises(UserError, match="class_names.txt cannot be read"):
+    (root / "class_names.txt").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(UserError, match="class_names.txt begins as UTF-16 and is damaged"):
         open_imagenet(root, "train")
 
 
@@ -185,3 +187,119 @@ def test_a_label_that_the_network_has_no_class_for(root, build):
 def test_open_source_expands_the_home_folder(root, monkeypatch):
     monkeypatch.setitem(os.environ, "HOME", str(root))
     assert len(open_source(get_config("pit_digits", ["DATA.DATA_PATH", "~"]), "val")) == 3
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [(".jfif", "JPEG"), (".jpe", "JPEG"), (".WebP", "WEBP"), (".bmp", "BMP"), (".TIF", "TIFF"), (".tiff", "TIFF")]
+    + [(".gif", "GIF"), (".ppm", "PPM"), (".png", "PNG"), (".JPEG", "JPEG")],
+)
+def test_formats_are_alike_in_training_evaluation_and_prediction(tmp_path, suffix, kind):
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        picture(200).save(tmp_path / split / "a" / f"x{suffix}", kind)
+    file = str(tmp_path / "val" / "a" / f"x{suffix}")
+    assert list(find_images([str(tmp_path / "val")])) == [file]
+    config = get_config("pit_digits", ["DATA.DATA_PATH", str(tmp_path), "DATA.BATCH_SIZE", 1, "DATA.NUM_WORKERS", 0])
+    loaders = [build_train_loader(config).epoch(0), build_eval_loader(config), build_file_loader(config, [file])]
+    assert [next(iter(loader))[1].tolist() for loader in loaders] == [[0], [0], [0]]
+
+
+def test_folders_below_class_folders(root):
+    (root / "train" / "b" / "2024" / "may").mkdir(parents=True)
+    (root / "train" / "b" / ".hidden").mkdir()
+    (root / "train" / "b" / "2024" / "may" / "x.png").write_bytes(b"")
+    (root / "train" / "b" / ".hidden" / "y.png").write_bytes(b"")
+    (root / "train" / "b" / "back").symlink_to(root / "train" / "b")
+    (root / "elsewhere").mkdir()
+    (root / "elsewhere" / "z.png").write_bytes(b"")
+    (root / "train" / "b" / "other").symlink_to(root / "elsewhere")
+    source = open_imagenet(root, "train")
+    own = [source.relative_path(i) for i in range(len(source)) if source.label(i) == 1]
+    assert own == ["b/0.png", "b/1.PNG", "b/2.jpg", "b/2024/may/x.png", "b/other/z.png"]
+
+
+def test_what_is_left_out_is_counted_by_kind(root, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
+    for name in ("1.heic", "2.HEIC", "README", ".DS_Store"):
+        (root / "train" / "a" / name).write_bytes(b"")
+    len(open_imagenet(root, "train"))
+    assert f"{root}/train: 4 files are left out, as they are no JPEG, PNG" in caplog.text
+    assert "2 .heic, 1 hidden, 1 without suffix (a/.DS_Store, a/1.heic, a/2.HEIC)" in caplog.text
+    caplog.clear()
+    list(find_images([str(root / "train")]))
+    assert "4 files are left out" in caplog.text, "predict names them too"
+
+
+def test_class_names_decide_the_labels_of_folders_of_their_names(root):
+    (root / "class_names.txt").write_text("c d\nnot there\na\nb\n")
+    val = open_imagenet(root, "val")
+    assert val.class_names == ["c d", "not there", "a", "b"] and content(val)[0] == (f"{root}/val/a/0.png", 2)
+    (root / "class_names.txt").write_text("c d\na\n")
+    with pytest.raises(UserError, match=r"class_names.txt has no class 'b', though there is a folder of that name"):
+        open_imagenet(root, "train")
+
+
+def test_class_names_and_lists_that_disagree(root):
+    listed(listed(root, "train", ["train/a/0.png 0", "train/b/0.png 1"]), "val", ["val/b/0.png 1"])
+    (root / "class_names.txt").write_text("b\na\n")
+    with pytest.raises(UserError, match=r"train_list.txt, line 1: label 0 .* folder 'a', but .* has 'b' for it"):
+        open_imagenet(root, "train")
+    (root / "class_names.txt").write_text("a\nb\n")
+    assert open_imagenet(root, "val").class_names == ["a", "b"]
+
+
+def test_a_folder_of_classes_is_recognised(tmp_path):
+    folders(tmp_path, ".", {"e": 1, "d": 1, "c": 1, "b": 1})
+    with pytest.raises(MissingFileError) as caught:
+        open_imagenet(tmp_path, "train")
+    assert f"{tmp_path} has 4 class folders (b, c, d, ...), but no train/ and val/" in str(caught.value)
+    assert f"paddlevit prepare split {tmp_path}\n" in str(caught.value)
+
+
+COMPOSED, APART = "café", "cafe\u0301"
+
+
+@pytest.mark.parametrize(("on_disk", "in_text"), [(COMPOSED, APART), (APART, COMPOSED)])
+def test_two_forms_of_the_same_letters(tmp_path, on_disk, in_text):
+    for split in ("train", "val"):
+        folders(tmp_path, split, {on_disk: 1, "a": 1})
+    (tmp_path / "class_names.txt").write_text(f"{in_text}\na\n", encoding="utf-8")
+    by_folder = open_imagenet(tmp_path, "train")
+    assert by_folder.class_names == [COMPOSED, "a"] and by_folder.labels.tolist() == [0, 1]
+    for split in ("train", "val"):
+        listed(tmp_path, split, [f"{split}/a/0.png 1", f"{split}\\{in_text}/0.png 0"])
+    (tmp_path / "class_names.txt").unlink()
+    by_list = open_imagenet(tmp_path, "train")
+    assert by_list.read(0) and by_list.read(1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_text_is_read_in_one_way(root, encoding, line_end):
+    """Lists, maps and names as editors write them; -le and -be get their byte order mark as PowerShell gives it."""
+    mark = "\ufeff" if encoding[-2:] in ("le", "be") else ""
+
+    def write(name, lines):
+        (root / name).write_bytes((mark + line_end.join([*lines, "", ""])).encode(encoding))
+
+    write("train_list.txt", ["train/a/0.png 0", "", "train/c d/1.PNG\t1"])
+    write("val_list.txt", ["val/b/0.png 1"])
+    write("class_names.txt", ["Käse", " ", "b"])
+    train = open_imagenet(root, "train")
+    assert content(train) == [(f"{root}/train/a/0.png", 0), (f"{root}/train/c d/1.PNG", 1)]
+    assert train.class_names == ["Käse", "b"] and train.label_place(1).endswith("line 3")
+    for split in ("train", "val"):
+        (root / f"{split}_list.txt").rename(root / f"{split}_map.txt")
+        with zipfile.ZipFile(root / f"{split}.zip", "w") as file:
+            for name in ("train/a/0.png", "train/c d/1.PNG", "val/b/0.png"):
+                file.write(root / name, name)
+    zipped = open_imagenet(root, "train")
+    assert [zipped.read(i) for i in range(2)] == [train.read(i) for i in range(2)]
+
+
+def test_text_that_is_none(root):
+    (root / "train_list.txt").write_bytes("train/a/0.png 0\n".encode("utf-16-le"))
+    listed(root, "val", ["val/a/0.png 0"])
+    with pytest.raises(UserError, match=r"train_list.txt holds zero bytes, .*: save it as UTF-8"):
+        open_imagenet(root, "train")

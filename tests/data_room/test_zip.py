@@ -9,6 +9,7 @@ import pickle
 import random
 import zipfile
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,15 +32,8 @@ def write_zip(path, content, *, method=zipfile.ZIP_STORED, before=b"", **options
 
 
 def read_all(path):
-    archive = opened(path)
-    return {name.decode(): archive.read(number, name.decode()) for name, number in archive.members.items()}
-
-
-def opened(path):
-    """An archive that has read its directory, with its members as an attribute."""
     archive = ZipArchive(path)
-    archive.members, archive.places = archive.directory()
-    return archive
+    return {name.decode(): archive.read(number, name.decode()) for name, number in archive.names.items()}
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -106,6 +100,29 @@ def test_a_mapped_member_is_missing(tmp_path):
         open_imagenet(tmp_path, "train")
 
 
+@pytest.mark.parametrize(("in_zip", "in_map"), [("café.jpg", "cafe\u0301.jpg"), ("n/cafe\u0301.jpg", "n\\café.jpg")])
+def test_names_in_another_form(tmp_path, in_zip, in_map):
+    write_zip(tmp_path / "train.zip", {in_zip: b"abc"})
+    (tmp_path / "train_map.txt").write_text(f"{in_map}\t0\n", encoding="utf-8")
+    assert open_imagenet(tmp_path, "train").read(0) == b"abc"
+
+
+def test_names_whose_writer_did_not_say_that_they_are_utf8(tmp_path):
+    data = write_zip(tmp_path / "train.zip", {"café.jpg": b"abc"}).read_bytes()
+    flag = data.rindex(b"PK\1\2") + 9
+    (tmp_path / "train.zip").write_bytes(data[:flag] + b"\0" + data[flag + 1 :])
+    (tmp_path / "train_map.txt").write_text("café.jpg\t0\n", encoding="utf-8")
+    assert open_imagenet(tmp_path, "train").read(0) == b"abc"
+
+
+def test_a_source_keeps_little_of_a_member(tmp_path):
+    write_zip(tmp_path / "train.zip", {f"{i}.jpg": b"" for i in range(5000)})
+    (tmp_path / "train_map.txt").write_text("".join(f"{i}.jpg\t0\n" for i in range(5000)))
+    archive = open_imagenet(tmp_path, "train")._archive
+    kept = sum(value.nbytes for value in vars(archive).values() if isinstance(value, np.ndarray))
+    assert kept == 17 * 5000 and not archive.names
+
+
 def test_missing_files(tmp_path):
     layout(tmp_path)
     with pytest.raises(MissingFileError, match="val_map.txt is missing, though"):
@@ -160,8 +177,8 @@ def with_stored_size(path, change):
 
 def test_a_directory_that_is_wrong(tmp_path):
     content = {"a.jpg": b"abc" * 100}
-    with pytest.raises(UserError, match="its directory is damaged"):
-        ZipArchive(with_stored_size(write_zip(tmp_path / "a.zip", content), lambda size: 1 << 30)).directory()
+    with pytest.raises(UserError, match="a member would end behind it"):
+        ZipArchive(with_stored_size(write_zip(tmp_path / "a.zip", content), lambda size: 1 << 30))
     shorter = with_stored_size(
         write_zip(tmp_path / "b.zip", content, method=zipfile.ZIP_DEFLATED), lambda size: size - 2
     )
@@ -171,8 +188,8 @@ def test_a_directory_that_is_wrong(tmp_path):
 
 def test_a_zip_that_is_cut_off_while_it_is_read(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"a.jpg": b"abc" * 100})
-    archive = opened(path)
-    number = archive.members[b"a.jpg"]
+    archive = ZipArchive(path)
+    number = archive.names[b"a.jpg"]
     assert archive.read(number, "a.jpg") == b"abc" * 100
     os.truncate(path, 200)
     with pytest.raises(UserError, match="a.jpg is damaged: .* not all of it"):
@@ -189,8 +206,8 @@ def test_damaged_zip_files_are_read_or_named(changes, tmp_path_factory):
         data[-1 - place % len(data)] = value
     path.write_bytes(data)
     try:
-        archive = opened(path)
-        for name, number in archive.members.items():
+        archive = ZipArchive(path)
+        for name, number in archive.names.items():
             archive.read(number, f"{path} {name}")
     except UserError as error:
         assert str(path) in str(error)
