@@ -37,10 +37,17 @@ def _parser() -> Parser:
     photos.add_argument("folder", type=Path, metavar="OUT_DIR")
     lists = commands.add_parser("list", help="write train_list.txt, val_list.txt and class_names.txt from folders")
     lists.add_argument("folder", type=Path, metavar="DATA_DIR", help="holds train/<class>/* and val/<class>/*")
+    split = commands.add_parser("split", help="write such lists for one folder of classes: to train on, to validate")
+    split.add_argument("folder", type=Path, metavar="DIR", help="holds <class>/*")
+    split.flag("val", type=float, metavar="SHARE", help="of each class, to validate with (default: 0.2)")
+    split.flag("folds", type=int, metavar="K", help="K divisions instead, in OUT_DIR/fold_0 and so on")
+    split.flag("group_by", metavar="PATTERN", help="images with the same match in their path stay on one side")
+    split.flag("seed", type=int, default=0, help="of the random choice (default: 0)")
+    split.flag("output", type=Path, metavar="OUT_DIR", help="where the lists go (default: DIR)")
     zips = commands.add_parser("zip", help="write train.zip and val.zip with their maps")
     zips.add_argument("folder", type=Path, metavar="DATA_DIR", help="folders of classes, or list files and images")
     zips.flag("output", type=Path, metavar="OUT_DIR", help="where they go (default: DATA_DIR)")
-    for command in (digits, photos, lists, zips):
+    for command in (digits, photos, lists, split, zips):
         command.flag("force", action="store_true", help="replace what is there and has other content")
     check = commands.add_parser("check", help="decode every image and list those that cannot be read")
     check.add_argument("folder", type=Path, metavar="DATA_DIR", help="a data set in any layout that training reads")
@@ -66,6 +73,26 @@ def _list(args: argparse.Namespace) -> str:
     from paddlevit.data.prepare import write_lists
 
     return write_lists(args.folder, force=args.force)
+
+
+def _split(args: argparse.Namespace) -> str:
+    from paddlevit.data.split import write_splits
+
+    if args.val is not None and args.folds is not None:
+        raise UserError("-val and -folds exclude each other: a fold of K validates with 1 / K")
+    if args.val is not None and not 0 < args.val < 1:
+        raise UserError(f"-val must be above 0 and below 1, got {args.val}")
+    if args.folds is not None and args.folds < 2:
+        raise UserError(f"-folds must be 2 or more, got {args.folds}")
+    return write_splits(
+        args.folder,
+        args.output or args.folder,
+        val=args.val or 0.2,
+        folds=args.folds,
+        group_by=args.group_by,
+        seed=args.seed,
+        force=args.force,
+    )
 
 
 def _zip(args: argparse.Namespace) -> str:
@@ -142,6 +169,7 @@ _COMMANDS = {
     "digits": _digits,
     "photos": _photos,
     "list": _list,
+    "split": _split,
     "zip": _zip,
     "check": _check,
 }
