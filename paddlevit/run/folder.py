@@ -170,7 +170,7 @@ def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _refuse_other_classes(path: Path, names: str) -> None:
     before = read_class_names(path) or []
-    for i, (old, new) in enumerate(zip(before, names.splitlines())):
+    for i, (old, new) in enumerate(zip(before, names.split("\n"))):
         if old != new.strip():
             raise UserError(
                 f"class {i} is '{old}' in {path} and '{new}' in the data: resume with the same classes, or start "
