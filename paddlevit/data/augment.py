@@ -189,7 +189,7 @@ class AutoAugment:
 
     The paper's ranges (table 6) divided by 10 levels: posterize keeps 4 + int(0.4m) bits, solarize inverts from
     int(25.6m), color, contrast and sharpness are multiplied by 0.1 + 0.18m. From practice: the side of rotations and
-    shears is drawn anew for each image, and `fill` is the images' mean color instead of grey.
+    shears is drawn for each image, and `fill` is the images' mean color instead of grey.
     """
 
     def __init__(self, *, fill: Fill, resample: Image.Resampling = Image.Resampling.BICUBIC) -> None:

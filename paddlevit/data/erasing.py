@@ -25,8 +25,8 @@ class RandomErasing:
     [0.3, 1 / 0.3] (uniform in the paper, which favours high rectangles), the place uniform among those that fit; after
     ten sizes that do not fit, the rectangle is left out.
 
-    `mode` says what is written: 'pixel', a standard normal number per value; 'rand', one normal colour per rectangle;
-    'const', zero, which is the mean colour of normalised images.
+    `mode` says what is written: 'pixel', a standard normal number per value; 'rand', one normal color per rectangle;
+    'const', zero, which is the mean color of normalised images.
     """
 
     AREA = (0.02, 1 / 3)
@@ -69,7 +69,7 @@ class RandomErasing:
     def _normal(self, shape: Sequence[int], images: Tensor, rng: np.random.Generator) -> Tensor:
         """Standard normal numbers from a random place of a pool on the images' device.
 
-        Drawing them anew costs several times what everything else costs here, and on a GPU a transfer. The pool is
+        Drawing new ones costs several times what everything else costs here, and on a GPU a transfer. The pool is
         always the same, so that values depend on the key alone; two rectangles may share a stretch of it.
         """
         num_values = math.prod(images.shape[1:])

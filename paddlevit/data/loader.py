@@ -74,30 +74,37 @@ class Normalize:
         return images
 
 
-class TrainLoader:
+class _Loader:
+    """What both loaders know of their images."""
+
+    def __init__(self, stream: BatchStream, normalize: Normalize) -> None:
+        self.dataset = stream.dataset
+        self.source = stream.dataset.source
+        self.normalize = normalize
+        self._stream = stream
+
+    @property
+    def num_images(self) -> int:
+        """Images of all processes together."""
+        return len(self.source)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Name of each class."""
+        return self.source.class_names
+
+
+class TrainLoader(_Loader):
     """Batches of augmented images of one process of several, endlessly reproducible: a batch depends on seed, epoch and
     step, not on the number of workers, nor on what was read before.
     """
 
     def __init__(
-        self,
-        stream: BatchStream,
-        sampler: TrainBatchSampler,
-        *,
-        normalize: Normalize,
-        erase: Erase | None = None,
+        self, stream: BatchStream, sampler: TrainBatchSampler, *, normalize: Normalize, erase: Erase | None = None
     ) -> None:
-        self.dataset = stream.dataset
-        self.source = stream.dataset.source
-        self.normalize = normalize
+        super().__init__(stream, normalize)
         self.erase = erase
         self._sampler = sampler
-        self._stream = stream
-
-    @property
-    def num_images(self) -> int:
-        """Images to train on, of all processes together."""
-        return len(self.source)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -109,11 +116,6 @@ class TrainLoader:
         """Images per process and step."""
         return self._sampler.batch_size
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Name of each class."""
-        return self.source.class_names
-
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batch of each step of an epoch, counted from 0, from `first_step`.
 
@@ -121,55 +123,34 @@ class TrainLoader:
         where one cannot be read, or where more were replaced than may be.
         """
 
-        def normalized(step: int, pixels: np.ndarray) -> Tensor:
+        def prepare(step: int, pixels: np.ndarray) -> Tensor:
             images = self.normalize(pixels)
             if self.erase is None:
                 return images
             return self.erase(images, (self._sampler.seed, epoch, first_step + step, self._sampler.rank))
 
-        return self._stream.run(self._sampler.batches(epoch, first_step), normalized)
+        return self._stream.run(self._sampler.batches(epoch, first_step), prepare)
 
     def names(self, epoch: int, step: int) -> list[str]:
         """Paths of the images of a batch of this process, as if all could be read."""
         return [self.source.name(index) for index, _ in next(self._sampler.batches(epoch, step))]
 
 
-class EvalLoader:
+class EvalLoader(_Loader):
     """Batches of this process's share of the images: those of all processes together are every image once."""
 
     def __init__(self, stream: BatchStream, sampler: EvalBatchSampler, *, normalize: Normalize) -> None:
-        self.dataset = stream.dataset
-        self.source = stream.dataset.source
+        super().__init__(stream, normalize)
+        self.indices = sampler.indices  # which images this process has, in the order of its batches
+        self.common_batches = sampler.common_batches  # that every process has
         self._sampler = sampler
-        self._normalize = normalize
-        self._stream = stream
-
-    @property
-    def num_images(self) -> int:
-        """Images of all processes together."""
-        return len(self.source)
-
-    @property
-    def indices(self) -> np.ndarray:
-        """Which images this process has, in the order of its batches."""
-        return self._sampler.indices
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Name of each class."""
-        return self.source.class_names
 
     def __len__(self) -> int:
         """Batches of this process; there may be none."""
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._stream.run(self._sampler, lambda step, pixels: self._normalize(pixels))
-
-    @property
-    def common_batches(self) -> int:
-        """Batches that every process has."""
-        return self._sampler.common_batches
+        return self._stream.run(self._sampler, lambda step, pixels: self.normalize(pixels))
 
     def thumbnail(self, i: int) -> bytes:
         """The i-th image of all, made small, as a PNG or JPEG file. Raises UserError where it cannot be read."""
@@ -306,7 +287,7 @@ class _Reader:
 
 
 class _Worker:
-    """A process that reads batches into memory that it shares with this one.
+    """A process that reads batches into memory that it shares with this one, one part of it after the other.
 
     Paddle's DataLoader (seen in 3.3.1) keeps batches in named files of /dev/shm, which a container may not have room
     for and a killed process leaves behind, copies each four times, and turns a worker's error into a SystemError.
@@ -314,12 +295,13 @@ class _Worker:
 
     def __init__(self, read: _Reader, batch_shape: Sequence[int], others: Sequence[_Worker]) -> None:
         memory = mmap.mmap(-1, _SLOTS * math.prod(batch_shape))
-        self._slots = np.frombuffer(memory, np.uint8).reshape(_SLOTS, *batch_shape)
-        self._asked = self._answered = 0
+        slots = np.frombuffer(memory, np.uint8).reshape(_SLOTS, *batch_shape)
+        self._slots = itertools.cycle(slots)
+        self._pending = 0
         fork = multiprocessing.get_context("fork")  # nothing there touches Paddle or a GPU
         self._pipe, theirs = fork.Pipe()
         inherited = [self._pipe, *(other._pipe for other in others)]
-        self.process = fork.Process(target=_work, args=(read, self._slots, theirs, inherited))
+        self.process = fork.Process(target=_work, args=(read, slots, theirs, inherited))
         # Ctrl-C and others reach all processes, but training goes on to the end of its step: workers inherit this.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
@@ -329,25 +311,25 @@ class _Worker:
         theirs.close()
 
     def ask(self, samples: Sequence[Sample]) -> None:
-        """Request a batch: up to _SLOTS of them may be waiting."""
+        """Request a batch; with the one in use no more than _SLOTS are under way."""
         with contextlib.suppress(OSError):  # where it has died `answer` will say so
-            self._pipe.send((self._asked % _SLOTS, samples))
-        self._asked += 1
+            self._pipe.send(samples)
+        self._pending += 1
 
     def answer(self) -> tuple[_Reply, np.ndarray]:
-        """The answer to the oldest request: its pixels are valid until the next but _AHEAD is requested."""
+        """The answer to the oldest request: its pixels are valid until another _SLOTS - 1 requests are made."""
         try:
             reply = self._pipe.recv()
         except (EOFError, OSError):
             raise RuntimeError(
                 "a data worker has died, often for lack of memory: lower DATA.NUM_WORKERS or the batch size"
             ) from None
-        self._answered += 1
-        return reply, self._slots[(self._answered - 1) % _SLOTS]
+        self._pending -= 1
+        return reply, next(self._slots)
 
     def drop_answers(self) -> None:
         """Wait for the requests that are under way, and forget them."""
-        while self._answered < self._asked:
+        while self._pending:
             self.answer()
 
 
@@ -359,9 +341,8 @@ def _work(read: _Reader, slots: np.ndarray, pipe: Connection, inherited: Sequenc
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
     with contextlib.suppress(EOFError, OSError):
-        while True:
-            slot, samples = pipe.recv()
-            pipe.send(read(samples, slots[slot]))
+        for pixels in itertools.cycle(slots):
+            pipe.send(read(pipe.recv(), pixels))
 
 
 def _kill(worker: Any) -> None:

@@ -1,4 +1,4 @@
-"""From a decoded Pillow image (mode RGB or L) to the uint8 pixels that a network is trained or evaluated on.
+"""From a decoded Pillow image (mode RGB or L) to the uint8 pixels that a model is trained or evaluated on.
 
 transform(image, rng) returns an array [DATA.IMAGE_SIZE, DATA.IMAGE_SIZE, C]; all randomness comes from `rng`.
 """
@@ -194,7 +194,7 @@ def _cropped_resize(
     """A box of the image at `size`, value by value.
 
     Pillow resizes rows first, to whole levels, and columns then: rows that no pixel of the box is made of need not be
-    resized (black ones take their places), and what lies beside the box need not go on to the second.
+    resized (black ones take their places), and what lies beside the box need not reach the second step.
     """
     left, top, right, bottom = box
     if left < 0 or top < 0 or right > size[0] or bottom > size[1]:
