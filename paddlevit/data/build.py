@@ -60,7 +60,7 @@ def build_train_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -
     )
     max_bad = config.DATA.MAX_BAD if config.DATA.ON_ERROR == "skip" else None
     stream = _stream(config, dataset, config.DATA.BATCH_SIZE, world_size=world_size, max_bad=max_bad)
-    return TrainLoader(stream, sampler, normalize=Normalize(**_statistics(config)), erase=build_erasing(config))
+    return TrainLoader(stream, sampler, normalize=_normalize(config), erase=build_erasing(config))
 
 
 def build_eval_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
@@ -101,14 +101,14 @@ def build_preparation(config: CfgNode) -> tuple[Callable[[Image.Image], np.ndarr
     def prepare(image: Image.Image) -> np.ndarray:
         return transform(image if image.mode == mode else image.convert(mode), None)
 
-    return prepare, Normalize(**_statistics(config))
+    return prepare, _normalize(config)
 
 
 def _eval_loader(config: CfgNode, dataset: ImageDataset, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
     sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
     stream = _stream(config, dataset, batch_size, world_size=world_size)
-    return EvalLoader(stream, sampler, normalize=Normalize(**_statistics(config)))
+    return EvalLoader(stream, sampler, normalize=_normalize(config))
 
 
 def _checked_source(config: CfgNode, split: str) -> Source:
@@ -168,20 +168,19 @@ def _stream(
     return BatchStream(dataset, shape, num_workers=num_workers(data.NUM_WORKERS, processes), max_bad=max_bad)
 
 
-def _statistics(config: CfgNode) -> dict[str, Sequence[float]]:
+def _normalize(config: CfgNode) -> Normalize:
     data = config.DATA
-    statistics = {"mean": data.IMAGENET_MEAN, "std": data.IMAGENET_STD}
-    for name, values in statistics.items():
-        if len(values) != 3:
-            raise UserError(f"DATA.IMAGENET_{name.upper()} must have three numbers, got {list(values)}")
+    for key in ("IMAGENET_MEAN", "IMAGENET_STD"):
+        if len(data[key]) != 3:
+            raise UserError(f"DATA.{key} must have three numbers, got {list(data[key])}")
     if data.IMAGE_CHANNELS == 1:
-        return {name: [float(np.mean(values))] for name, values in statistics.items()}
-    return statistics
+        return Normalize([float(np.mean(data.IMAGENET_MEAN))], [float(np.mean(data.IMAGENET_STD))])
+    return Normalize(data.IMAGENET_MEAN, data.IMAGENET_STD)
 
 
 def num_workers(wanted: int, processes: int) -> int:
-    """Processes that read data for each of `processes` on this machine; -1: one per core that is free for it, at most
-    8, and none where there is one core only.
+    """Workers for each of `processes` on this machine; -1: one per core that is free for it, at most 8, and none where
+    there is one core only.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if wanted >= 0:

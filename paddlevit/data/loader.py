@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import itertools
@@ -34,6 +35,7 @@ from paddlevit.runtime.seeding import Key
 logger = logging.getLogger(__name__)
 
 Erase = Callable[[Tensor, Key], Tensor]
+Read = Callable[[Sequence[Sample], np.ndarray], "_Reply"]
 Pixels = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels int64 [N]
 Batch = tuple[Tensor, Tensor]  # images float32 [N, C, H, W] and labels int64 [N]
 
@@ -178,7 +180,7 @@ class BatchStream:
         self._num_workers = num_workers
         self._max_bad = max_bad
         self._bad: set[str] = set()
-        self._read = _Reader(dataset, max_bad or 0)
+        self._read = functools.partial(_read, dataset, max_bad or 0)
         self._workers: list[_Worker] = []
         self._thread: ThreadPoolExecutor | None = None
         self._run = 0
@@ -253,37 +255,31 @@ class _Reply(NamedTuple):
     error: Exception | None = None
 
 
-class _Reader:
-    """Reads batches of a data set, in this process or in a worker."""
+def _read(dataset: ImageDataset, max_bad: int, samples: Sequence[Sample], out: np.ndarray) -> _Reply:
+    """Write pixels into `out`, uint8 [N, H, W, C]. Errors are returned, so that they reach the caller's process."""
+    labels: list[int] = []
+    bad: list[str] = []
+    try:
+        for pixels, drawn in zip(out, with_generators(samples)):
+            pixels[...], label = _image(dataset, max_bad, drawn, bad)
+            labels.append(int(label))
+    except UserError as error:
+        return _Reply(labels, bad, type(error)(str(error)))  # without what it was raised from, which may not pickle
+    except Exception:
+        return _Reply(labels, bad, RuntimeError(f"while reading data:\n{traceback.format_exc()}"))
+    return _Reply(labels, bad)
 
-    def __init__(self, dataset: ImageDataset, max_bad: int) -> None:
-        self._dataset = dataset
-        self._max_bad = max_bad
 
-    def __call__(self, samples: Sequence[Sample], out: np.ndarray) -> _Reply:
-        """Write pixels into `out`, uint8 [N, H, W, C]. Errors are returned, so that they reach the caller's process."""
-        labels: list[int] = []
-        bad: list[str] = []
+def _image(dataset: ImageDataset, max_bad: int, drawn: Drawn, bad: list[str]) -> tuple[np.ndarray, np.int64]:
+    """Pixels and label of an image, or of the next one that can be read; adds the others' errors to `bad`."""
+    index, rng = drawn
+    for _ in range(max_bad):
         try:
-            for pixels, drawn in zip(out, with_generators(samples)):
-                pixels[...], label = self._image(drawn, bad)
-                labels.append(int(label))
+            return dataset[index, rng]
         except UserError as error:
-            return _Reply(labels, bad, type(error)(str(error)))  # without what it was raised from, which may not pickle
-        except Exception:
-            return _Reply(labels, bad, RuntimeError(f"while reading data:\n{traceback.format_exc()}"))
-        return _Reply(labels, bad)
-
-    def _image(self, drawn: Drawn, bad: list[str]) -> tuple[np.ndarray, np.int64]:
-        """Pixels and label of an image, or of the next one that can be read."""
-        index, rng = drawn
-        for _ in range(self._max_bad):
-            try:
-                return self._dataset[index, rng]
-            except UserError as error:
-                bad.append(str(error))
-                index = (index + 1) % len(self._dataset)
-        return self._dataset[index, rng]
+            bad.append(str(error))
+            index = (index + 1) % len(dataset)
+    return dataset[index, rng]
 
 
 class _Worker:
@@ -293,7 +289,7 @@ class _Worker:
     for and a killed process leaves behind, copies each four times, and turns a worker's error into a SystemError.
     """
 
-    def __init__(self, read: _Reader, batch_shape: Sequence[int], others: Sequence[_Worker]) -> None:
+    def __init__(self, read: Read, batch_shape: Sequence[int], others: Sequence[_Worker]) -> None:
         memory = mmap.mmap(-1, _SLOTS * math.prod(batch_shape))
         slots = np.frombuffer(memory, np.uint8).reshape(_SLOTS, *batch_shape)
         self._slots = itertools.cycle(slots)
@@ -333,7 +329,7 @@ class _Worker:
             self.answer()
 
 
-def _work(read: _Reader, slots: np.ndarray, pipe: Connection, inherited: Sequence[Connection]) -> None:
+def _work(read: Read, slots: np.ndarray, pipe: Connection, inherited: Sequence[Connection]) -> None:
     """A worker's process: answer requests until the other end of the pipe is closed."""
     for other in inherited:
         other.close()  # or the end of the parent would not close them

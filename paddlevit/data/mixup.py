@@ -155,10 +155,10 @@ def build_mixup(config: CfgNode) -> Callable[[Tensor, Tensor, Key], tuple[Tensor
     """
     train, num_classes = config.TRAIN, config.MODEL.NUM_CLASSES
     if num_classes < 1:
-        raise UserError(f"MODEL.NUM_CLASSES is {num_classes}, allowed in training: 1 and above")
+        raise UserError(f"MODEL.NUM_CLASSES must be 1 or more in training, got {num_classes}")
     minmax = train.CUTMIX_MINMAX
     if minmax is not None and (len(minmax) != 2 or minmax[0] > minmax[1]):
-        raise UserError(f"TRAIN.CUTMIX_MINMAX is {minmax}, allowed: two numbers from 0 to 1, the smaller one first")
+        raise UserError(f"TRAIN.CUTMIX_MINMAX must be two numbers, the smaller one first, got {list(minmax)}")
     if train.MIXUP_PROB == 0.0 or not (train.MIXUP_ALPHA or train.CUTMIX_ALPHA or minmax):
         return SmoothTargets(num_classes, train.SMOOTHING)
     return Mixup(

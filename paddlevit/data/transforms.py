@@ -70,7 +70,7 @@ class Squash:
         self.resample = resample
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
-        return to_array(_resized(image, (self.size, self.size), self.resample))
+        return to_array(image.resize((self.size, self.size), self.resample))
 
     def source_box(self, size: tuple[int, int]) -> Box:
         """All of an image of `size` (width, height): left, top, right and bottom in its pixels."""
@@ -114,7 +114,7 @@ class RandomResizedCrop:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         part = image.crop(self.box(image.width, image.height, rng))
-        return _resized(part, (self.size, self.size), self.resample)
+        return part.resize((self.size, self.size), self.resample)
 
 
 class PaddedCrop:
@@ -126,7 +126,7 @@ class PaddedCrop:
         self.resample = resample
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        image = _resized(image, (self.size, self.size), self.resample)
+        image = image.resize((self.size, self.size), self.resample)
         left, top = self.offset(rng)
         return image.crop((left, top, left + self.size, top + self.size))
 
@@ -178,14 +178,10 @@ def build_crop(config: CfgNode) -> RandomResizedCrop | PaddedCrop:
     resample = FILTERS[config.DATA.INTERPOLATION]
     for key in ("CROP_SCALE", "CROP_RATIO"):
         if len(train[key]) != 2 or not 0.0 < train[key][0] <= train[key][1]:
-            raise UserError(f"TRAIN.{key} is {train[key]}, allowed: two numbers above 0, the smaller one first")
+            raise UserError(f"TRAIN.{key} must be two numbers above 0, the smaller one first, got {list(train[key])}")
     if train.CROP == "padded":
         return PaddedCrop(size, padding=train.CROP_PADDING, resample=resample)
     return RandomResizedCrop(size, scale=train.CROP_SCALE, ratio=train.CROP_RATIO, resample=resample)
-
-
-def _resized(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    return image if image.size == size else image.resize(size, resample)
 
 
 def _cropped_resize(
@@ -198,9 +194,9 @@ def _cropped_resize(
     """
     left, top, right, bottom = box
     if left < 0 or top < 0 or right > size[0] or bottom > size[1]:
-        return _resized(image, size, resample).crop(box)
+        return image.resize(size, resample).crop(box)
     scale, reach = image.height / size[1], 3 * max(image.height / size[1], 1.0)  # of the widest filter, and a little
     first, last = max(0, int(top * scale - reach)), min(image.height, int(bottom * scale + reach) + 1)
     rows = image.crop((0, first, image.width, last))
-    rows = _resized(rows, (size[0], last - first), resample).crop((left, -first, right, image.height - first))
-    return _resized(rows, (right - left, size[1]), resample).crop((0, top, right - left, bottom))
+    rows = rows.resize((size[0], last - first), resample).crop((left, -first, right, image.height - first))
+    return rows.resize((right - left, size[1]), resample).crop((0, top, right - left, bottom))

@@ -191,5 +191,5 @@ class TestBuild:
         [("RANDOM_ERASE_PROB", 1.5), ("RANDOM_ERASE_PROB", -0.25), ("RANDOM_ERASE_COUNT", 0)],
     )
     def test_a_wrong_key_is_named(self, key, value):
-        with pytest.raises(UserError, match=f"TRAIN.{key} is {value}, allowed"):
+        with pytest.raises(UserError, match=f"TRAIN.{key} must .*, got {value}"):
             build_erasing(get_config(None, [f"TRAIN.{key}", value]))
