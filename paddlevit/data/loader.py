@@ -1,4 +1,4 @@
-"""Batches of images: read by worker processes, normalised on the device."""
+"""Batches of images: read by worker processes, normalized on the device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 Erase = Callable[[Tensor, Key], Tensor]
 Read = Callable[[Sequence[Sample], np.ndarray], "_Reply"]
-Pixels = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels int64 [N]
 Batch = tuple[Tensor, Tensor]  # images float32 [N, C, H, W] and labels int64 [N]
 
 _AHEAD = 2  # batches that each worker reads ahead of the one in use
@@ -257,6 +256,7 @@ class _Reply(NamedTuple):
 
 def _read(dataset: ImageDataset, max_bad: int, samples: Sequence[Sample], out: np.ndarray) -> _Reply:
     """Write pixels into `out`, uint8 [N, H, W, C]. Errors are returned, so that they reach the caller's process."""
+    assert len(samples) <= len(out)
     labels: list[int] = []
     bad: list[str] = []
     try:
@@ -286,7 +286,7 @@ class _Worker:
     """A process that reads batches into memory that it shares with this one, one part of it after the other.
 
     Paddle's DataLoader (seen in 3.3.1) keeps batches in named files of /dev/shm, which a container may not have room
-    for and a killed process leaves behind, copies each four times, and turns a worker's error into a SystemError.
+    for and a killed process leaves behind, copies each several times, and turns a worker's error into a SystemError.
     """
 
     def __init__(self, read: Read, batch_shape: Sequence[int], others: Sequence[_Worker]) -> None:
