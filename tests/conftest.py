@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import logging
-from unittest import mock
 
 import pytest
 from browser import CHROMIUM, browser
 
-import paddlevit  # noqa: F401  isort:skip
-import paddle
+import paddlevit  # noqa: F401
 
 LOGGER = logging.getLogger("paddlevit")
 AS_IMPORTED = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
-
-
-@pytest.fixture
-def quick_start():
-    """Parameters start at zero, where only names and shapes matter: CvT-W24 takes 12 s to initialise."""
-    paddle.nn.initializer.set_global_initializer(paddle.nn.initializer.Constant(0.0))
-    with mock.patch.object(paddle.nn.Layer, "apply", lambda self, function: self):
-        yield
-    paddle.nn.initializer.set_global_initializer(None)
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,18 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import paddle
+from paddle import nn
+
+from paddlevit import build_model
 
 _FOLDER = Path(__file__).parent / "data" / "golden"
 _TOKEN_LIKE = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_table")
@@ -48,6 +54,21 @@ def manifest(model: str, fmt: str) -> dict[str, Any]:
     kind is param, buffer (statistics of BatchNorm) or 'buffer: structural' (HRFormer's relative_position_index).
     """
     return _read("manifests.json.gz")[f"{model}.{fmt}"]
+
+
+def names_and_shapes(model: str) -> dict[str, list[int]]:
+    """Our names and shapes in our order: PaddleViT's, and of HRFormer the official ones in Paddle's layout."""
+    if not model.startswith("hrt"):
+        entries = manifest(model, "paddlevit")["entries"]
+        # PaddleViT's RegNetY has a bias before a normalisation, which the official network does not have.
+        return {key: shape for key, shape, _, _ in entries if not key.endswith(".conv3.bias")}
+    ours = {}
+    for key, shape, _, _ in manifest(model, "official")["entries"]:
+        if not key.endswith(("num_batches_tracked", "relative_position_index")):
+            linear = len(shape) == 2 and not key.endswith("relative_position_bias_table")
+            key = key.replace("running_mean", "_mean").replace("running_var", "_variance")
+            ours[key] = shape[::-1] if linear else shape
+    return ours
 
 
 def relative_position_index(window: int = 7) -> np.ndarray:
@@ -131,3 +152,22 @@ def checksum(state: dict[str, np.ndarray]) -> int:
 def images_checksum(seed: int, batch: int, size: int) -> int:
     """The right `checksum({"x": images})` of `golden_images(seed, batch, size)`."""
     return _read("index.json.gz")["images_crc32"][f"seed {seed}, batch {batch}, size {size}"]
+
+
+@contextmanager
+def from_zeros() -> Iterator[None]:
+    """Networks that are built meanwhile start from zeros: CvT-W24 takes 12 s to draw its initial values."""
+    nn.initializer.set_global_initializer(nn.initializer.Constant(0.0))
+    with mock.patch.object(nn.Layer, "apply", lambda self, function: self):
+        yield
+    nn.initializer.set_global_initializer(None)
+
+
+def empty_network(model: str, dtype: str = "float32") -> nn.Layer:
+    """The network, to be filled, in evaluation."""
+    paddle.set_default_dtype(dtype)
+    with from_zeros():
+        network = build_model(model)
+    paddle.set_default_dtype("float32")
+    network.eval()
+    return network

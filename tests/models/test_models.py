@@ -1,18 +1,33 @@
-"""What holds for every family: official logits, names and shapes, any image size, features, errors about keys."""
+"""What holds for every family: official logits, names and shapes, any image size, features, initial values, drop path,
+errors about keys."""
 
 from __future__ import annotations
 
 import numpy as np
 import paddle
 import pytest
+from paddle import nn
 
-from golden import cases, golden_images, golden_state, info, manifest, reference, tolerance
+from golden import (
+    cases,
+    checksum,
+    empty_network,
+    from_zeros,
+    golden_images,
+    golden_state,
+    images_checksum,
+    info,
+    names_and_shapes,
+    reference,
+    tolerance,
+)
 from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.hvt import HVT
 from paddlevit.layers import DropPath
 from paddlevit.pit import PiT
+from paddlevit.weights import load_weights
 
 VARIANTS = list(dict.fromkeys(name for name, _ in cases()))
 # A small member of each family.
@@ -25,59 +40,51 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=["float32", "float64"])
-def dtype(request):
-    paddle.set_default_dtype(request.param)
-    yield request.param
-    paddle.set_default_dtype("float32")
+def golden_logits():
+    """Every checkpoint format that has reference logits, in both precisions; a network's formats follow each other."""
+    for name in VARIANTS:
+        for dtype in ("float32", "float64"):
+            marks = [pytest.mark.slow] * (info(name)["macs_g"] > 12)
+            formats = [fmt for model, fmt in cases(logits=True) if model == name]
+            yield from (pytest.param(name, fmt, dtype, marks=marks) for fmt in formats)
 
 
-def without_drop_path(model):
-    for layer in model.sublayers():
-        if isinstance(layer, DropPath):
-            layer.rate = 0.0
-    return model
+def test_the_generated_weights_and_images_are_those_of_the_reference():
+    """A NumPy whose random stream differs would fail here first."""
+    for name, fmt in cases(logits=True):
+        if info(name)["params"] < 6e6 or fmt == "hf" and info(name)["params"] < 21e6:
+            assert checksum(golden_state(name, fmt)) == info(name)["formats"][fmt]["state_crc32"]
+    assert checksum({"x": golden_images(0, 2, 224)}) == images_checksum(0, 2, 224)
+    assert checksum({"x": golden_images(0, 2, 384)}) == images_checksum(0, 2, 384)
 
 
-def our_entries(name):
-    """Names and shapes, and how to turn an array: PaddleViT's, which are ours; of HRFormer the official ones."""
-    if not name.startswith("hrt"):
-        entries = [(key, key, list(shape), False) for key, shape, _, _ in manifest(name, "paddlevit")["entries"]]
-        # A bias before a normalisation, which the official network does not have.
-        return [entry for entry in entries if not (name == "regnety_160" and entry[0].endswith(".conv3.bias"))]
-    entries = []
-    for key, shape, _, _ in manifest(name, "official")["entries"]:
-        if not key.endswith(("num_batches_tracked", "relative_position_index")):
-            linear = len(shape) == 2 and not key.endswith("relative_position_bias_table")
-            ours = key.replace("running_mean", "_mean").replace("running_var", "_variance")
-            entries.append((ours, key, list(shape[::-1] if linear else shape), linear))
-    return entries
+@pytest.fixture(scope="module")
+def last_network():
+    return {}
+
+
+@pytest.mark.parametrize(("name", "fmt", "dtype"), list(golden_logits()))
+def test_golden_logits(last_network, name, fmt, dtype):
+    """One image shows as much as two and takes half the time."""
+    if (name, dtype) not in last_network:
+        last_network.clear()
+        last_network[name, dtype] = empty_network(name, dtype)
+    model = last_network[name, dtype]
+    report = load_weights(model, golden_state(name, fmt))
+    assert report.source == fmt
+    assert len(report.loaded) == len(model.state_dict())
+    images = golden_images(0, info(name)["batch"], info(name)["image_size"])[:1]
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(images.astype(dtype))).numpy()
+    expected = reference(name, fmt)["logits_f64"][:1]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance(name, fmt)[dtype])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_names_shapes_and_parameters(name, quick_start):
-    model = build_model(get_config(name))
-    expected = {ours: shape for ours, _, shape, _ in our_entries(name)}
-    assert {key: list(value.shape) for key, value in model.state_dict().items()} == expected
+def test_names_shapes_and_parameters(name):
+    model = empty_network(name)
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == names_and_shapes(name)
     assert sum(param.size for param in model.parameters() if not param.stop_gradient) == info(name)["params"]
-
-
-@pytest.mark.parametrize("name", ["pit_ti_distilled_224", "hvt_ti_1_patch16_224", "cvt-13-224x224", "hrt_tiny"])
-def test_golden_logits_by_set_state_dict(name, dtype):
-    """Without the loader, whose tests have all variants and formats."""
-    fmt = "official" if name.startswith("hrt") else "paddlevit"
-    model, state = without_drop_path(build_model(get_config(name))), golden_state(name, fmt)
-    arrays = {ours: state[key].T if linear else state[key] for ours, key, _, linear in our_entries(name)}
-    missing, unexpected = model.set_state_dict({key: value.astype(dtype) for key, value in arrays.items()})
-    assert (missing, unexpected) == ([], [])
-    images = paddle.to_tensor(golden_images(0, info(name)["batch"], info(name)["image_size"]).astype(dtype))
-    expected, limit = reference(name, fmt), tolerance(name, fmt)[dtype]
-    with paddle.no_grad():
-        if "train_cls_f64" in expected:
-            for ours, key in zip(model(images), ("train_cls_f64", "train_dist_f64")):
-                np.testing.assert_allclose(ours.numpy(), expected[key], rtol=0, atol=2 * limit)
-        model.eval()
-        np.testing.assert_allclose(model(images).numpy(), expected["logits_f64"], rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +126,91 @@ def test_without_classes_the_features_come_out(name):
     features = model(images)
     assert features.ndim == 2 and features.shape[0] == 2
     np.testing.assert_array_equal(features.numpy(), model.forward_features(images).numpy())
+
+
+def constant(value):
+    return {"mean": value, "std": 0.0, "bound": abs(value)}
+
+
+def normal(std):
+    return {"mean": 0.0, "std": std, "bound": 7 * std}
+
+
+def uniform(bound):
+    return {"mean": 0.0, "std": bound / 3**0.5, "bound": bound}
+
+
+def like_torch(layer):
+    fan_in = layer.weight.shape[0] if isinstance(layer, nn.Linear) else np.prod(layer.weight.shape[1:])
+    return uniform(fan_in**-0.5), uniform(fan_in**-0.5)
+
+
+def truncated(layer):
+    return normal(0.02), constant(0.0)
+
+
+def as_published(layer):
+    """He et al. 2015, equation 14, by the outputs; RegNetY's 3 x 3 convolutions are in groups of 8."""
+    channels, inputs, *kernel = layer.weight.shape
+    groups = channels // 8 if inputs == 8 and kernel == [3, 3] else 1
+    return normal((2 * groups / (channels * np.prod(kernel))) ** 0.5), constant(0.0)
+
+
+# Weights and biases of linear layers and of convolutions.
+INITIAL = {
+    "pit_ti_224": (like_torch, like_torch),
+    "hvt_ti_1_patch16_224": (truncated, like_torch),
+    "cvt-13-224x224": (truncated, like_torch),
+    "hrt_tiny": (like_torch, like_torch),
+    "regnety_160": (lambda layer: (normal(0.01), constant(0.0)), as_published),
+}
+
+
+@pytest.mark.parametrize("name", INITIAL)
+def test_initial_values(name):
+    paddle.seed(0)
+    linear, conv = INITIAL[name]
+    model = build_model(get_config(name, SMALL[name] if name == "regnety_160" else []))
+    for path, layer in model.named_sublayers(include_self=True):
+        weight = bias = normal(0.02)  # tokens, position embeddings, tables of relative positions
+        if isinstance(layer, (nn.LayerNorm, nn.BatchNorm2D)):
+            last_of_a_block = name == "regnety_160" and path.endswith("bn3")
+            weight, bias = constant(0.0 if last_of_a_block else 1.0), constant(0.0)
+        elif isinstance(layer, (nn.Linear, nn.Conv2D)):
+            weight, bias = (linear if isinstance(layer, nn.Linear) else conv)(layer)
+        for leaf, param in layer.named_parameters(include_sublayers=False):
+            if not leaf.startswith("_"):  # running statistics
+                assert_drawn_from(bias if leaf == "bias" else weight, param.numpy().astype("float64"), f"{path}.{leaf}")
+
+
+def assert_drawn_from(distribution, values, path):
+    mean, std, bound = distribution.values()
+    values = values[np.abs(values) != 2]  # the cut of a truncated normal, one of some 10^8 draws in Paddle and PyTorch
+    assert np.abs(values).max() <= bound * (1 + 1e-6), path
+    assert abs(values.mean() - mean) <= 6 * std / values.size**0.5 + 1e-9, path
+    assert values.std() == pytest.approx(std, rel=5 / values.size**0.5), path
+
+
+RATES = [
+    ("pit_ti_224", [], [0.1 * i / 12 for i in range(12)]),
+    ("hvt_ti_1_patch16_224", [], [0.1 * i / 11 for i in range(12)]),
+    (
+        "cvt-13-224x224",
+        ["MODEL.DROP_PATH_RATE", [0.3, 0.1, 0.2]],  # from 0 in every stage
+        [0.0, *(0.1 * i for i in range(2)), *(0.2 * i / 9 for i in range(10))],
+    ),
+    # Over the blocks, alike in all branches of a module.
+    ("hrt_base", [], [0.2 * (2 * i + j) / 13 for i, n in enumerate((2, 3, 3, 3, 3, 4, 4)) for j in [0, 1] * n]),
+    ("hrt_small", [], [0.0] * (2 * (2 + 4 * 3 + 2 * 4))),
+    ("regnety_160", [], []),
+]
+
+
+@pytest.mark.parametrize(("name", "opts", "rates"), RATES)
+def test_drop_path_rates(name, opts, rates):
+    with from_zeros():
+        model = build_model(get_config(name, opts))
+    assert [layer.rate for layer in model.sublayers() if isinstance(layer, DropPath)] == pytest.approx(rates)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from golden import golden_images, golden_state, training
+from golden import from_zeros, golden_images, golden_state, training
 from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
@@ -36,7 +36,8 @@ def dtype(request):
 def trainer_of(name, lr):
     """Our trainer at the start of the golden run of `name`: no drop path, constant learning rate, no clipping."""
     config = get_config(name, ["TRAIN.GRAD_CLIP", None, "TRAIN.WEIGHT_DECAY", 0.05])
-    model = build_model(config)
+    with from_zeros():
+        model = build_model(config)
     load_weights(model, golden_state(name, "official"), source="official")
     for module in model.sublayers():
         if isinstance(module, DropPath):

@@ -10,7 +10,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from golden import cases, golden_array, golden_state, info, manifest, relative_position_index
+from golden import cases, golden_array, golden_state, info, manifest, names_and_shapes, relative_position_index
 from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.safe_pickle import LazyArray
@@ -25,26 +25,11 @@ def family(model):
     return {"hrt": "hrformer"}.get(info(model)["family"], info(model)["family"])
 
 
-def our_shapes(model):
-    """Our names and shapes, from PaddleViT's manifest; HRFormer's from the official one."""
-    if family(model) == "hrformer":
-        rename = {"running_mean": "_mean", "running_var": "_variance"}
-        shapes = {}
-        for name, shape, _, _ in manifest(model, "official")["entries"]:
-            parent, _, leaf = name.rpartition(".")
-            if leaf not in ("num_batches_tracked", "relative_position_index"):
-                linear = leaf == "weight" and len(shape) == 2
-                shapes[f"{parent}.{rename.get(leaf, leaf)}"] = shape[::-1] if linear else shape
-        return shapes
-    entries = manifest(model, "paddlevit")["entries"]
-    return {name: shape for name, shape, _, _ in entries if not name.endswith("conv3.bias")}
-
-
 class Network:
     """Looks to the loader like `model`, and cannot be filled."""
 
     def __init__(self, model):
-        self.shapes = our_shapes(model)
+        self.shapes = names_and_shapes(model)
         self.weight_sources = importlib.import_module(f"paddlevit.{family(model)}.convert").SOURCES
         self.head_prefixes = ("head.", "head_dist.")
 
@@ -78,7 +63,7 @@ def test_every_format_leads_to_our_names_and_shapes_one_to_one(model, fmt):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_our_own_files_are_recognised(model):
-    state = {name: LazyArray(shape, None) for name, shape in our_shapes(model).items()}
+    state = {name: LazyArray(shape, None) for name, shape in names_and_shapes(model).items()}
     found = recognise(state, Target.of(Network(model)), "auto")
     # Where PaddleViT has the same names and layout, it is named as the source.
     assert found.source == ("ours" if family(model) == "hrformer" else "paddlevit")
@@ -87,7 +72,7 @@ def test_our_own_files_are_recognised(model):
 
 def essence(model):
     """What tells two networks apart when position embeddings may be resized."""
-    return {name: shape for name, shape in our_shapes(model).items() if not name.endswith("pos_embed")}
+    return {name: shape for name, shape in names_and_shapes(model).items() if not name.endswith("pos_embed")}
 
 
 @pytest.mark.parametrize("model", MODELS)
