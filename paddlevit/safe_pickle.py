@@ -273,7 +273,8 @@ class Unpickler(_PurePython):
             target.update(map(_key, items))
 
     def load_frozenset(self) -> None:
-        self.append(frozenset(map(_key, self.pop_mark())))
+        items = self.pop_mark()  # which changes what `append` appends to
+        self.append(frozenset(map(_key, items)))
 
     def load_unknown(self) -> None:
         raise pickle.UnpicklingError("has an opcode that no weights file needs")

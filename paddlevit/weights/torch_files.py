@@ -6,7 +6,7 @@ import struct
 import zipfile
 import zlib
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -50,25 +50,17 @@ class Storage:
         return values
 
 
-class Part(NamedTuple):
-    """`size` elements of a storage from `first` on: all of them, but for views that torch wrote long ago."""
-
-    storage: Storage
-    first: int
-    size: int
-
-
-def _tensor(part: Part | Placeholder, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyArray | Placeholder:
+def _tensor(storage: Storage | Placeholder, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyArray | Placeholder:
     """A torch tensor: a strided view into its storage, of which only the part that it covers is read."""
-    if not isinstance(part, Part):
-        return Placeholder(f"a tensor in {part.name}")
+    if not isinstance(storage, Storage):
+        return Placeholder(f"a tensor in {storage.name}")
     (offset,), shape, strides = sizes((offset,)), sizes(shape), sizes(strides)
     last = sum((size - 1) * stride for size, stride in zip(shape, strides)) if prod(shape) else -1
-    if len(shape) != len(strides) or last >= part.size - offset:
-        raise ValueError(f"a tensor of shape {list(shape)} leaves its storage of {part.size} elements")
+    if len(shape) != len(strides) or last >= storage.size - offset:
+        raise ValueError(f"a tensor of shape {list(shape)} leaves its storage of {storage.size} elements")
 
     def read() -> np.ndarray:
-        flat = part.storage.read(part.first + offset, last + 1)
+        flat = storage.read(offset, last + 1)
         view = np.lib.stride_tricks.as_strided(flat, shape, [stride * flat.itemsize for stride in strides])
         return np.ascontiguousarray(view).reshape(shape)
 
@@ -86,19 +78,19 @@ _NAMES = {
 }
 
 
-def _part(pid: Any, byteorder: str, storages: dict[str, Storage]) -> Part | Placeholder:
-    """The elements that a persistent id means; their storage is added to `storages`, by its key."""
+def _storage(pid: Any, byteorder: str, storages: dict[str, Storage]) -> Storage | Placeholder:
+    """The storage that a persistent id means, which is added to `storages` by its key."""
     kind, code, key, _, size, *view = pid
-    if kind != "storage" or not isinstance(key, str):
+    # Before torch 1.0 a storage could be a part of another: `view` said which. It has been None since.
+    if kind != "storage" or not isinstance(key, str) or view not in ([], [None]):
         raise WeightsError("refers to something outside of its arrays")
     if code not in _STORAGES.values():
         return Placeholder(code.name)
     (size,) = sizes((size,))
     storage = storages.setdefault(key, Storage(np.dtype(byteorder + code), size))
-    first, length = sizes(view[0][1:]) if view and view[0] is not None else (0, size)
-    if first + length > size or size != storage.size:
-        raise ValueError(f"a view leaves its storage {key}")
-    return Part(storage, first, length)
+    if size != storage.size:
+        raise ValueError(f"storage {key} has two sizes")
+    return storage
 
 
 def read_zip(path: str, data: memoryview) -> Any:
@@ -115,7 +107,7 @@ def read_zip(path: str, data: memoryview) -> Any:
     objects, crc = _entry(archive, pickles[0], data)
     if zlib.crc32(objects) != crc:
         raise WeightsError("data.pkl is not what was stored (its CRC differs)")
-    content = Unpickler(objects, names=_NAMES, persistent=lambda pid: _part(pid, byteorder, storages)).load()
+    content = Unpickler(objects, names=_NAMES, persistent=lambda pid: _storage(pid, byteorder, storages)).load()
     for key, storage in storages.items():
         storage.data, storage.crc = _entry(archive, f"{root}data/{key}", data)
         if len(storage.data) < storage.size * storage.dtype.itemsize:
@@ -144,7 +136,7 @@ def read_legacy(data: memoryview, at: int) -> Any:
 
     def load() -> Any:
         nonlocal at
-        unpickler = Unpickler(data, at, names=_NAMES, persistent=lambda pid: _part(pid, byteorder, storages))
+        unpickler = Unpickler(data, at, names=_NAMES, persistent=lambda pid: _storage(pid, byteorder, storages))
         content = unpickler.load()
         at = unpickler.window.at
         return content

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 
-from paddlevit.safe_pickle import LazyArray, Placeholder, sizes
+from paddlevit.safe_pickle import LazyArray, Placeholder
 from paddlevit.weights.report import WeightsError, listing
 
 # Where training programs keep the weights, and their moving average; the first that holds arrays counts.
@@ -22,9 +21,7 @@ _PREFIXES = ("module.", "model.", "net.", "_layers.")
 _EMA_PREFIXES = ("model_ema.", "ema_model.")
 _INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _DEEPEST = 4  # wrappers around each other
-# Entries of Paddle's files that are no weights: names of its tensors, and how protocols 2 and 3 cut arrays over 1 GB.
-_PADDLE_NAMES = "StructuredToParameterName@@"
-_PADDLE_SLICES = "UnpackBigParamInfor@@"
+_PADDLE_NAMES = "StructuredToParameterName@@"  # an entry of Paddle's files with the names of its tensors
 
 
 @dataclass
@@ -45,7 +42,7 @@ def unwrap(content: Any, which: str = "model") -> StateDict:
     if not isinstance(content, Mapping):
         raise WeightsError(f"the file holds a {_kind(content)}, not a dict of weights")
     content, averaged, notes = _innermost(content, which)
-    content = _joined({name: _unnamed(value) for name, value in content.items() if name != _PADDLE_NAMES})
+    content = {name: _unnamed(value) for name, value in content.items() if name != _PADDLE_NAMES}
     strange = [f"{name} ({_kind(value)})" for name, value in content.items() if not _is_weight(name, value)]
     if strange or not content:
         what = f"entries that are no arrays: {listing(strange)}" if strange else "no entries"
@@ -109,21 +106,6 @@ def _is_weight(name: Any, value: Any) -> bool:
 def _unnamed(value: Any) -> Any:
     """Paddle 2.1 and later save a tensor of a nested dict as (its name, its array)."""
     return value[1] if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) else value
-
-
-def _joined(content: dict[str, Any]) -> dict[str, Any]:
-    """Puts arrays together that Paddle cut into slices."""
-    for name, info in content.pop(_PADDLE_SLICES, {}).items():
-        slices = [_lazy(content.pop(str(part))) for part in info["slices"] if isinstance(part, str)]
-        shape = sizes(tuple(info["OriginShape"]))
-        if sum(prod(part.shape) for part in slices) != prod(shape):
-            raise ValueError(f"the slices of {name} do not make an array of shape {list(shape)}")
-        content[name] = _concatenated(slices, shape)
-    return content
-
-
-def _concatenated(slices: list[LazyArray], shape: tuple[int, ...]) -> LazyArray:
-    return LazyArray(shape, lambda: np.concatenate([part.read() for part in slices]).reshape(shape))
 
 
 def _lazy(value: Any) -> LazyArray:
