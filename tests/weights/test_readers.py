@@ -1,6 +1,6 @@
 """Readers of weights files: every kind of file gives the arrays that were put in; every damage is a clear error.
 
-The `.pth` files in tests/data/weights were made once with torch 2.13, `torch.save(obj, path)`, and with
+The `.pth` files in tests/weights/files were made once with torch 2.13, `torch.save(obj, path)`, and with
 `_use_new_zipfile_serialization=False` for the `legacy` ones. zip.pth and legacy.pth hold the OrderedDict of `EXPECTED`,
 with real views (`.t()`, slices, `.expand`, halves of one storage) and a Linear's Parameters; training.pth holds what
 the official training scripts save: BatchNorm1d(2).state_dict() under `model` with `module.` before each name, beside
@@ -26,7 +26,7 @@ import safetensors.paddle
 from paddlevit.errors import MissingFileError
 from paddlevit.weights import WeightsError, read_state_dict, readers
 
-DATA = Path(__file__).parents[1] / "data" / "weights"
+DATA = Path(__file__).parent / "files"
 EXPECTED = {
     "float32": np.arange(6, dtype="f4").reshape(2, 3),
     "float64": np.arange(6, dtype="f8").reshape(2, 3) / 3,

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from paddlevit.errors import UserError
 from paddlevit.weights import WeightsError, load_weights, read_state_dict
 
-DATA = Path(__file__).parents[1] / "data" / "weights"
+DATA = Path(__file__).parent / "files"
 # The share of the suite; FUZZ_EXAMPLES=20000 runs the whole campaign (2 minutes).
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "800"))
 

@@ -1,7 +1,7 @@
 """Reference numbers of the published networks, computed once with the official implementations.
 
 No weights are stored: every reference ran on weights that a hash of the parameter's name generates, so any program can
-build them again from the names and shapes of a checkpoint. `tests/data/golden/` holds those names and shapes for every
+build them again from the names and shapes of a checkpoint. This folder holds those names and shapes for every
 network and checkpoint format, the logits of some, and five short training runs.
 
 Formats are official (the authors' torch code), timm, hf (transformers' CvT) and paddlevit (PaddleViT's `.pdparams`).
@@ -26,7 +26,7 @@ from paddle import nn
 
 from paddlevit import build_model
 
-_FOLDER = Path(__file__).parent / "data" / "golden"
+_FOLDER = Path(__file__).parent
 _TOKEN_LIKE = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_table")
 _GAIN = {2: 1.25, 4: 0.85}
 
