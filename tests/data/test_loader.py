@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -251,3 +252,18 @@ def test_skipping_is_for_training_alone(folder, tmp_path):
     assert sorted(labels.tolist()) == [0, 1, 2, 4, 4, 5, 6, 7]
     with pytest.raises(UserError, match="3.png is not a readable image"):
         list(build_eval_loader(settings))
+
+
+@pytest.mark.parametrize("resizer", ["pillow", "auto"])
+def test_an_image_is_augmented_anew_every_time(tmp_path, resizer):
+    """One picture is the whole data set: only what is drawn for it makes a difference."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "0.png")
+    (tmp_path / "train_list.txt").write_text("0.png 0\n" * 16)
+    opts = ["DATA.DATA_PATH", str(tmp_path), "DATA.BATCH_SIZE", 4, "TRAIN.CROP", "random_resized"]
+    seen = []
+    for seed, rank in itertools.product(range(2), repeat=2):
+        config = get_config("pit_digits", [*opts, "SEED", seed, "TRAIN.RESIZER", resizer])
+        loader = build_train_loader(config, rank=rank, world_size=2)
+        seen += [image.numpy().tobytes() for epoch in range(3) for images, _ in loader.epoch(epoch) for image in images]
+    assert len(seen) == 4 * 3 * 2 * 4
+    assert len(set(seen)) == len(seen)

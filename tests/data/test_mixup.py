@@ -308,3 +308,9 @@ class TestBuild:
         with pytest.raises(UserError) as raised:
             build_mixup(get_config(None, [key, value]))
         assert re.search(f"{key} must .*, got {re.escape(str(value))}", str(raised.value))
+
+
+def test_smoothing_without_mixing():
+    opts = ["TRAIN.MIXUP_ALPHA", 0.0, "TRAIN.CUTMIX_ALPHA", 0.0, "TRAIN.SMOOTHING", 0.4, "MODEL.NUM_CLASSES", 4]
+    _, targets = build_mixup(get_config(None, opts))(paddle.zeros([1, 3, 2, 2]), paddle.to_tensor([2]), (0,))
+    np.testing.assert_allclose(targets.numpy(), [[0.1, 0.1, 0.7, 0.1]], atol=1e-7)

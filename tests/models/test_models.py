@@ -3,8 +3,11 @@ errors about keys."""
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
@@ -211,6 +214,28 @@ def test_drop_path_rates(name, opts, rates):
     with from_zeros():
         model = build_model(get_config(name, opts))
     assert [layer.rate for layer in model.sublayers() if isinstance(layer, DropPath)] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(("name", "no"), [("hvt_digits", False), ("cvt_digits", [False] * 3)])
+def test_no_bias_where_none_is_asked_for(name, no):
+    found = []
+    for opts in ([], ["MODEL.QKV_BIAS", no]):
+        names = build_model(get_config(name, opts)).state_dict()
+        found.append([key for key in names if re.search(r"\.(qkv|proj_[qkv])\.bias$", key)])
+    assert found[0] and not found[1]
+
+
+@pytest.mark.parametrize("name", ["pit_digits", "hvt_digits", "cvt_digits"])
+def test_fused_attention_is_the_plain_one(name, monkeypatch):
+    """Paddle's fused kernel takes another layout, and no scale; on a CPU it is never chosen."""
+    model, images = build_model(get_config(name)), paddle.randn([2, 3, 32, 32])
+    model.eval()
+    expected, fused, calls = model(images).numpy(), F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kw: calls.append(1) or fused(*args, **kw))
+    for module in ("layers", "cvt.model"):
+        monkeypatch.setattr(f"paddlevit.{module}.has_flash_attention", lambda *args: True)
+    np.testing.assert_allclose(model(images).numpy(), expected, atol=1e-5)
+    assert calls
 
 
 @pytest.mark.parametrize(

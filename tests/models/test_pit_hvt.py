@@ -46,3 +46,8 @@ def test_hvt_is_scaled_by_configuration_alone():
     state = build_model(get_config("hvt_s1_patch16_224", opts)).state_dict()
     lengths = {key: value.shape[1] for key, value in state.items() if key.endswith("pos_embed")}
     assert lengths == {"pos_embed": 64, "layers.0.pos_embed": 20, "layers.2.pos_embed": 6, "layers.4.pos_embed": 1}
+
+
+def test_hvt_with_one_pooling_has_it_before_all_twelve_blocks():
+    model = get_config("hvt_ti_1_patch16_224").MODEL
+    assert (model.POOL_BLOCK_WIDTH, model.DEPTH) == (12, 12)

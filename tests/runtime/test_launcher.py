@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from paddlevit.errors import UserError
-from paddlevit.runtime import launcher, process
+from paddlevit.runtime import launcher
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -325,11 +325,3 @@ def test_no_process_outlives_its_launcher(tmp_path):
 
 def test_a_heartbeat_without_a_launcher_does_nothing():
     launcher.heartbeat()
-
-
-def test_how_many_processes(monkeypatch):
-    monkeypatch.setattr(process.paddle.device.cuda, "device_count", lambda: 4)
-    assert [process.process_count(asked, "cpu") for asked in (None, 1, 3)] == [1, 1, 3]
-    assert [process.process_count(asked, "gpu") for asked in (None, 1, 4)] == [4, 1, 4]
-    with pytest.raises(UserError, match="-nprocs 5: only 4 GPUs"):
-        process.process_count(5, "gpu")

@@ -1,17 +1,22 @@
-"""Accumulation against a large batch, going on bit for bit, the EMA, exact evaluation."""
+"""Accumulation against a large batch, resuming bit for bit, the EMA, exact evaluation, when processes meet."""
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import paddle
+import paddle.distributed as dist
 import pytest
 from paddle import nn
+from tiny import arrays, batch, network, trainer_of
 
 from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
 from paddlevit.errors import UserError
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.engine import Stopped, Trainer, evaluate
+from paddlevit.training.gradients import LossScale
 from paddlevit.training.objectives import Supervised
 from paddlevit.training.optim import build_optimizer
 
@@ -186,3 +191,53 @@ def test_fewer_than_five_classes():
     model = nn.Linear(6, 3)
     result = evaluate(model, batches(3))
     assert result["acc5"] == 100.0
+
+
+class Synchronised(nn.Layer):
+    """Stands in for DataParallel and notes which forward and backward passes would meet other processes."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.alone, self.forwards, self.backwards = model, False, [], []
+        model.parameters()[0].register_hook(lambda gradient: self.backwards.append(not self.alone))
+
+    def forward(self, images):
+        self.forwards.append(not self.alone)
+        return self.model(images)
+
+    @contextlib.contextmanager
+    def no_sync(self):
+        self.alone = True
+        yield
+        self.alone = False
+
+
+def test_processes_meet_once_per_optimizer_step():
+    model = network()
+    together = Synchronised(model)
+    trainer = trainer_of(model, forward=together, accum_iter=3)
+    trainer.steps_per_epoch = 7
+    trainer.train_epoch(map(batch, range(7)), lambda loss, waited: None)
+    assert together.forwards == together.backwards == [False, False, True, False, False, True, True]
+
+
+def test_processes_seldom_ask_each_other(monkeypatch):
+    asked_at = set()
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    trainer = trainer_of(network())
+    trainer.steps_per_epoch = 40
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, **options: asked_at.add((trainer.epoch, trainer.step)))
+    trainer.train_epoch(map(batch, range(40)), lambda loss, waited: None)
+    assert {(0, 16), (0, 32)} <= asked_at <= {(0, 16), (0, 32), (1, 0)}, "whether to stop, and at the epoch's end"
+
+
+def test_the_loss_scale_is_taken_off_once_per_optimizer_step():
+    ends = []
+    for dynamic in (False, True):
+        model = network()
+        trainer = trainer_of(model, accum_iter=3, loss_scale=LossScale(dynamic=dynamic))
+        for seed in range(6):
+            trainer.train_step(*batch(seed))
+        ends.append(arrays(model))
+    for name in ends[0]:
+        np.testing.assert_allclose(ends[1][name], ends[0][name], rtol=1e-5, atol=1e-6, err_msg=name)

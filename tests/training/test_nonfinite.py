@@ -5,46 +5,15 @@ from __future__ import annotations
 import numpy as np
 import paddle
 import pytest
-from paddle import nn
+from tiny import arrays, batch, network, trainer_of
 
-from paddlevit.config import get_config
-from paddlevit.data.mixup import SmoothTargets
+from paddlevit.data.erasing import RandomErasing
+from paddlevit.data.mixup import Mixup
 from paddlevit.errors import UserError
-from paddlevit.training.ema import ModelEma
-from paddlevit.training.engine import Stopped, Trainer
+from paddlevit.training.engine import Stopped
 from paddlevit.training.gradients import LossScale
-from paddlevit.training.objectives import Supervised
-from paddlevit.training.optim import build_optimizer
-
-
-def network():
-    paddle.seed(1)
-    return nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.GELU(), nn.Flatten(), nn.Linear(4 * 4, 3))
-
-
-def trainer_of(model, **options):
-    return Trainer(
-        model=model,
-        objective=Supervised(),
-        mixup=SmoothTargets(3, 0.1),
-        optimizer=build_optimizer(get_config("pit_ti_224"), model),
-        lr_at=lambda epoch: 0.01,
-        steps_per_epoch=100,
-        ema=ModelEma(model, decay=0.9),
-        **options,
-    )
-
-
-def batch(seed, bad=None):
-    rng = np.random.default_rng(seed)
-    images = rng.standard_normal((4, 3, 4, 4)).astype("float32")
-    if bad is not None:
-        images[2, 1, 0, 3] = bad
-    return paddle.to_tensor(images), paddle.to_tensor(rng.integers(0, 3, 4))
-
-
-def arrays(model):
-    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
+from paddlevit.training.journal import Journal
+from paddlevit.training.objectives import Distilled
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -124,27 +93,49 @@ def test_too_many_in_a_row_end_training():
         trainer.read_skipped()
 
 
-READS = ["numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__array__", "cpu"]
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_no_step_waits_for_the_device(monkeypatch, dynamic):
-    model = network()
-    trainer = trainer_of(model, accum_iter=2, grad_clip=1.0, loss_scale=LossScale(dynamic=dynamic))
-    data = [batch(seed) for seed in range(6)]
-    trainer.train_step(*data[0])
-    trainer.train_step(*data[1])
-    reads = []
-    for name in READS:
+@pytest.fixture
+def reads(monkeypatch):
+    """Every reading of a tensor by the host."""
+    found = []
+    for name in ("numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__array__", "cpu"):
         original = getattr(paddle.Tensor, name)
 
         def spy(tensor, *args, name=name, original=original, **kwargs):
-            reads.append(name)
+            found.append(name)
             return original(tensor, *args, **kwargs)
 
         monkeypatch.setattr(paddle.Tensor, name, spy)
-    for images, labels in data[2:]:
+    return found
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_no_step_waits_for_the_device(reads, dynamic):
+    model = network()
+    trainer = trainer_of(model, accum_iter=2, grad_clip=1.0, loss_scale=LossScale(dynamic=dynamic))
+    data = [batch(seed) for seed in range(6)]
+    for step, (images, labels) in enumerate(data):
+        if step == 2:  # by then everything is built
+            reads.clear()
         trainer.train_step(images, labels)
     assert reads == []
     trainer.read_skipped()
     assert reads, "the count is able to see one"
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("batch", "hard"), ("elem", "soft"), ("pair", "soft")])
+def test_no_part_of_a_step_waits_for_the_device(reads, tmp_path, mode, kind):
+    """Nor mixing, distilling, erasing, and noting the loss."""
+    trainer = trainer_of(network(), accum_iter=2)
+    trainer.mixup, trainer.objective = Mixup(num_classes=3, mode=mode), Distilled(network(), kind=kind)
+    erase = RandomErasing(prob=1.0)
+    journal = Journal(tmp_path / "lines", report_freq=6, num_epochs=1, steps_per_epoch=6, images_per_step=4)
+    journal.start_epoch(1, 0)
+    for step in range(6):
+        images, labels = batch(step)
+        if step == 2:  # by then everything is built
+            reads.clear()
+        loss = trainer.train_step(erase(images, (0, 0, step, 0)), labels)
+        assert step < 2 or reads == []
+        journal.step(loss, 0.0, trainer.lr)
+        assert step in (0, 1, 5) or reads == []
+    assert reads, "the line of the log reads the losses"

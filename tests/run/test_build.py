@@ -1,37 +1,29 @@
-"""Defects of PaddleViT and traps of Paddle that no test elsewhere would catch."""
+"""A run as its configuration says: weights and averages, learning rate, processes, precision, what is drawn."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
-import re
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import paddle
-import paddle.distributed as dist
-import paddle.nn.functional as F
 import pytest
 from paddle import nn
 from PIL import Image
-from test_nonfinite import READS, batch, network, trainer_of
+from tiny import arrays, batch, network, trainer_of
 
 from paddlevit import build_model
 from paddlevit.commands.train import main
 from paddlevit.config import get_config, with_values
-from paddlevit.data import build as data_room
-from paddlevit.data.erasing import RandomErasing
-from paddlevit.data.mixup import Mixup, SmoothTargets, build_mixup
+from paddlevit.data import build
+from paddlevit.data.mixup import SmoothTargets
 from paddlevit.errors import UserError
 from paddlevit.run.build import build_trainer, check_amp, log_start
 from paddlevit.run.folder import restore, resumed_state, save
 from paddlevit.runtime import process
 from paddlevit.training import checkpoint
-from paddlevit.training.gradients import LossScale
-from paddlevit.training.journal import Journal
 from paddlevit.training.objectives import Distilled, Supervised, soft_cross_entropy
 
 
@@ -55,10 +47,6 @@ def train(folder, output, *flags):
 
 def small_trainer(*opts):
     return build_trainer(get_config("pit_digits", opts), 4)
-
-
-def arrays(layer):
-    return {name: value.numpy().copy() for name, value in layer.state_dict().items()}
 
 
 def assert_same(some, others):
@@ -115,52 +103,18 @@ def test_the_rate_follows_all_images_of_an_optimizer_step(accum_iter, processes,
     assert "warm-up (TRAIN.WARMUP_EPOCHS 301) is longer than the run (TRAIN.NUM_EPOCHS 300)" in caplog.text
 
 
-class Synchronised(nn.Layer):
-    """Stands in for DataParallel and notes which forward and backward passes would meet other processes."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.alone, self.forwards, self.backwards = model, False, [], []
-        model.parameters()[0].register_hook(lambda gradient: self.backwards.append(not self.alone))
-
-    def forward(self, images):
-        self.forwards.append(not self.alone)
-        return self.model(images)
-
-    @contextlib.contextmanager
-    def no_sync(self):
-        self.alone = True
-        yield
-        self.alone = False
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_several_processes_train_one_network(processes, monkeypatch):
     monkeypatch.setattr(process, "world_size", lambda: processes)
-    monkeypatch.setattr(paddle, "DataParallel", Synchronised)
+    monkeypatch.setattr(paddle, "DataParallel", lambda model: SimpleNamespace(model=model))
     trainer = small_trainer()
     assert trainer.forward is trainer.model or processes > 1
     assert getattr(trainer.forward, "model", None) is trainer.model or processes == 1
 
 
-def test_smoothing_without_mixing():
-    opts = ["TRAIN.MIXUP_ALPHA", 0.0, "TRAIN.CUTMIX_ALPHA", 0.0, "TRAIN.SMOOTHING", 0.4, "MODEL.NUM_CLASSES", 4]
-    _, targets = build_mixup(get_config(None, opts))(paddle.zeros([1, 3, 2, 2]), paddle.to_tensor([2]), (0,))
-    np.testing.assert_allclose(targets.numpy(), [[0.1, 0.1, 0.7, 0.1]], atol=1e-7)
-
-
-def test_processes_meet_once_per_optimizer_step():
-    model = network()
-    together = Synchronised(model)
-    trainer = trainer_of(model, forward=together, accum_iter=3)
-    trainer.steps_per_epoch = 7
-    trainer.train_epoch(map(batch, range(7)), lambda loss, waited: None)
-    assert together.forwards == together.backwards == [False, False, True, False, False, True, True]
-
-
 def test_processes_epochs_and_steps_draw_different_numbers(pictures, monkeypatch):
     drawn = {"mixing": [], "dropout": [], "erasing": []}
-    monkeypatch.setattr(data_room, "build_erasing", lambda config: lambda x, key: drawn["erasing"].append(key) or x)
+    monkeypatch.setattr(build, "build_erasing", lambda config: lambda x, key: drawn["erasing"].append(key) or x)
     for rank in range(2):
         monkeypatch.setenv("PADDLE_TRAINER_ID", str(rank))
         trainer = trainer_of(network())
@@ -170,85 +124,11 @@ def test_processes_epochs_and_steps_draw_different_numbers(pictures, monkeypatch
             drawn["dropout"].append(tuple(paddle.rand([4]).tolist())) or learn(*args)
         )
         config = get_config("pit_digits", ["DATA.DATA_PATH", str(pictures), "DATA.BATCH_SIZE", 8])
-        loader = data_room.build_train_loader(config, rank=rank, world_size=2)
+        loader = build.build_train_loader(config, rank=rank, world_size=2)
         for epoch in range(2):
             trainer.train_epoch(map(batch, range(2)), lambda loss, waited: None)
             assert len(list(loader.epoch(epoch))) == 2
     assert {name: len(set(found)) for name, found in drawn.items()} == dict.fromkeys(drawn, 8)
-
-
-@pytest.mark.parametrize("resizer", ["pillow", "auto"])
-def test_an_image_is_augmented_anew_every_time(tmp_path, resizer):
-    """One picture is the whole data set: only what is drawn for it makes a difference."""
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "0.png")
-    (tmp_path / "train_list.txt").write_text("0.png 0\n" * 16)
-    opts = ["DATA.DATA_PATH", str(tmp_path), "DATA.BATCH_SIZE", 4, "TRAIN.CROP", "random_resized"]
-    seen = []
-    for seed, rank in itertools.product(range(2), repeat=2):
-        config = get_config("pit_digits", [*opts, "SEED", seed, "TRAIN.RESIZER", resizer])
-        loader = data_room.build_train_loader(config, rank=rank, world_size=2)
-        seen += [image.numpy().tobytes() for epoch in range(3) for images, _ in loader.epoch(epoch) for image in images]
-    assert len(seen) == 4 * 3 * 2 * 4
-    assert len(set(seen)) == len(seen)
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """Every reading of a tensor by the host."""
-    found = []
-    for name in READS:
-        original = getattr(paddle.Tensor, name)
-        spy = lambda *args, name=name, original=original, **kwargs: found.append(name) or original(*args, **kwargs)  # noqa: E731
-        monkeypatch.setattr(paddle.Tensor, name, spy)
-    return found
-
-
-@pytest.mark.parametrize(("mode", "kind"), [("batch", "hard"), ("elem", "soft"), ("pair", "soft")])
-def test_no_part_of_a_step_waits_for_the_device(reads, tmp_path, mode, kind):
-    """What test_nonfinite.py leaves out there: mixing, distilling, erasing, and noting the loss."""
-    trainer = trainer_of(network(), accum_iter=2)
-    trainer.mixup, trainer.objective = Mixup(num_classes=3, mode=mode), Distilled(network(), kind=kind)
-    erase = RandomErasing(prob=1.0)
-    journal = Journal(tmp_path / "lines", report_freq=6, num_epochs=1, steps_per_epoch=6, images_per_step=4)
-    journal.start_epoch(1, 0)
-    for step in range(6):
-        images, labels = batch(step)
-        if step == 2:  # by then everything is built
-            reads.clear()
-        loss = trainer.train_step(erase(images, (0, 0, step, 0)), labels)
-        assert step < 2 or reads == []
-        journal.step(loss, 0.0, trainer.lr)
-        assert step in (0, 1, 5) or reads == []
-    assert reads, "the line of the log reads the losses"
-
-
-def test_processes_seldom_ask_each_other(monkeypatch):
-    asked_at = set()
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
-    trainer = trainer_of(network())
-    trainer.steps_per_epoch = 40
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor, **options: asked_at.add((trainer.epoch, trainer.step)))
-    trainer.train_epoch(map(batch, range(40)), lambda loss, waited: None)
-    assert {(0, 16), (0, 32)} <= asked_at <= {(0, 16), (0, 32), (1, 0)}, "whether to stop, and at the epoch's end"
-
-
-def test_a_process_takes_the_gpu_of_its_machine(monkeypatch):
-    """The sixth process of two machines with four GPUs each: its rank, Paddle's local_rank too, is no GPU's number."""
-    chosen = []
-    monkeypatch.setattr(dist, "ParallelEnv", lambda: SimpleNamespace(device_id=1, local_rank=5, rank=5))
-    monkeypatch.setattr(dist, "init_parallel_env", lambda: None)
-    monkeypatch.setattr(process, "choose_device", lambda name: "gpu")
-    monkeypatch.setattr(paddle, "set_device", chosen.append)
-    process.setup("gpu", 0)
-    assert chosen == ["gpu:1"]
-
-
-def test_batch_norm_trains_without_a_warning():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        process.setup("cpu", 0)
-        nn.BatchNorm2D(2)(paddle.rand([2, 2, 3, 3]))
-    assert not caught
 
 
 def test_evaluation_does_not_resume(pictures, tmp_path, capfd):
@@ -263,33 +143,6 @@ def test_an_evaluation_whose_loss_is_not_finite_is_written_as_json(pictures, tmp
     assert train(pictures, tmp_path / "run", "-eval", "-pretrained", tmp_path / "spoilt.pdparams") == 0
     text = (tmp_path / "run" / "eval.json").read_text()
     assert json.loads(text)["loss"] is None and "NaN" not in text
-
-
-@pytest.mark.parametrize(("name", "no"), [("hvt_digits", False), ("cvt_digits", [False] * 3)])
-def test_no_bias_where_none_is_asked_for(name, no):
-    found = []
-    for opts in ([], ["MODEL.QKV_BIAS", no]):
-        names = build_model(get_config(name, opts)).state_dict()
-        found.append([key for key in names if re.search(r"\.(qkv|proj_[qkv])\.bias$", key)])
-    assert found[0] and not found[1]
-
-
-def test_hvt_with_one_pooling_has_it_before_all_twelve_blocks():
-    model = get_config("hvt_ti_1_patch16_224").MODEL
-    assert (model.POOL_BLOCK_WIDTH, model.DEPTH) == (12, 12)
-
-
-@pytest.mark.parametrize("name", ["pit_digits", "hvt_digits", "cvt_digits"])
-def test_fused_attention_is_the_plain_one(name, monkeypatch):
-    """Paddle's fused kernel takes another layout, and no scale; on a CPU it is never chosen."""
-    model, images = build_model(get_config(name)), paddle.randn([2, 3, 32, 32])
-    model.eval()
-    expected, fused, calls = model(images).numpy(), F.scaled_dot_product_attention, []
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kw: calls.append(1) or fused(*args, **kw))
-    for module in ("layers", "cvt.model"):
-        monkeypatch.setattr(f"paddlevit.{module}.has_flash_attention", lambda *args: True)
-    np.testing.assert_allclose(model(images).numpy(), expected, atol=1e-5)
-    assert calls
 
 
 def test_numbers_are_not_made_of_arrays(pictures, tmp_path, monkeypatch):
@@ -359,18 +212,6 @@ def test_amp_reaches_training_and_evaluation(pictures, tmp_path, monkeypatch):
     assert entered == [{"enable": True, "dtype": "bfloat16", "level": "O1"}] * batches
 
 
-def test_the_loss_scale_is_taken_off_once_per_optimizer_step():
-    ends = []
-    for dynamic in (False, True):
-        model = network()
-        trainer = trainer_of(model, accum_iter=3, loss_scale=LossScale(dynamic=dynamic))
-        for seed in range(6):
-            trainer.train_step(*batch(seed))
-        ends.append(arrays(model))
-    for name in ends[0]:
-        np.testing.assert_allclose(ends[1][name], ends[0][name], rtol=1e-5, atol=1e-6, err_msg=name)
-
-
 def test_half_precision_leaves_average_and_losses_alone(monkeypatch):
     asked = []
 
@@ -391,9 +232,3 @@ def test_half_precision_leaves_average_and_losses_alone(monkeypatch):
     assert soft_cross_entropy(logits, targets).dtype == paddle.float32
     for kind in ("soft", "hard"):
         assert Distilled(nn.Identity(), kind=kind)(nn.Identity(), logits, targets)[0].dtype == paddle.float32
-
-
-def test_weights_are_written_by_protocol_4(tmp_path):
-    """Paddle's 2 and 3 take large arrays apart, and it cannot read 5."""
-    checkpoint.write_weights(tmp_path / "w.pdparams", nn.Linear(2, 2).state_dict())
-    assert (tmp_path / "w.pdparams").read_bytes()[:2] == b"\x80\x04"

@@ -1,0 +1,44 @@
+"""A network of some 300 numbers, a trainer and batches for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from paddlevit.config import get_config
+from paddlevit.data.mixup import SmoothTargets
+from paddlevit.training.ema import ModelEma
+from paddlevit.training.engine import Trainer
+from paddlevit.training.objectives import Supervised
+from paddlevit.training.optim import build_optimizer
+
+
+def network():
+    paddle.seed(1)
+    return nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.GELU(), nn.Flatten(), nn.Linear(4 * 4, 3))
+
+
+def trainer_of(model, **options):
+    return Trainer(
+        model=model,
+        objective=Supervised(),
+        mixup=SmoothTargets(3, 0.1),
+        optimizer=build_optimizer(get_config("pit_ti_224"), model),
+        lr_at=lambda epoch: 0.01,
+        steps_per_epoch=100,
+        ema=ModelEma(model, decay=0.9),
+        **options,
+    )
+
+
+def batch(seed, bad=None):
+    rng = np.random.default_rng(seed)
+    images = rng.standard_normal((4, 3, 4, 4)).astype("float32")
+    if bad is not None:
+        images[2, 1, 0, 3] = bad
+    return paddle.to_tensor(images), paddle.to_tensor(rng.integers(0, 3, 4))
+
+
+def arrays(model):
+    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
