@@ -24,7 +24,7 @@ async def read_upload(request: Request, keep: Callable[[int], None], *, limits: 
     boundary = _boundary(request.headers.get("content-type", ""))
     most = limits.max_bytes + (_FORM_HEADERS if boundary else 0)
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and (len(length) > 18 or int(length) > most):
+    if length.isdecimal() and int(length) > most:
         raise too_large
     body = bytearray()
     try:

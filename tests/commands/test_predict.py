@@ -232,6 +232,7 @@ sys.exit(main())
 def test_standard_output_holds_results_only(data, run):
     words = [sys.executable, "-c", NOISY, data / "val" / "red", "-pretrained", weights(run), "-json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONUNBUFFERED", None)  # which holds for C too
     result = subprocess.run([*map(str, words)], capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
     assert len([json.loads(line) for line in result.stdout.splitlines()]) == 15
     assert {"from C", "from C++", "from Python"} <= {line.split(",")[0] for line in result.stderr.splitlines()}
