@@ -8,7 +8,7 @@ import paddle
 import pytest
 from PIL import Image
 
-from paddlevit.commands.benchmark import by_turns, main
+from paddlevit.commands.benchmark import ENGINES, by_turns, main
 from paddlevit.data.prepare import write_large_cuts
 
 STAGES = ["read", "decode by Pillow", "crop, flip", "training", "evaluation", "normalize, erase"]
@@ -46,12 +46,17 @@ def test_steps_take_turns_and_short_ones_are_repeated():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["-engine", "paddle", "program"], ["-train"]])
+@pytest.mark.parametrize(
+    "flags", [["-engine", "paddle", "program"], ["-train"], ["-engine", "openvino", "-precision", "f32"]]
+)
 def test_model(flags, capsys):
+    if "openvino" in flags:
+        pytest.importorskip("paddle2onnx", reason="it has no build for Python 3.13")
     assert main(["model", "-cfg", "pit_digits", "-rounds", "2", "-batch_size", "2", "-json", *flags]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["name"], result["train"], result["batch_size"]) == ("pit_digits", "-train" in flags, 2)
-    assert list(result["engines"]) == (flags[1:] or ["paddle"]) and result["memory_mib"] > 10
+    engines = [flag for flag in flags if flag in ENGINES] or ["paddle"]
+    assert list(result["engines"]) == engines and result["memory_mib"] > 10
     for row in result["engines"].values():
         assert row["images_per_sec"] == pytest.approx(2 / row["seconds"]) and row["macs_per_sec"] > 0
 
@@ -102,3 +107,8 @@ def test_mistakes_are_named(argv, message, capsys):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err
+
+
+def test_precision_is_openvinos(capsys):
+    assert main(["model", "-cfg", "pit_digits", "-precision", "bf16"]) == 2
+    assert "-precision bf16 of -engine paddle, allowed: f32 (bf16: openvino)" in capsys.readouterr().err

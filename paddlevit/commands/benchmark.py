@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
+from paddlevit.runtime.streams import only_results
 
 if TYPE_CHECKING:
     from yacs.config import CfgNode
@@ -42,7 +43,8 @@ def main(argv: list[str]) -> int:
     for name in ("rounds", "batch_size", "threads", "images"):
         if getattr(args, name, 1) < 1:
             raise UserError(f"-{name} must be 1 or more, got {getattr(args, name)}")
-    print(commands[argv[0]](args))
+    with only_results() as out:
+        print(commands[argv[0]](args), file=out)
     return 0
 
 
@@ -53,6 +55,7 @@ def _parse_args(command: str, *argv: str) -> argparse.Namespace:
         flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
         flag("train", action="store_true", help="a training step (forward, loss, backward, AdamW), not inference")
         flag("engine", nargs="+", default=["paddle"], choices=ENGINES, help="the model itself, or exported; by turns")
+        flag("precision", default="f32", choices=("f32", "bf16"), help="of -engine openvino")
         flag("batch_size", type=int, default=8, help="images per step (default 8)")
         flag("threads", type=int, default=1, help="threads of a CPU (default 1)")
         flag("device", default="cpu", choices=("cpu", "gpu"), help="(default cpu)")
@@ -91,6 +94,10 @@ def by_turns(steps: Mapping[Any, Step], rounds: int, clock: Callable[[], float])
 def _model(args: argparse.Namespace) -> str:
     if args.train and args.engine != ["paddle"]:
         raise UserError(f"-engine must be paddle with -train, got {' '.join(args.engine)}")
+    if args.precision != "f32" and args.engine != ["openvino"]:
+        raise UserError(
+            f"-precision {args.precision} of -engine {' '.join(args.engine)}, allowed: f32 (bf16: openvino)"
+        )
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # Paddle reads it when it is imported
     import paddle
 
@@ -107,7 +114,7 @@ def _model(args: argparse.Namespace) -> str:
     if args.train:
         steps = {"paddle": training_step(model, images, config.MODEL.NUM_CLASSES, amp=args.amp)}
     else:
-        how = {"threads": args.threads, "device": args.device, "amp": args.amp}
+        how = {"threads": args.threads, "amp": args.amp, "precision": args.precision}
         steps = {engine: inference_step(engine, model, images, **how) for engine in args.engine}
 
     def clock() -> float:
@@ -122,7 +129,7 @@ def _model(args: argparse.Namespace) -> str:
         for name, each in medians.items()
     }
     if args.json:
-        spec = {key: getattr(args, key) for key in ("train", "batch_size", "threads", "device", "amp")}
+        spec = {key: getattr(args, key) for key in ("train", "batch_size", "threads", "device", "amp", "precision")}
         return json.dumps({"name": config.MODEL.NAME, **spec, "memory_mib": peak_memory(), "engines": rows})
     what = f"{'training step' if args.train else 'inference'}, batch {args.batch_size}, {args.threads} thread(s)"
     lines = [f"{config.MODEL.NAME}, {what}; {macs / 1e9:.2f} GMACs a step; {peak_memory():.0f} MiB at most"]
@@ -155,9 +162,9 @@ def training_step(model: Any, images: Any, num_classes: int, *, amp: bool = Fals
 
 
 def inference_step(
-    engine: str, model: Any, images: Any, *, threads: int = 1, device: str = "cpu", amp: bool = False
+    engine: str, model: Any, images: Any, *, threads: int = 1, amp: bool = False, precision: str = "f32"
 ) -> Step:
-    """A forward pass by one of ENGINES."""
+    """A forward pass by one of ENGINES; `amp` is for "paddle", `precision` for "openvino"."""
     import paddle
 
     from paddlevit.export import export, open_exported
@@ -173,8 +180,11 @@ def inference_step(
     pixels = images.numpy()
     with tempfile.TemporaryDirectory() as folder:
         path = export(model, pixels.shape[1:], "paddle" if engine == "program" else engine, folder)
-        predict = open_exported(path, threads=threads, device=device)
+        device = paddle.device.get_device().split(":")[0]
+        predict = open_exported(path, threads=threads, device=device, precision=precision)
         predict(pixels)  # some read their files only now
+    if predict.precision != precision:
+        raise UserError(f"-precision {precision}: this processor has no bfloat16")
     return lambda: predict(pixels)
 
 
