@@ -129,8 +129,11 @@ class NumpyArray(LazyArray):
         vars(self).update(vars(numpy_array(data, dtype, shape, "F" if fortran else "C")))
 
 
-def numpy_array(data: Any, dtype: Dtype, shape: Any, order: Any) -> LazyArray:
-    """The array of `data`, which is bytes, or text where protocol 2 or Python 2 wrote it."""
+def numpy_array(data: Any, dtype: Dtype, shape: Any, order: Any, axes: Any = None) -> LazyArray:
+    """The array of `data`, which is bytes, or text where protocol 2 or Python 2 wrote it.
+
+    NumPy 2.3 and later store a transposed array as it lies in memory, with the order of its `axes`.
+    """
     kind, shape = dtype.dtype, sizes(shape)
     if kind is None:
         return LazyArray(shape, lambda: np.empty(()), f"an array of dtype {dtype.code!r}")
@@ -143,9 +146,12 @@ def numpy_array(data: Any, dtype: Dtype, shape: Any, order: Any) -> LazyArray:
 
     def read() -> np.ndarray:
         raw = data.latin1() if isinstance(data, Text) else data
-        return copied(raw, kind).reshape(shape, order="F" if order == "F" else "C")
+        return copied(raw, kind).reshape(shape, order="F" if order == "F" else "C").transpose(axes)
 
-    return LazyArray(shape, read)
+    axes = range(len(shape)) if axes is None else sizes(axes)
+    if sorted(axes) != list(range(len(shape))):
+        raise ValueError(f"an array of {len(shape)} axes in the order {list(axes)}")
+    return LazyArray([shape[axis] for axis in axes], read)
 
 
 def _encode(text: Any, encoding: Any = "") -> Any:
@@ -164,9 +170,9 @@ def _getattr(target: Any, _: Any) -> Placeholder:
 
 NAMES: dict[str, Any] = {
     "builtins.getattr": _getattr,
-    "builtins.bytes": lambda: b"",  # in protocol 2, where they are empty
+    "builtins.bytes": lambda *_: b"",  # in protocol 2, where they are empty
     "builtins.tuple": lambda items: items,  # around (name, array) in Paddle's nested files
-    "collections.OrderedDict": lambda: {},
+    "collections.OrderedDict": lambda *items: Placeholder("an OrderedDict of Python 2") if items else {},
     "collections.defaultdict": lambda *_: {},
     "_codecs.encode": _encode,
     "numpy.dtype": Dtype,

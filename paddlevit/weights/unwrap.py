@@ -17,7 +17,7 @@ _MODEL = ("model", "state_dict", "model_state_dict", "model_state", "module", "n
 _EMA = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_state", "ema_model", "ema", "params_ema")
 # What wrappers put before names; more than half of the names begin so, since a Lightning module has parts beside its
 # model and torch's AveragedModel counts. A compiled or sharded part has its wrapper inside of the name.
-_PREFIXES = ("module.", "model.", "net.", "_layers.")
+_PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "_layers.")
 _EMA_PREFIXES = ("model_ema.", "ema_model.")
 _INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _DEEPEST = 4  # wrappers around each other
@@ -43,15 +43,16 @@ def unwrap(content: Any, which: str = "model") -> StateDict:
         raise WeightsError(f"the file holds a {_kind(content)}, not a dict of weights")
     content, averaged, notes = _innermost(content, which)
     content = {name: _unnamed(value) for name, value in content.items() if name != _PADDLE_NAMES}
-    strange = [f"{name} ({_kind(value)})" for name, value in content.items() if not _is_weight(name, value)]
-    if strange or not content:
-        what = f"entries that are no arrays: {listing(strange)}" if strange else "no entries"
-        raise WeightsError(f"the state dict has {what}; weights are looked for in {', '.join(_MODEL)} or at the top")
-    names = _plain_names(list(content), which if not averaged else "model")
-    outside = [name for name in content if name not in names]
+    names = _plain_names([name for name in content if isinstance(name, str)], "model" if averaged else which)
+    outside = [name for name in content if isinstance(name, str) and name not in names]
     if outside:
         notes.append(f"left out of the state dict: {listing(outside)}")
-    return StateDict({short: _lazy(content[name]) for name, short in names.items()}, notes)
+    weights = {name: value for name, value in content.items() if name in names or not isinstance(name, str)}
+    strange = [f"{name} ({_kind(value)})" for name, value in weights.items() if not _is_weight(name, value)]
+    if strange or not weights:
+        what = f"entries that are no arrays: {listing(strange)}" if strange else "no entries"
+        raise WeightsError(f"the state dict has {what}; weights are looked for in {', '.join(_MODEL)} or at the top")
+    return StateDict({short: _lazy(weights[name]) for name, short in names.items()}, notes)
 
 
 def _innermost(content: Mapping, which: str) -> tuple[Mapping, bool, list[str]]:

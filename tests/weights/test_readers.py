@@ -64,6 +64,7 @@ def state():
         "half": rng.standard_normal(5).astype("f2"),
         "double": rng.standard_normal((2, 2)),
         "fortran": np.asfortranarray(rng.standard_normal((40, 50)).astype("f4")),
+        "axes": rng.standard_normal((3, 4, 5)).astype("f4").transpose(1, 0, 2),
         "big_endian": np.arange(3).astype(">f4"),
         "empty": np.zeros((0, 2), "f4"),
         "count": np.array(3),

@@ -28,6 +28,7 @@ CHECKPOINTS = {
     "DeiT": {"model": ONES, "model_ema": ZEROS, "args": None},
     "Lightning": {"state_dict": {**named("model."), "criterion.weight": np.ones(3)}, "hyper_parameters": {"lr": 1.0}},
     "Lightning with an average": {"state_dict": {**named("model."), **named("ema_model.module.", ZEROS)}},
+    "Lightning with a metric": {"state_dict": {**named("model."), "metric.values": [1, 2]}},
     "Lightning, compiled": {"state_dict": named("model._orig_mod.")},
     "tutorial": {"model_state_dict": ONES, "optimizer_state_dict": {}},
     "pycls": {"model_state": ONES, "ema_state": ZEROS, "cfg": "MODEL:"},
