@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from paddlevit.config import get_config, with_values
 from paddlevit.data import build_decoding, build_preparation, open_source
-from paddlevit.data.decode import Decoding, decode
+from paddlevit.data.decode import Decoding, decode, to_rgb
 from paddlevit.data.index import CLASS_NAMES_FILE, imagenet_names, read_class_names
 from paddlevit.data.sources import FileSource
 from paddlevit.errors import MissingFileError, UserError
@@ -60,7 +60,9 @@ class Classifier:
         best = Path(weights).expanduser() / "best.pdparams"
         file = None if best.is_file() else exported_file(weights)
         if file is None:
-            config = get_config(cfg or _beside(weights), opts)
+            of_a_run = cfg is None or Path(cfg).name == "config.yaml"
+            own = [] if of_a_run else ["DATA.EXIF_ORIENTATION", "apply"]  # as photographs are meant; a run has its own
+            config = get_config(cfg or _beside(weights), [*own, *(opts or ())])
             folders = [_folder(weights), *([Path(cfg).parent] if cfg and Path(cfg).is_file() else [])]
             self.config, self.class_names = _with_names(config, labels, folders)
             self._load(best if best.is_file() else weights, precision)
@@ -217,7 +219,7 @@ def _names_of_data(config: CfgNode) -> Sequence[str]:
 
 def _opened(image: ImageLike, decoding: Decoding) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image
+        return to_rgb(image, decoding)
     if isinstance(image, (str, os.PathLike)):
         image = os.fspath(image)
         return decode(FileSource([image]).read(0), image, decoding)

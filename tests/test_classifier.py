@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -148,3 +149,28 @@ def test_bytes_are_read_as_files_are(run, photo):
     file = io.BytesIO()
     Image.open(photo).save(file, "JPEG")
     assert Classifier(run).predict(file.getvalue()) == Classifier(run).predict([file.getvalue()])[0]
+
+
+def test_orientation_is_the_runs_and_applied_where_there_is_none(run, tmp_path):
+    """The left half of the file is white: upright, it is the top."""
+    exif, pixels = Image.Exif(), np.zeros([32, 32, 3], "uint8")
+    exif[0x0112], pixels[:, :16] = 6, 255
+    Image.fromarray(pixels).save(tmp_path / "held.png", exif=exif)
+    shutil.copy(run / "best.pdparams", tmp_path / "best.pdparams")
+    opts = ["MODEL.NUM_CLASSES", 3]
+    classifiers = [
+        (Classifier(run), False),
+        (Classifier(run, opts=["DATA.EXIF_ORIENTATION", "apply"]), True),
+        (Classifier(run / "exported"), False),
+        (Classifier(tmp_path, "pit_digits", opts=opts), True),
+        (Classifier(tmp_path, "pit_digits", opts=[*opts, "DATA.EXIF_ORIENTATION", "ignore"]), False),
+    ]
+    for classifier, upright in classifiers:
+        for image in (tmp_path / "held.png", Image.open(tmp_path / "held.png"), (tmp_path / "held.png").read_bytes()):
+            seen = classifier.pixels(image)
+            assert (seen[2, 28, 0] > seen[28, 2, 0]) == upright
+
+
+def test_deep_images_keep_their_levels(run):
+    deep = Image.fromarray(np.full([32, 32], 25700, "uint16"))
+    assert (Classifier(run).pixels(deep) == 100).all()

@@ -30,10 +30,12 @@ def main(argv: list[str]) -> int:
 
         from paddlevit.commands.classifier import open_classifier
         from paddlevit.commands.served import Served
+        from paddlevit.data.decode import FORMATS
         from paddlevit.serve import Connection, Limits, create_app, is_loopback
     except ImportError as error:
         raise UserError(f"serving needs FastAPI and uvicorn: pip install '.[serve]' in the clone ({error})") from None
     limits = Limits(
+        formats=FORMATS,
         max_bytes=round(args.max_megabytes * 2**20),
         max_requests=args.max_requests,
         max_overlays=args.max_overlays,

@@ -43,10 +43,9 @@ def is_image(name: bytes) -> bool:
 
 
 def decode(data: bytes, name: str, decoding: Decoding = AS_PUBLISHED) -> Image.Image:
-    """The image, or the first of several, in mode RGB; `name` is what messages call it.
+    """The image, or the first of several, as to_rgb makes it; `name` is what messages call it.
 
-    Grey, palette and CMYK images are converted, and an alpha channel is dropped. Deeper grey keeps its levels: see
-    _eight_bits. Raises UserError for what is no image of FORMATS, is damaged, or has more pixels than allowed.
+    Raises UserError for what is no image of FORMATS, is damaged, or has more pixels than allowed.
     """
     if not data:
         raise UserError(f"{name} is empty")
@@ -54,13 +53,9 @@ def decode(data: bytes, name: str, decoding: Decoding = AS_PUBLISHED) -> Image.I
         # Pillow has no other way to open larger images: it raises above twice its limit, and warns below that.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, decoding.max_pixels)
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height <= decoding.max_pixels:
-            image.load()
-            turn = _turn(image) if decoding.upright else None
-            image = _eight_bits(image) if image.mode[0] in "IF" else image
-            image = image if image.mode == "RGB" else image.convert("RGB")  # even without a change it would copy
-            return image if turn is None else image.transpose(turn)
+            return to_rgb(image, decoding)
         size = f"{image.width} x {image.height} pixels"
     except UnidentifiedImageError:  # its message would name a place in memory
         raise UserError(f"{name} is not a readable image: it does not begin as {KNOWN} do") from None
@@ -69,6 +64,17 @@ def decode(data: bytes, name: str, decoding: Decoding = AS_PUBLISHED) -> Image.I
     except Exception as error:  # what Pillow's decoders raise on damaged files has no common class
         raise UserError(f"{name} is not a readable image: {error or type(error).__name__}") from error
     raise UserError(f"{name} has {size}, allowed: {decoding.max_pixels:,} in all (DATA.MAX_PIXELS)")
+
+
+def to_rgb(image: Image.Image, decoding: Decoding = AS_PUBLISHED) -> Image.Image:
+    """An image in mode RGB. Grey, palette and CMYK ones are converted, and an alpha channel is dropped; grey of more
+    than 8 bits keeps its levels (see _eight_bits).
+    """
+    image.load()
+    turn = _turn(image) if decoding.upright else None
+    image = _eight_bits(image) if image.mode[0] in "IF" else image
+    image = image if image.mode == "RGB" else image.convert("RGB")  # even without a change it would copy
+    return image if turn is None else image.transpose(turn)
 
 
 def is_turned(data: bytes) -> bool:

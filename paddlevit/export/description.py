@@ -23,14 +23,16 @@ _PREPROCESSING = {
     "interpolation": "DATA.INTERPOLATION",
     "mean": "DATA.IMAGENET_MEAN",
     "std": "DATA.IMAGENET_STD",
+    "exif_orientation": "DATA.EXIF_ORIENTATION",
 }
 
 
 def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> dict[str, Any]:
     """The description of a model, but for its files, which `with_file` adds.
 
-    Its preprocessing: an image, RGB or with one channel grey, whose shorter side becomes `resize_shorter_side_to` and
-    whose centre is cut out, or null and both sides become `image_size`; then (x / 255 - mean) / std by channel.
+    Its preprocessing: an image, turned upright where `exif_orientation` is apply, RGB or with one channel grey, whose
+    shorter side becomes `resize_shorter_side_to` and whose centre is cut out, or null and both sides become
+    `image_size`; then (x / 255 - mean) / std by channel.
     """
     data = config.DATA
     colours = "RGB" if data.IMAGE_CHANNELS == 3 else "grey"

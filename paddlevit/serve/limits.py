@@ -35,6 +35,7 @@ class Network(Protocol):
 class Limits:
     """Bounds of one request and of all together."""
 
+    formats: tuple[str, ...] = ("JPEG", "PNG")  # of an uploaded image, as Pillow calls them
     max_bytes: int = 10 * 2**20  # of an uploaded file
     max_pixels: int = 25_000_000  # of its image; three bytes each once it is decoded
     max_requests: int = 256  # under way at a time; more are sent away

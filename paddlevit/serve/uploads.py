@@ -11,7 +11,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from paddlevit.serve.limits import Limits
 
-_FORMATS = ("JPEG", "PNG")
 _FORM_HEADERS = 2**16  # bytes of a form that are not the image
 _MOST_SCANS = 100  # of a JPEG file; usual ones have 1 to 12, and every one costs time for all pixels
 
@@ -46,12 +45,12 @@ def check_image(data: bytes, limits: Limits) -> None:
     if not data:
         raise HTTPException(400, "there is no image in the request: send the file as the body, or in a form")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=limits.formats) as image:
             width, height = image.size
     except Image.DecompressionBombError:  # at twice Pillow's own limit it does not even tell the size
         raise HTTPException(413, f"the image has too many pixels, allowed: {limits.max_pixels:,}") from None
     except Exception:  # what Pillow raises on damaged headers has no common class
-        raise HTTPException(415, "this is no JPEG or PNG image, or a damaged one") from None
+        raise HTTPException(415, f"this is no image, or a damaged one, allowed: {', '.join(limits.formats)}") from None
     if width * height > limits.max_pixels:
         raise HTTPException(413, f"the image has {width} x {height} pixels, allowed: {limits.max_pixels:,} in all")
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:

@@ -162,6 +162,11 @@ def test_many_clients_at_once_are_answered_as_if_alone(port):
     assert largest < 2 * CLIENTS, "some were classified together"
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "BMP", "TIFF", "GIF"])
+def test_formats_are_those_of_training(port, kind):
+    assert ask(port, picture(kind=kind)).status == 200
+
+
 def test_uploads_that_mean_harm_take_no_memory(port):
     good = noise(3)
     expected = probabilities(ask(port, good))

@@ -6,7 +6,7 @@ let latest = 0;
 const about = fetch("health").then(response => response.json()).then(health => {
   server = health;
   at("about").textContent = `${health.network}, a network that tells ${health.classes} classes apart`;
-  at("limits").textContent = `(JPEG or PNG, up to ${mebibytes(health.max_bytes)})`;
+  at("limits").textContent = `(an image file, up to ${mebibytes(health.max_bytes)})`;
 }).catch(() => {});
 
 at("command").textContent = `curl --data-binary @photo.jpg ${new URL("predict", location.href)}`;
