@@ -52,6 +52,7 @@ from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
+_IMAGES_TO_TRY = 100  # of the validation images, at the start
 _BATCHES_FOR_THE_TEACHER = 4
 _BATCHES_BETWEEN_CHECKS = 16
 
@@ -82,6 +83,9 @@ def _prepare(config: CfgNode, folder: Path) -> _Run:
     config = with_classes(config, "train")
     ranks = {"rank": process.rank(), "world_size": process.world_size()}
     train_loader, eval_loader = build_train_loader(config, **ranks), build_eval_loader(config, **ranks)
+    every = -(-len(eval_loader.indices) // _IMAGES_TO_TRY)
+    for i in eval_loader.indices[:: max(every, 1)]:  # or an epoch is trained before one that cannot be read is met
+        eval_loader.source.image(int(i))
     trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None)
     if resumed is not None:
         restore(trainer, resumed, folder)

@@ -73,6 +73,13 @@ def bad_validation_image(data):
     path.write_bytes(good)
 
 
+@pytest.fixture
+def unseen(monkeypatch):
+    """Of many validation images only some are tried at the start."""
+    monkeypatch.setattr(run_room, "_IMAGES_TO_TRY", 1)
+
+
+@pytest.mark.usefixtures("unseen")
 def test_a_bad_validation_image_costs_nothing(data, quiet, tmp_path, bad_validation_image, capsys):
     assert train(data, tmp_path) == 2
     assert "1/1.png" in capsys.readouterr().err
@@ -81,6 +88,12 @@ def test_a_bad_validation_image_costs_nothing(data, quiet, tmp_path, bad_validat
     assert saved(tmp_path) == ["epoch_001"]
     bad_validation_image()
     assert_resumes(data, tmp_path, quiet)
+
+
+def test_a_bad_validation_image_is_met_before_the_first_epoch(data, tmp_path, bad_validation_image, capsys):
+    assert train(data, tmp_path / "run") == 2
+    assert "1/1.png" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("batches", "stem"), [(2, None), (3, "epoch_000_step_000003"), (7, "epoch_001_step_000003")])
@@ -123,6 +136,7 @@ def test_half_an_optimizer_step_is_not_saved(data, tmp_path, monkeypatch):
     assert saved(tmp_path) == []
 
 
+@pytest.mark.usefixtures("unseen")
 def test_the_error_that_ended_the_run_is_told_where_saving_fails_too(data, tmp_path, monkeypatch, bad_validation_image):
     def save(*args, **options):
         raise UserError("cannot write: No space left on device")
@@ -237,15 +251,20 @@ def test_the_end_of_a_terminal_reaches_the_whole_group(data, tmp_path, tool, mor
 
 
 @pytest.mark.slow
-def test_a_bad_validation_image_of_another_process_costs_nothing(data, tmp_path, bad_validation_image):
-    """It is the sixth, and read by the second of two processes, which saves."""
-    command = [sys.executable, ROOT / "tools" / "main_multi_gpu.py", *args(data, tmp_path / "run", "-nprocs", 2)]
+def test_a_bad_validation_image_of_another_process_costs_nothing(data, tmp_path):
+    """One of 410, read by the second of two processes, which saves."""
+    (tmp_path / "train").symlink_to(data / "train")
+    (tmp_path / "val" / "0").mkdir(parents=True)
+    good = (data / "val" / "1" / "1.png").read_bytes()
+    for i in range(410):
+        (tmp_path / "val" / "0" / f"{i:03d}.png").write_bytes(b"no image" if i == 3 else good)
+    command = [sys.executable, ROOT / "tools" / "main_multi_gpu.py", *args(tmp_path, tmp_path / "run", "-nprocs", 2)]
     command[command.index("8")] = "4"
-    results = [subprocess.run(command, capture_output=True, text=True, check=False)]
-    assert results[0].returncode == 2 and "1/1.png" in results[0].stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "0/003.png" in result.stderr
     assert saved(tmp_path / "run") == ["epoch_001"]
     assert "saved" in (tmp_path / "run" / "log_rank1.txt").read_text()
-    bad_validation_image()
+    (tmp_path / "val" / "0" / "003.png").write_bytes(good)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "resuming from" in result.stdout
