@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Callable
 
+import paddle
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
@@ -19,11 +20,17 @@ def recompute_blocks(model: nn.Layer) -> None:
 
     Losses and gradients stay the same, also where random numbers are drawn; running statistics move once. Call it after
     the model was copied: the copy's blocks would compute with the weights of this one. Raises UserError for a model
-    without blocks.
+    without blocks, and where Paddle cannot recompute them.
     """
     blocks = [layer for layer in model.sublayers() if getattr(layer, "recomputable", False)]
     if not blocks:
         raise UserError(f"TRAIN.RECOMPUTE: {type(model).__name__} has no blocks to recompute")
+    normed = any(isinstance(layer, nn.BatchNorm2D) for block in blocks for layer in block.sublayers())
+    if normed and paddle.__version__.startswith(("3.0.", "3.1.", "3.2.")):  # seen with 3.0.0 and 3.2.2
+        raise UserError(
+            f"TRAIN.RECOMPUTE: blocks with BatchNorm ({type(model).__name__}) need PaddlePaddle 3.3 or later; this is "
+            f"{paddle.__version__}, which crashes"
+        )
     for block in blocks:
         block.forward = _recomputed(block)
 

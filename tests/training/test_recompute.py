@@ -64,6 +64,14 @@ def test_blocks_behind_frozen_layers_get_their_gradients():
     assert "transformers.0.blocks.0.attn.qkv.weight" in others
 
 
+@pytest.mark.parametrize("version", ["3.0.0", "3.2.2"])
+def test_batch_norm_is_refused_where_paddle_crashes(version, monkeypatch):
+    monkeypatch.setattr(paddle, "__version__", version)
+    with pytest.raises(UserError, match=rf"\(RegNet\) need .* 3.3 or later; this is {version}"):
+        recompute_blocks(build_model(get_config("regnet_digits")))
+    recompute_blocks(build_model(get_config("pit_digits")))
+
+
 def test_only_training_computes_twice():
     config = get_config("pit_digits")
     model = build_model(config)
