@@ -26,6 +26,7 @@ TEST = [
     *SERVE,
     *EXPORT,
     "pytest>=7",
+    "pytest-xdist>=3.2",  # the first with --dist worksteal
     "hypothesis>=6",
     "ruff==0.17.5",
     "mypy==2.4.1; python_version >= '3.10'",

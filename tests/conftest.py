@@ -1,8 +1,11 @@
-"""paddlevit comes before paddle, so that its environment is set."""
+"""One thread a process, as tests run beside each other; paddlevit before paddle, so that its environment is set."""
 
 from __future__ import annotations
 
 import logging
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # NumPy and Paddle read it as they are imported, here and in programs
 
 import pytest
 from browser import CHROMIUM, browser

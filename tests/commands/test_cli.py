@@ -38,8 +38,7 @@ def command(*args, tool="main_single_gpu.py"):
 
 
 def run(*args, tool="main_single_gpu.py", **options):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    return subprocess.run(command(*args, tool=tool), capture_output=True, text=True, env=env, check=False, **options)
+    return subprocess.run(command(*args, tool=tool), capture_output=True, text=True, check=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +172,6 @@ def start_and_wait(args, folder, pattern, tool="main_single_gpu.py"):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 60
     log = folder / "log.txt"

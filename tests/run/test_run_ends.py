@@ -221,8 +221,7 @@ def test_other_settings_are_told_and_taken_and_so_is_that_nothing_is_left(data, 
 
 def start(tool, data, output, *more, **options):
     command = [sys.executable, ROOT / "tools" / tool, *args(data, output, *more)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
     deadline, log = time.monotonic() + 60, output / "log.txt"
     while not (log.is_file() and re.search("epoch 1/2  step 1/", log.read_text())):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()

@@ -48,9 +48,8 @@ def flags(data, output, *more, batch_size=8):
 def started(log, *command):
     """A running command in a process group of its own, which is killed if the test fails."""
     with log.open("w") as file:
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
         words = [sys.executable, *map(str, command)]
-        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         yield process
     finally:

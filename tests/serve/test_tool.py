@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import json
-import os
 import re
 import signal
 import socket
@@ -56,14 +55,12 @@ def running(weights, *flags):
         "0",
         *flags,
     ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     # Ctrl-C is ignored at first, as in a background job of a shell.
     process = subprocess.Popen(
         ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=env,
         cwd=weights.parent,
     )
     try:
