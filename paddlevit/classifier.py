@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from paddlevit.config import get_config, with_values
 from paddlevit.data import build_decoding, build_preparation, open_source
-from paddlevit.data.decode import Decoding, decode, to_rgb
+from paddlevit.data.decode import decode, to_rgb
 from paddlevit.data.index import CLASS_NAMES_FILE, imagenet_names, read_class_names
 from paddlevit.data.sources import FileSource
 from paddlevit.errors import MissingFileError, UserError
@@ -113,7 +113,18 @@ class Classifier:
 
     def opened(self, image: ImageLike) -> Image.Image:
         """An image as the run reads its files: DATA.EXIF_ORIENTATION, DATA.MAX_PIXELS."""
-        return _opened(image, self._decoding)
+        if isinstance(image, Image.Image):
+            return to_rgb(image, self._decoding)
+        if isinstance(image, (str, os.PathLike)):
+            return decode(FileSource([os.fspath(image)]).read(0), os.fspath(image), self._decoding)
+        if isinstance(image, bytes):
+            return decode(image, "the image", self._decoding)
+        got = type(image).__name__
+        if isinstance(image, np.ndarray):
+            if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+                return Image.fromarray(image)
+            got = f"{image.dtype} {list(image.shape)}"
+        raise UserError(f"an image must be a path, bytes, a Pillow image or an array uint8 [H, W, 3], got {got}")
 
     def pixels(self, image: ImageLike) -> np.ndarray:
         """What evaluation sees of an image: uint8 [H, W, C]."""
@@ -215,17 +226,3 @@ def _names_of_data(config: CfgNode) -> Sequence[str]:
                 return names
     names = list(imagenet_names(Path(config.DATA.DATA_PATH)).values())
     return names if len(names) == config.MODEL.NUM_CLASSES else []
-
-
-def _opened(image: ImageLike, decoding: Decoding) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return to_rgb(image, decoding)
-    if isinstance(image, (str, os.PathLike)):
-        image = os.fspath(image)
-        return decode(FileSource([image]).read(0), image, decoding)
-    if isinstance(image, bytes):
-        return decode(image, "the image", decoding)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return Image.fromarray(image)
-    got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise UserError(f"an image must be a path, bytes, a Pillow image or an array uint8 [H, W, 3], got {got}")

@@ -100,6 +100,7 @@ def test_mistakes(run, photo, tmp_path):
         (np.zeros([3, 32, 32], "uint8"), r"uint8 \[H, W, 3\], got uint8 \[3, 32, 32\]"),
         (np.zeros([32, 32, 3], "float32"), r"got float32 \[32, 32, 3\]"),
         (np.zeros([2, 32, 32, 3], "uint8"), r"got uint8 \[2, 32, 32, 3\]"),
+        (np.zeros([0, 32, 3], "uint8"), r"got uint8 \[0, 32, 3\]"),
         (None, "got NoneType"),
         (b"no image", "the image is not a readable image"),
         (tmp_path / "none.png", "there is no file .*none.png"),

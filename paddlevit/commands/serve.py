@@ -1,4 +1,4 @@
-"""tools/serve.py: a web page and an address for one network. paddlevit/serve/ is the server, served.py its network."""
+"""tools/serve.py: a web page and an address for one model. paddlevit/serve/ is the server, served.py its model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TERMINATED = 143
 
 @exit_code
 def main(argv: list[str]) -> int:
-    """Serve the network that `argv` names until SIGINT or SIGTERM; answers that are under way are given first."""
+    """Serve the model that `argv` names until SIGINT or SIGTERM; answers that are under way are given first."""
     args = parse_args(argv)
     try:
         import uvicorn
@@ -45,10 +45,10 @@ def main(argv: list[str]) -> int:
     )
     with _listen(args.host, args.port) as listener:
         classifier = open_classifier(args, precision=args.precision)
-        network = Served(classifier)
+        model = Served(classifier)
         loopback = is_loopback(listener.getsockname()[0])
         app = create_app(
-            network, classifier.class_names, limits=limits, allowed_hosts=args.allowed_hosts, any_host=not loopback
+            model, classifier.class_names, limits=limits, allowed_hosts=args.allowed_hosts, any_host=not loopback
         )
         server = uvicorn.Server(
             uvicorn.Config(
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
                 timeout_graceful_shutdown=_SECONDS_TO_FINISH,
             )
         )
-        _announce(network, listener, loopback)
+        _announce(model, listener, loopback)
         # uvicorn calls these when it has finished. Ctrl-C's too: a shell's background jobs begin with it ignored.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
-    parser = Parser(description="Serve a network: a page to drop an image on, and POST /predict.")
+    parser = Parser(description="Serve a model: a page to drop an image on, and POST /predict.")
     add_flags(parser, exported=True)
     flag = parser.flag
     flag("host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
@@ -81,7 +81,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag("max_megabytes", type=float, default=10.0, metavar="MIB", help="size of an uploaded file (default 10)")
     flag("max_requests", type=int, default=256, metavar="N", help="requests under way; others get 503 (default 256)")
     flag("max_overlays", type=int, default=16, metavar="N", help="of them, with an overlay; as above (default 16)")
-    flag("max_batch", type=int, default=16, metavar="N", help="images that the network sees at once (default 16)")
+    flag("max_batch", type=int, default=16, metavar="N", help="images that the model sees at once (default 16)")
     flag("max_wait", type=float, default=5.0, metavar="MS", help="how long an image waits for others (default 5 ms)")
     flag("timeout", type=float, default=30.0, metavar="S", help="for an upload, and for the answer (default 30 s)")
     args = parser.parse_args(argv)
@@ -104,10 +104,10 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen at {host}, port {port}: {why} (-host, -port)") from None
 
 
-def _announce(network: Served, listener: socket.socket, loopback: bool) -> None:
+def _announce(model: Served, listener: socket.socket, loopback: bool) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"{network.name} is at http://{shown}:{port} (Ctrl-C ends)", flush=True)
+    print(f"{model.name} is at http://{shown}:{port} (Ctrl-C ends)", flush=True)
     if not loopback:
         print(
             f"warning: {host} can be reached from other machines, by anybody: there are no passwords and no encryption",

@@ -18,7 +18,7 @@ _OVERLAY_SIDE = 480  # longer side of the picture, in pixels
 
 
 class Served:
-    """A classifier as paddlevit.serve.Network wants it. Without gradients, as an exported one, it explains nothing."""
+    """A classifier as paddlevit.serve.Model wants it. Without gradients, as an exported one, it explains nothing."""
 
     def __init__(self, classifier: Classifier) -> None:
         """Runs once, so that the first visitor does not wait for what is made on first use.

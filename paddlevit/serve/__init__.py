@@ -5,6 +5,6 @@ from __future__ import annotations
 from paddlevit.serve.app import create_app
 from paddlevit.serve.connection import Connection
 from paddlevit.serve.guard import is_loopback
-from paddlevit.serve.limits import Limits, Network
+from paddlevit.serve.limits import Limits, Model
 
-__all__ = ["Connection", "Limits", "Network", "create_app", "is_loopback"]
+__all__ = ["Connection", "Limits", "Model", "create_app", "is_loopback"]

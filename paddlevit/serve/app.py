@@ -15,22 +15,14 @@ import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, exposition
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from paddlevit.errors import UserError
 from paddlevit.serve.batches import Batcher
 from paddlevit.serve.guard import Guard
-from paddlevit.serve.limits import Admission, Limits, Network, busy
+from paddlevit.serve.limits import Admission, Limits, Model, busy
 from paddlevit.serve.uploads import check_image, read_upload
 
 T = TypeVar("T")
@@ -69,22 +61,21 @@ class Mistake(BaseModel):
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {"type": "object", "properties": {"image": _FILE}, "required": ["image"]}
 _BODY = {"application/octet-stream": {"schema": _FILE}, "multipart/form-data": {"schema": _FORM}}
-_STATUSES = (400, 403, 408, 413, 415, 421, 422, 500, 503, 504)
 
 
 def create_app(
-    network: Network,
+    model: Model,
     names: Sequence[str],
     *,
     limits: Limits = DEFAULTS,
     allowed_hosts: Iterable[str] = (),
     any_host: bool = False,
 ) -> FastAPI:
-    """The server of `network`, whose classes are called `names`, or by their numbers where there are none.
+    """The server of `model`, whose classes are called `names`, or by their numbers where there are none.
 
     It is known as localhost, by loopback addresses and as `allowed_hosts`; `any_host`: under every name.
     """
-    service = _Service(network, names, limits)
+    service = _Service(model, names, limits)
     app = FastAPI(title="paddlevit", redoc_url=None, lifespan=service.lifespan)
     app.add_middleware(Guard, hosts=allowed_hosts, any_host=any_host, observe=service.observe)
     for kind in (RequestValidationError, HTTPException, Exception):
@@ -96,7 +87,7 @@ def create_app(
         service.predict,
         methods=["POST"],
         response_model=Answer,
-        responses={status: {"model": Mistake} for status in _STATUSES},
+        responses={422: {"model": Mistake}, "default": {"model": Mistake}},
         openapi_extra={"requestBody": {"required": True, "content": _BODY}},
     )
     app.add_api_route("/health", service.health)
@@ -105,9 +96,9 @@ def create_app(
 
 
 class _Service:
-    def __init__(self, network: Network, names: Sequence[str], limits: Limits) -> None:
-        self.network = network
-        self.names = names
+    def __init__(self, model: Model, names: Sequence[str], limits: Limits) -> None:
+        self.model = model
+        self.names = [*names, *map(str, range(len(names), model.num_classes))]
         self.limits = limits
         self.admission = Admission(limits)
         self.registry = registry = CollectorRegistry()
@@ -125,7 +116,7 @@ class _Service:
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Threads and the batcher, for as long as the server runs."""
-        self.batcher = Batcher(self.network, self.limits, observe=self.batches.observe)
+        self.batcher = Batcher(self.model, self.limits, observe=self.batches.observe)
         self.decoders = ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1), "decode")
         batching = asyncio.create_task(self.batcher.run())
         yield
@@ -136,21 +127,19 @@ class _Service:
 
     async def predict(self, request: Request, top_k: int = Query(5, ge=1), overlay: bool = False) -> JSONResponse:
         """The most likely classes of the image in the body or in a form, and on request a heat map of the first."""
-        if overlay and not self.network.explains:
+        if overlay and not self.model.explains:
             raise HTTPException(400, "overlay=true: this model does not support overlays (exported: no gradients)")
-        seconds = self.limits.timeout
+        late = HTTPException(408, f"the upload has taken more than {self.limits.timeout:g} s")
         with self.admission.enter(overlay=overlay) as keep:
-            data = await _within(
-                seconds,
-                read_upload(request, keep, limits=self.limits),
-                otherwise=HTTPException(408, f"the upload has taken more than {seconds:g} s"),
-            )
-            answer = await _within(
-                seconds,
-                self._answer(data, top_k, overlay),
-                otherwise=busy(f"no answer within {seconds:g} s", 504),
-            )
-        return JSONResponse(answer)
+            data = await self._in_time(read_upload(request, keep, limits=self.limits), late)
+            late = busy(f"no answer within {self.limits.timeout:g} s", 504)
+            return JSONResponse(await self._in_time(self._answer(data, top_k, overlay), late))
+
+    async def _in_time(self, work: Awaitable[T], late: HTTPException) -> T:
+        try:
+            return await asyncio.wait_for(work, self.limits.timeout)
+        except asyncio.TimeoutError:
+            raise late from None
 
     async def _answer(self, data: bytes, top_k: int, overlay: bool) -> dict[str, Any]:
         pixels = await self._in_thread(self._prepare, data)
@@ -158,25 +147,18 @@ class _Service:
         if not np.isfinite(outcome.probabilities).all():
             raise HTTPException(422, "the model's logits for this image are not finite")
         best = np.argsort(-outcome.probabilities, kind="stable")[:top_k].tolist()
-        answer: dict[str, Any] = {
-            "classes": [
-                {
-                    "class": label,
-                    "name": self.names[label] if label < len(self.names) else str(label),
-                    "probability": round(float(outcome.probabilities[label]), 6),
-                }
-                for label in best
-            ]
-        }
+        probabilities = outcome.probabilities.astype(float).round(6).tolist()
+        classes = [{"class": i, "name": self.names[i], "probability": probabilities[i]} for i in best]
+        answer: dict[str, Any] = {"classes": classes}
         if overlay:
-            picture = await self._in_thread(self.network.overlay, data, outcome.heat)
+            picture = await self._in_thread(self.model.overlay, data, outcome.heat)
             answer["overlay"] = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         return answer
 
     def _prepare(self, data: bytes) -> np.ndarray:
         check_image(data, self.limits)
         try:
-            return self.network.prepare(data)
+            return self.model.prepare(data)
         except UserError as error:
             raise HTTPException(422, str(error)) from None
 
@@ -187,17 +169,17 @@ class _Service:
         """What is served, and within which limits."""
         return {
             "status": "ok",
-            "network": self.network.name,
-            "precision": self.network.precision,
-            "classes": self.network.num_classes,
-            "overlay": self.network.explains,
+            "network": self.model.name,
+            "precision": self.model.precision,
+            "classes": self.model.num_classes,
+            "overlay": self.model.explains,
             "max_bytes": self.limits.max_bytes,
             "max_pixels": self.limits.max_pixels,
         }
 
     async def measured(self) -> Response:
         """Metrics in Prometheus' text format."""
-        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(exposition.generate_latest(self.registry), media_type=exposition.CONTENT_TYPE_LATEST)
 
     def observe(self, path: str, status: int, seconds: float) -> None:
         if path == "/predict":
@@ -209,13 +191,6 @@ async def _page(name: str = "index.html") -> FileResponse:
     if name not in ("index.html", "style.css", "script.js"):
         raise HTTPException(404, "Not Found")
     return FileResponse(_PAGE / name, headers={"Content-Security-Policy": _POLICY})
-
-
-async def _within(seconds: float, work: Awaitable[T], *, otherwise: HTTPException) -> T:
-    try:
-        return await asyncio.wait_for(work, seconds)
-    except asyncio.TimeoutError:
-        raise otherwise from None
 
 
 async def _error(request: Request, error: Exception) -> JSONResponse:

@@ -9,7 +9,7 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
-from paddlevit.serve.limits import Limits, Network
+from paddlevit.serve.limits import Limits, Model
 
 
 class Outcome(NamedTuple):
@@ -31,13 +31,13 @@ class Batcher:
     The model runs in one thread, so that it never sees two batches at a time.
     """
 
-    def __init__(self, network: Network, limits: Limits, *, observe: Callable[[int], None]) -> None:
+    def __init__(self, model: Model, limits: Limits, *, observe: Callable[[int], None]) -> None:
         """`observe` is told the size of every batch."""
-        self._network = network
+        self._model = model
         self._limits = limits
         self._observe = observe
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1, "network")
+        self._thread = ThreadPoolExecutor(1, "model")
 
     async def classify(self, pixels: np.ndarray, *, explain: bool) -> Outcome:
         """What the model says of an image uint8 [H, W, C]; raises what it raises."""
@@ -80,5 +80,5 @@ class Batcher:
             return []
         self._observe(len(jobs))
         explain = [i for i, job in enumerate(jobs) if job.explain]
-        probabilities, heats = self._network.classify(np.stack([job.pixels for job in jobs]), explain)
+        probabilities, heats = self._model.classify(np.stack([job.pixels for job in jobs]), explain)
         return [Outcome(row, heats.get(i)) for i, row in enumerate(probabilities)]

@@ -11,7 +11,7 @@ import numpy as np
 from starlette.exceptions import HTTPException
 
 
-class Network(Protocol):
+class Model(Protocol):
     """A classifier. `prepare` and `overlay` are called by several threads at a time, `classify` by one."""
 
     name: str

@@ -1,4 +1,4 @@
-"""A network that needs no Paddle, and images for it."""
+"""A model that needs no Paddle, and images for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIDE = 8
 NAMES = ["red", "green", "blue"]
 
 
-class ColourNetwork:
+class ColourModel:
     """The share of each colour, sharpened; what is explained is where that colour is."""
 
     name = "colours"

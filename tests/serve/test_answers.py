@@ -1,4 +1,4 @@
-"""The server's answers, statuses and figures, by a real server before a network without Paddle."""
+"""The server's answers, statuses and figures, by a real server before a model without Paddle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
-from served import NAMES, ColourNetwork, Server, form, picture, until
+from served import NAMES, ColourModel, Server, form, picture, until
 
 from paddlevit.serve import Limits, create_app
 
@@ -18,18 +18,18 @@ RED, GREEN = (220, 40, 40), (40, 220, 40)
 
 
 @pytest.fixture
-def network():
-    return ColourNetwork()
+def model():
+    return ColourModel()
 
 
 @pytest.fixture
-def server(network):
-    with Server(create_app(network, NAMES)) as server:
+def server(model):
+    with Server(create_app(model, NAMES)) as server:
         yield server
 
 
-def serve(network, **limits):
-    return Server(create_app(network, NAMES, limits=Limits(**limits)))
+def serve(model, **limits):
+    return Server(create_app(model, NAMES, limits=Limits(**limits)))
 
 
 def figure(server, line):
@@ -41,12 +41,12 @@ def figure(server, line):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("as_form", [False, True])
-def test_likely_classes(server, network, kind, as_form):
+def test_likely_classes(server, model, kind, as_form):
     file = picture(GREEN, kind=kind)
     body, content_type = form(file) if as_form else (file, "application/x-www-form-urlencoded")
     reply = server.predict(body, content_type=content_type)
     assert reply.status == 200 and list(reply.content) == ["classes"]
-    expected = network.classify(network.prepare(file)[None], [])[0][0]
+    expected = model.classify(model.prepare(file)[None], [])[0][0]
     told = {c["class"]: c["probability"] for c in reply.content["classes"]}
     assert [told[i] for i in range(3)] == pytest.approx(expected.tolist(), abs=1e-6)
     assert [(c["class"], c["name"]) for c in reply.content["classes"]][0] == (1, "green")
@@ -54,26 +54,26 @@ def test_likely_classes(server, network, kind, as_form):
     assert probabilities == sorted(probabilities, reverse=True)
 
 
-def test_top_k_and_overlay(server, network):
+def test_top_k_and_overlay(server, model):
     file = picture(RED)
     reply = server.predict(file, "?top_k=2&overlay=true").content
     assert len(reply["classes"]) == 2
     kind, _, data = reply["overlay"].partition(",")
     assert kind == "data:image/png;base64"
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    _, heats = network.classify(network.prepare(file)[None], [0])
+    _, heats = model.classify(model.prepare(file)[None], [0])
     assert (shown == (255 * heats[0]).astype("uint8")).all()
     assert "overlay" not in server.predict(file).content
 
 
-def test_classes_without_names_have_their_numbers(network):
-    with Server(create_app(network, [])) as server:
+def test_classes_without_names_have_their_numbers(model):
+    with Server(create_app(model, [])) as server:
         assert server.predict(picture(RED)).content["classes"][0]["name"] == "0"
 
 
-def test_network_that_explains_nothing(network):
-    network.explains = False
-    with serve(network) as server:
+def test_model_that_explains_nothing(model):
+    model.explains = False
+    with serve(model) as server:
         assert server.call("GET", "/health").content["overlay"] is False
         reply = server.predict(picture(), "?overlay=true")
         assert reply.status == 400 and "overlay=true" in reply.content["error"]
@@ -101,8 +101,8 @@ def test_requests_that_make_no_sense(server, method, path, status, told):
     assert reply.status == status and told in reply.content["error"]
 
 
-def test_foreign_names_and_pages_are_refused(network):
-    app = create_app(network, NAMES, allowed_hosts=["Photos.example.org"])
+def test_foreign_names_and_pages_are_refused(model):
+    app = create_app(model, NAMES, allowed_hosts=["Photos.example.org"])
     with Server(app) as server:
         here = f"127.0.0.1:{server.port}"
         for host in (here, f"localhost:{server.port}", "[::1]", "127.0.0.2", "photos.example.org"):
@@ -121,7 +121,7 @@ def test_foreign_names_and_pages_are_refused(network):
         for origin in ("http://attacker.example", "null", f"http://localhost:{server.port}", "http://127.0.0.1:1"):
             reply = server.predict(picture(), origin=origin)
             assert reply.status == 403 and origin in reply.content["error"]
-    with Server(create_app(network, NAMES, any_host=True)) as server:
+    with Server(create_app(model, NAMES, any_host=True)) as server:
         assert server.call("GET", "/health", host="photos.example.com").status == 200
         assert server.predict(picture(), host="a.example", origin="http://b.example").status == 403
 
@@ -136,34 +136,34 @@ def test_page_allows_nothing_from_elsewhere(server):
     assert "http:" not in reply.content and "https:" not in reply.content
 
 
-def test_requests_are_classified_together_and_answered_as_if_alone(network):
+def test_requests_are_classified_together_and_answered_as_if_alone(model):
     colours = [(10 * i, 250 - 10 * i, 90 + i) for i in range(24)]
-    with serve(network, max_batch=8, max_wait=0.05) as server, ThreadPoolExecutor(24) as clients:
+    with serve(model, max_batch=8, max_wait=0.05) as server, ThreadPoolExecutor(24) as clients:
         alone = [server.predict(picture(colour)).content for colour in colours]
-        network.batches.clear()
+        model.batches.clear()
         together = list(clients.map(lambda colour: server.predict(picture(colour)).content, colours))
         assert together == alone
-        assert max(network.batches) == 8 and sum(network.batches) == 24
+        assert max(model.batches) == 8 and sum(model.batches) == 24
         assert figure(server, "paddlevit_batch_images_sum") == 48
 
 
-def test_only_those_who_ask_get_an_overlay(network):
-    with serve(network, max_batch=8, max_wait=0.2) as server, ThreadPoolExecutor(8) as clients:
+def test_only_those_who_ask_get_an_overlay(model):
+    with serve(model, max_batch=8, max_wait=0.2) as server, ThreadPoolExecutor(8) as clients:
         queries = ["?overlay=true", ""] * 4
         replies = list(clients.map(lambda i: server.predict(picture((250, i, 9 * i)), queries[i]).content, range(8)))
         assert ["overlay" in reply for reply in replies] == [True, False] * 4
         assert replies[2]["overlay"] == server.predict(picture((250, 2, 18)), "?overlay=true").content["overlay"]
 
 
-def test_one_request_too_many_is_sent_away_at_once(network):
-    network.free.clear()
-    with serve(network, max_requests=3) as server, ThreadPoolExecutor(3) as clients:
+def test_one_request_too_many_is_sent_away_at_once(model):
+    model.free.clear()
+    with serve(model, max_requests=3) as server, ThreadPoolExecutor(3) as clients:
         waiting = [clients.submit(server.predict, picture()) for _ in range(3)]
         until(lambda: figure(server, "paddlevit_requests_under_way") == 3)
         reply = server.predict(picture())
         assert reply.status == 503 and reply.headers["retry-after"] == "1" and "try again" in reply.content["error"]
         assert server.call("GET", "/health").status == 200
-        network.free.set()
+        model.free.set()
         assert [reply.result().status for reply in waiting] == [200] * 3
         assert server.predict(picture()).status == 200
         assert figure(server, 'paddlevit_requests_total{status="503"}') == 1
@@ -171,67 +171,67 @@ def test_one_request_too_many_is_sent_away_at_once(network):
         assert figure(server, "paddlevit_request_seconds_count") == 5
 
 
-def test_overlays_have_a_bound_of_their_own(network):
-    network.free.clear()
-    with serve(network, max_overlays=2) as server, ThreadPoolExecutor(3) as clients:
+def test_overlays_have_a_bound_of_their_own(model):
+    model.free.clear()
+    with serve(model, max_overlays=2) as server, ThreadPoolExecutor(3) as clients:
         waiting = [clients.submit(server.predict, picture(), "?overlay=true") for _ in range(2)]
         until(lambda: figure(server, "paddlevit_requests_under_way") == 2)
         reply = server.predict(picture(), "?overlay=true")
         assert reply.status == 503 and reply.headers["retry-after"] == "1"
         assert reply.content["error"] == "2 overlays are under way: try again, or without"
         waiting.append(clients.submit(server.predict, picture()))
-        network.free.set()
+        model.free.set()
         assert [reply.result().status for reply in waiting] == [200] * 3
         assert server.predict(picture(), "?overlay=true").status == 200
 
 
-def test_uploads_that_are_held_have_a_bound_together(network):
+def test_uploads_that_are_held_have_a_bound_together(model):
     large = picture() + bytes(60_000)  # Pillow does not look at what follows an image
-    network.free.clear()
-    with serve(network, max_memory=100_000) as server, ThreadPoolExecutor(1) as clients:
+    model.free.clear()
+    with serve(model, max_memory=100_000) as server, ThreadPoolExecutor(1) as clients:
         waiting = clients.submit(server.predict, large)
-        assert network.started.wait(10)
+        assert model.started.wait(10)
         assert server.predict(large).status == 503
-        network.free.set()
+        model.free.set()
         assert waiting.result().status == 200
         assert server.predict(large).status == 200
 
 
-def test_answer_that_takes_too_long(network):
-    network.free.clear()
-    with serve(network, timeout=0.3) as server:
+def test_answer_that_takes_too_long(model):
+    model.free.clear()
+    with serve(model, timeout=0.3) as server:
         reply = server.predict(picture())
         assert reply.status == 504 and reply.content["error"] == "no answer within 0.3 s"
         assert server.predict(picture(GREEN)).status == 504
-        network.batches.clear()
-        network.free.set()
+        model.batches.clear()
+        model.free.set()
         assert server.predict(picture()).status == 200
-        assert network.batches == [1], "nobody waits for the second image any more"
+        assert model.batches == [1], "nobody waits for the second image any more"
 
 
-def test_network_that_fails(network, caplog):
-    network.error = RuntimeError("no more memory")
-    with serve(network) as server:
+def test_model_that_fails(model, caplog):
+    model.error = RuntimeError("no more memory")
+    with serve(model) as server:
         reply = server.predict(picture())
         assert reply.status == 500 and "its log says why" in reply.content["error"]
-        network.error = None
+        model.error = None
         assert server.predict(picture()).status == 200
         assert figure(server, 'paddlevit_requests_total{status="500"}') == 1
     assert "no more memory" in caplog.text
 
 
-def test_logits_that_are_not_finite_are_no_answer(network):
-    network.classify = lambda pixels, explain: (np.full([len(pixels), 3], np.nan), {})
-    with serve(network) as server:
+def test_logits_that_are_not_finite_are_no_answer(model):
+    model.classify = lambda pixels, explain: (np.full([len(pixels), 3], np.nan), {})
+    with serve(model) as server:
         reply = server.predict(picture())
         assert (reply.status, reply.content) == (422, {"error": "the model's logits for this image are not finite"})
 
 
-def test_answers_under_way_are_given_before_the_end(network):
-    network.free.clear()
+def test_answers_under_way_are_given_before_the_end(model):
+    model.free.clear()
     with ThreadPoolExecutor(1) as clients:
-        with serve(network) as server:
+        with serve(model) as server:
             waiting = clients.submit(server.predict, picture())
-            assert network.started.wait(10)
-            threading.Timer(0.3, network.free.set).start()
+            assert model.started.wait(10)
+            threading.Timer(0.3, model.free.set).start()
         assert waiting.result().status == 200

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from served import NAMES, ColourNetwork, Server, picture
+from served import NAMES, ColourModel, Server, picture
 
 from paddlevit.serve import Limits, create_app
 
@@ -23,13 +23,13 @@ PASTE = 'new ClipboardEvent("paste", { clipboardData: data, bubbles: true })'
 
 
 @pytest.fixture(scope="module")
-def network():
-    return ColourNetwork()
+def model():
+    return ColourModel()
 
 
 @pytest.fixture(scope="module")
-def server(network):
-    with Server(create_app(network, NAMES, limits=Limits(max_bytes=2**20))) as server:
+def server(model):
+    with Server(create_app(model, NAMES, limits=Limits(max_bytes=2**20))) as server:
         yield server
 
 
@@ -60,7 +60,7 @@ def deliver(page, name, data, event):
 
 
 def test_chosen_image(page, server, tmp_path):
-    assert text(page, "about") == "colours, a network that tells 3 classes apart"
+    assert text(page, "about") == "colours: 3 classes"
     assert "up to 1 MiB" in text(page, "limits") and f"{server.url}/predict" in text(page, "command")
     assert not visible(page, "result") and not visible(page, "error")
     file = tmp_path / "sunset <b>.jpg"
@@ -106,10 +106,10 @@ def test_mistakes_are_told_and_the_next_image_goes_on(page, tmp_path):
     assert not visible(page, "error") and text(page, "status").startswith("red")
 
 
-def test_network_that_explains_nothing_and_server_that_is_gone(chromium, tmp_path):
-    network = ColourNetwork()
-    network.explains = False
-    with Server(create_app(network, NAMES)) as server:
+def test_model_that_explains_nothing_and_server_that_is_gone(chromium, tmp_path):
+    model = ColourModel()
+    model.explains = False
+    with Server(create_app(model, NAMES)) as server:
         chromium.open(f"{server.url}/")
         deliver(chromium, "one.png", picture(), DROP)
         assert visible(chromium, "image") and not visible(chromium, "seen")
@@ -118,8 +118,8 @@ def test_network_that_explains_nothing_and_server_that_is_gone(chromium, tmp_pat
     assert text(chromium, "error") == "two.png: the server cannot be reached"
 
 
-def test_busy_server_that_has_no_time_for_overlays(chromium, network):
-    with Server(create_app(network, NAMES, limits=Limits(max_overlays=0))) as server:
+def test_busy_server_that_has_no_time_for_overlays(chromium, model):
+    with Server(create_app(model, NAMES, limits=Limits(max_overlays=0))) as server:
         chromium.open(f"{server.url}/")
         deliver(chromium, "one.png", picture(), DROP)
         assert text(chromium, "status").startswith("red") and not visible(chromium, "seen")

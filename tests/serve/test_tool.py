@@ -1,4 +1,4 @@
-"""tools/serve.py with a real network, as a process: many clients, uploads that mean harm, its memory and its end."""
+"""tools/serve.py with a real model, as a process: many clients, uploads that mean harm, its memory and its end."""
 
 from __future__ import annotations
 
@@ -113,15 +113,15 @@ def test_it_says_what_predict_says(port, weights, tmp_path, capsys, kind):
     assert [c["probability"] for c in told] == pytest.approx([c["probability"] for c in expected], abs=2e-6)
 
 
-def test_exported_network(weights, tmp_path):
+def test_exported_model(weights, tmp_path):
     assert export(["-cfg", "pit_digits", "-pretrained", str(weights), "-output", str(tmp_path / "out")]) == 0
-    network = Served(open_classifier(parse_args(["-exported", str(tmp_path / "out")])))
+    model = Served(open_classifier(parse_args(["-exported", str(tmp_path / "out")])))
     data = noise(5)
-    pixels = network.prepare(data)[None]
-    probabilities, heats = network.classify(pixels, [])
-    assert (network.num_classes, network.explains, network.name, heats) == (10, False, "out/model.json", {})
-    network = Served(open_classifier(parse_args(["-cfg", "pit_digits", "-pretrained", str(weights)])))
-    expected, heats = network.classify(pixels, [0])
+    pixels = model.prepare(data)[None]
+    probabilities, heats = model.classify(pixels, [])
+    assert (model.num_classes, model.explains, model.name, heats) == (10, False, "out/model.json", {})
+    model = Served(open_classifier(parse_args(["-cfg", "pit_digits", "-pretrained", str(weights)])))
+    expected, heats = model.classify(pixels, [0])
     assert np.abs(probabilities - expected).max() < 1e-5
     assert heats[0].shape == (32, 32) and heats[0].max() == 1
 

@@ -10,7 +10,7 @@ import time
 import zlib
 
 import pytest
-from served import NAMES, ColourNetwork, Server, form, picture, png_header
+from served import NAMES, ColourModel, Server, form, picture, png_header
 
 from paddlevit.serve import Connection, Limits, create_app
 
@@ -20,7 +20,7 @@ GOOD = picture(size=(50, 50), kind="JPEG")
 
 @pytest.fixture(scope="module")
 def server():
-    with Server(create_app(ColourNetwork(), NAMES, limits=LIMITS)) as server:
+    with Server(create_app(ColourModel(), NAMES, limits=LIMITS)) as server:
         yield server
 
 
