@@ -116,27 +116,31 @@ def _model(args: argparse.Namespace) -> str:
     else:
         how = {"threads": args.threads, "amp": args.amp, "precision": args.precision}
         steps = {engine: inference_step(engine, model, images, **how) for engine in args.engine}
-
-    def clock() -> float:
-        if args.device == "gpu":
-            paddle.device.synchronize()
-        # With one thread the time of this process alone: others do not count.
-        return time.process_time() if args.device == "cpu" and args.threads == 1 else time.perf_counter()
-
-    medians = {name: statistics.median(each) for name, each in by_turns(steps, args.rounds, clock).items()}
+    medians = {engine: statistics.median(s) for engine, s in by_turns(steps, args.rounds, _clock(args)).items()}
     rows = {
-        name: {"seconds": each, "images_per_sec": args.batch_size / each, "macs_per_sec": macs / each}
-        for name, each in medians.items()
+        engine: {"seconds": each, "images_per_sec": args.batch_size / each, "macs_per_sec": macs / each}
+        for engine, each in medians.items()
     }
     if args.json:
         spec = {key: getattr(args, key) for key in ("train", "batch_size", "threads", "device", "amp", "precision")}
         return json.dumps({"name": config.MODEL.NAME, **spec, "memory_mib": peak_memory(), "engines": rows})
     what = f"{'training step' if args.train else 'inference'}, batch {args.batch_size}, {args.threads} thread(s)"
-    lines = [f"{config.MODEL.NAME}, {what}; {macs / 1e9:.2f} GMACs a step; {peak_memory():.0f} MiB at most"]
-    for name, row in rows.items():
-        lines.append("{:9} {:.4f} s/step {:9.1f} images/s".format(name, row["seconds"], row["images_per_sec"]))
-        lines[-1] += f" {row['macs_per_sec'] / 1e9:7.1f} GMACs/s"
-    return "\n".join(lines)
+    title = f"{config.MODEL.NAME}, {what}; {macs / 1e9:.2f} GMACs a step; {peak_memory():.0f} MiB at most"
+    line = "{:9} {seconds:.4f} s/step {images_per_sec:9.1f} images/s {:7.1f} GMACs/s"
+    return "\n".join([title, *(line.format(e, row["macs_per_sec"] / 1e9, **row) for e, row in rows.items())])
+
+
+def _clock(args: argparse.Namespace) -> Callable[[], float]:
+    """Seconds: with one thread those of this process alone, so that others on the machine do not count."""
+    import paddle
+
+    def synchronized() -> float:
+        paddle.device.synchronize()
+        return time.perf_counter()
+
+    if args.device == "gpu":
+        return synchronized
+    return time.process_time if args.threads == 1 else time.perf_counter
 
 
 def training_step(model: Any, images: Any, num_classes: int, *, amp: bool = False) -> Step:
