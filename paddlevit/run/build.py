@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Callable
 
 import paddle
@@ -23,11 +22,9 @@ from paddlevit.runtime import process
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.engine import Trainer
 from paddlevit.training.gradients import LossScale
-from paddlevit.training.journal import Journal
 from paddlevit.training.objectives import Distilled, Objective, Renormalized, Supervised
 from paddlevit.training.optim import build_optimizer, decay_split, freeze, layer_rates
 from paddlevit.training.recompute import recompute_blocks
-from paddlevit.training.scalars import open_scalars
 from paddlevit.training.schedule import build_lr_schedule, peak_lr
 from paddlevit.training.sharding import Shards
 from paddlevit.weights import WeightsError, load_weights
@@ -162,18 +159,6 @@ def load_pretrained(config: CfgNode, model: nn.Layer) -> None:
         hint = "\n-reinit_head starts with a new classifier" if error.reinit and not config.EVAL else ""
         raise UserError(f"{error}{hint}") from None
     logger.info("weights: %s", report)
-
-
-def build_journal(config: CfgNode, folder: Path, loader: TrainLoader) -> Journal:
-    """The journal of a run in `folder`, with curves where LOG_TO asks for them."""
-    return Journal(
-        folder / "metrics.jsonl",
-        report_freq=config.REPORT_FREQ,
-        num_epochs=config.TRAIN.NUM_EPOCHS,
-        steps_per_epoch=loader.steps_per_epoch,
-        images_per_step=loader.batch_size * process.world_size(),
-        write_curves=open_scalars(config.LOG_TO, folder) if config.LOG_TO != "none" and process.is_main() else None,
-    )
 
 
 def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval_loader: EvalLoader) -> None:

@@ -27,8 +27,6 @@ from paddlevit.weights import load_weights, read_state_dict
 
 logger = logging.getLogger(__name__)
 
-_LOCK = ".lock"
-
 
 @contextlib.contextmanager
 def open_folder(config: CfgNode) -> Iterator[Path]:
@@ -81,7 +79,7 @@ def _locked(folder: Path) -> Iterator[None]:
     To close the file anywhere in this process would give it up.
     """
     try:
-        file = (folder / _LOCK).open("a+", encoding="utf-8")
+        file = (folder / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
     with file:

@@ -24,30 +24,15 @@ from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_tra
 from paddlevit.errors import UserError
 from paddlevit.models import build_model
 from paddlevit.report import Predictions, write_report
-from paddlevit.run.build import (
-    autocast,
-    build_journal,
-    build_trainer,
-    check_amp,
-    load_pretrained,
-    log_start,
-    with_classes,
-)
-from paddlevit.run.folder import (
-    best_path,
-    describe,
-    open_folder,
-    restore,
-    resumed_state,
-    save,
-    save_after_error,
-)
+from paddlevit.run.build import autocast, build_trainer, check_amp, load_pretrained, log_start, with_classes
+from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, STOP_SIGNALS, launched
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.journal import Journal, progress, with_nulls
 from paddlevit.training.objectives import Distilled
+from paddlevit.training.scalars import open_scalars
 from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -90,7 +75,14 @@ def _prepare(config: CfgNode, folder: Path) -> _Run:
     if resumed is not None:
         restore(trainer, resumed, folder)
     log_start(config, trainer, train_loader, eval_loader)
-    journal = build_journal(config, folder, train_loader)
+    journal = Journal(
+        folder / "metrics.jsonl",
+        report_freq=config.REPORT_FREQ,
+        num_epochs=config.TRAIN.NUM_EPOCHS,
+        steps_per_epoch=trainer.steps_per_epoch,
+        images_per_step=config.DATA.BATCH_SIZE * process.world_size(),
+        write_curves=open_scalars(config.LOG_TO, folder) if config.LOG_TO != "none" and process.is_main() else None,
+    )
     run = _Run(config, folder, trainer, train_loader, eval_loader, journal)
     if isinstance(trainer.objective, Distilled):
         run.try_teacher(trainer.objective.teacher)

@@ -67,9 +67,9 @@ class Distilled:
 
     def __init__(self, teacher: nn.Layer, *, kind: str, alpha: float = 0.5, tau: float = 1.0) -> None:
         if not 0.0 <= alpha <= 1.0:
-            raise UserError(f"TRAIN.DISTILLATION_ALPHA is {alpha}, allowed: 0 to 1")
+            raise UserError(f"alpha must be between 0 and 1, got {alpha}")
         if tau <= 0.0:
-            raise UserError(f"TRAIN.DISTILLATION_TAU is {tau}, allowed: above 0")
+            raise UserError(f"tau must be above 0, got {tau}")
         self.teacher = teacher
         self.teacher.eval()
         for param in teacher.parameters():

@@ -87,7 +87,7 @@ def build_optimizer(
     """
     betas = config.TRAIN.OPTIMIZER.BETAS
     if len(betas) != 2:
-        raise UserError(f"TRAIN.OPTIMIZER.BETAS is {betas}, allowed: two numbers")
+        raise UserError(f"TRAIN.OPTIMIZER.BETAS must be two numbers, got {betas}")
     rates = layer_rates(model, config.TRAIN.LAYER_DECAY)
     for name, param in learnable(model).items():
         # AdamW's lr_ratio refuses to run on a CPU; this factor reaches the update and the decay alike.
@@ -133,22 +133,19 @@ def load_optimizer_arrays(
 
     Raises UserError where `arrays` does not cover every trainable parameter.
     """
-    slots: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in arrays.items():
-        name, slot = key.rsplit("/", 1)
-        slots.setdefault(name, {})[slot] = value
     trainable = {name: param for name, param in model.named_parameters() if not param.stop_gradient}
-    if arrays and set(slots) != set(trainable):
-        differing = sorted(set(slots) ^ set(trainable))
+    differing = sorted({key.rsplit("/", 1)[0] for key in arrays} ^ set(trainable))
+    if arrays and differing:
         raise UserError(
             f"the checkpoint's optimizer state is of another model, or another TRAIN.FREEZE: {len(differing)} "
             f"parameters differ, first {', '.join(differing[:3])}"
         )
     state: dict[str, Any] = {}
     stepped = {param.name for param in stepped_parameters(optimizer)}
-    for name, values in slots.items():
+    for key, value in arrays.items():
+        name, slot = key.rsplit("/", 1)
         if trainable[name].name in stepped:
-            _put_back(trainable[name], values, state)
+            _put_back(trainable[name], slot, paddle.to_tensor(value), state)
     if state:
         optimizer.set_state_dict(state)
 
@@ -157,19 +154,17 @@ _MASTER = "master_weights"
 _OF_MASTER = "fp32_master_0"  # ends the name of a float32 copy, from which Paddle makes those of its slots
 
 
-def _put_back(param: Tensor, values: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-    """Add the slots of one parameter, in full or half precision, to an optimizer's `state`."""
+def _put_back(param: Tensor, slot: str, value: Tensor, state: dict[str, Any]) -> None:
+    """Add a slot of a parameter, which is in full or half precision, to an optimizer's `state`."""
     half = param.dtype in (paddle.float16, paddle.bfloat16)
     name = f"{param.name}_{_OF_MASTER}" if half else param.name
-    for slot, value in values.items():
-        tensor = paddle.to_tensor(value)
-        if slot != _MASTER:
-            state[f"{name}_{slot}"] = tensor
-        elif half:
-            tensor.name = name
-            state.setdefault(_MASTER, {})[param.name] = tensor
-        else:
-            param.set_value(tensor)  # more exact than what was saved in half precision
+    if slot != _MASTER:
+        state[f"{name}_{slot}"] = value
+    elif half:
+        value.name = name
+        state.setdefault(_MASTER, {})[param.name] = value
+    else:
+        param.set_value(value)  # more exact than what was saved in half precision
 
 
 def _slots(optimizer: paddle.optimizer.Optimizer, tensor_names: set) -> Iterator[tuple[str, str, Tensor]]:

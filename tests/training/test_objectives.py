@@ -96,7 +96,10 @@ def test_the_teacher_gets_no_gradient_and_is_in_evaluation_mode():
     assert not teacher.training
 
 
-@pytest.mark.parametrize(("key", "options"), [("ALPHA", {"alpha": 1.5}), ("TAU", {"tau": 0.0})])
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [("alpha must be between 0 and 1, got 1.5", {"alpha": 1.5}), ("tau must be above 0, got 0.0", {"tau": 0.0})],
+)
 def test_impossible_values_are_named(key, options):
     with pytest.raises(UserError, match=key):
         Distilled(Fixed(TEACHER), kind="soft", **options)
