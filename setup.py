@@ -48,6 +48,7 @@ setup(
     license="Apache-2.0",
     author="The paddlevit authors",
     python_requires=">=3.9",
+    entry_points={"console_scripts": ["paddlevit = paddlevit.__main__:main"]},
     packages=find_packages(include=["paddlevit", "paddlevit.*"]),
     package_data={"paddlevit": ["py.typed", "configs/*/*.yaml", "report/templates/*", "serve/page/*"]},
     install_requires=[
@@ -60,9 +61,8 @@ setup(
         "yacs>=0.1.8",
     ],
     extras_require={
-        # A GPU user's build must not be overwritten by the CPU one, so neither is required.
+        # A GPU user's build must not be overwritten by the CPU one. It has no extra: on PyPI they end at 2.6.2.
         "cpu": ["paddlepaddle>=3.0,<4"],
-        "gpu": ["paddlepaddle-gpu>=3.0,<4"],
         "demo": ["scikit-learn>=1.0"],
         "fast": ["opencv-python-headless>=4.5", "simplejpeg>=1.7"],  # training images twice as fast as by Pillow
         "export": EXPORT,

@@ -88,8 +88,7 @@ def test_data_table(photographs, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "must be model or data, got none"),
-        (["speed"], "must be model or data, got speed"),
+        (["speed"], "there is no benchmark 'speed'; allowed: model, data"),
         (["model"], "-cfg"),
         (["model", "-cfg", "pit_digits", "-engine", "tflite"], "invalid choice: 'tflite'"),
         (["model", "-cfg", "pit_digits", "-train", "-engine", "onnx"], "-engine must be paddle with -train, got onnx"),

@@ -16,6 +16,8 @@ import paddle
 import pytest
 import yaml
 
+from paddlevit.__main__ import COMMANDS
+from paddlevit.__main__ import main as paddlevit_command
 from paddlevit.commands.parser import Parser
 from paddlevit.commands.train import parse_args
 from paddlevit.config import get_config, update_config
@@ -42,8 +44,8 @@ def commands():
                 yield pytest.param(words, id=f"{name}: {line.strip()[:70]}")
 
 
-def check_training_command(words):
-    args = parse_args(words)
+def check_training_command(words, command="train"):
+    args = parse_args(words, command)
     config = update_config(get_config(), args)
     assert args.cfg == config.MODEL.NAME
     assert config.DATA.DATA_PATH.startswith("data/") or args.data_path is None
@@ -75,6 +77,13 @@ def check_other_command(module, words, monkeypatch):
         assert args.cfg == get_config(args.cfg, getattr(args, "opts", None)).MODEL.NAME
 
 
+def check_subcommand(name, words, monkeypatch):
+    if COMMANDS[name].module == "train":
+        check_training_command(words, name)
+    else:
+        check_other_command(f"paddlevit.commands.{COMMANDS[name].module}", words, monkeypatch)
+
+
 def what_a_script_runs(words, tmp_path, folder=ROOT):
     """The command line that a script of run_scripts/ comes to, by a `python` that only prints its arguments."""
     fake = tmp_path / "python"
@@ -87,6 +96,10 @@ def what_a_script_runs(words, tmp_path, folder=ROOT):
 
 @pytest.mark.parametrize("words", list(commands()))
 def test_command(words, tmp_path, monkeypatch):
+    if words[0] == "paddlevit":
+        if words[1:]:
+            check_subcommand(words[1], words[2:], monkeypatch)
+        return
     if words[:2] == ["pip", "install"]:
         extras = re.findall(r"\[(\w+)\]", " ".join(words))
         assert all(f'"{extra}": ' in (ROOT / "setup.py").read_text() or extra == "test" for extra in extras)
@@ -108,6 +121,18 @@ def test_command(words, tmp_path, monkeypatch):
         check_training_command(words[2:])
     else:
         check_other_command(f"paddlevit.commands.{tool.stem}", words[2:], monkeypatch)
+
+
+@pytest.mark.parametrize("words", [*([name] for name in COMMANDS), ["benchmark", "model"], ["benchmark", "data"]])
+def test_examples_in_the_help(words, capsys, monkeypatch):
+    if words == ["benchmark"]:
+        return  # the help of its two commands has some
+    with pytest.raises(SystemExit):
+        paddlevit_command([*words, "-h"])
+    examples = re.findall(rf"^  (paddlevit {' '.join(words)}.*)", capsys.readouterr().out, re.M)
+    assert len(examples) in (2, 3)
+    for example in examples:
+        check_subcommand(words[0], shlex.split(example)[2:], monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "code"), list(blocks("bash")), ids=lambda value: value[:30])
@@ -171,7 +196,7 @@ def keys_of_all_families():
 
 def test_every_key_and_flag_that_is_named_exists():
     keys = keys_of_all_families()
-    flags = {*FLAGS, "cfg", "opts"}
+    flags = {*FLAGS, "cfg", "drop_path", "opts"}
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         if path.name == "coming-from.md":  # the first columns are theirs

@@ -22,6 +22,7 @@ LEVELS = (
     {"models"},
     {"run", "classifier"},
     {"commands"},
+    {"__main__"},
 )
 OF_A_FAMILY = {"layers", "kernels", "views", "config", "paddle_internals", "errors"}
 

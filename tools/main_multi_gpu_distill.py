@@ -10,4 +10,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paddlevit.commands.train import main
 
 if __name__ == "__main__":
-    sys.exit(main(distill=True))
+    sys.exit(main(command="distill"))

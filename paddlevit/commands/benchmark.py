@@ -10,10 +10,11 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
+from paddlevit.commands import parser
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 from paddlevit.runtime.streams import only_results
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from yacs.config import CfgNode
 
 ENGINES = ("paddle", "program", "onnx", "openvino")
-HELP = "usage: benchmark.py model|data [flags]; model: a model's speed, data: that of its images; -h lists the flags"
 Step = Callable[[], Any]
 
+_SUMMARIES = {"model": "the speed of a model, or of its exports", "data": "the speed of the data path, stage by stage"}
 _SECONDS = 0.2  # that a measurement lasts at least, so that a small model's steps are many
 _BATCH = 32
 _PLAIN = ["TRAIN.RAND_AUGMENT", "TRAIN.AUTO_AUGMENT", "TRAIN.THREE_AUGMENT"]
@@ -33,24 +34,30 @@ _PLAIN = ["TRAIN.RAND_AUGMENT", "TRAIN.AUTO_AUGMENT", "TRAIN.THREE_AUGMENT"]
 @exit_code
 def main(argv: list[str]) -> int:
     """Run the benchmark that the first word of `argv` names; the exit code."""
-    commands = {"model": _model, "data": _data}
-    if argv[:1] in (["-h"], ["--help"]):
-        print(HELP)
+    chosen = parser.choose(argv, _SUMMARIES, "benchmark")
+    if chosen is None:
         return 0
-    if not argv or argv[0] not in commands:
-        raise UserError(f"the benchmark must be model or data, got {argv[0] if argv else 'none'} (-h says more)")
-    args = _parse_args(*argv)
-    for name in ("rounds", "batch_size", "threads", "images"):
-        if getattr(args, name, 1) < 1:
-            raise UserError(f"-{name} must be 1 or more, got {getattr(args, name)}")
+    name, words = chosen
+    args = _parse_args(name, words)
+    for flag in ("rounds", "batch_size", "threads", "images"):
+        if getattr(args, flag, 1) < 1:
+            raise UserError(f"-{flag} must be 1 or more, got {getattr(args, flag)}")
     with only_results() as out:
-        print(commands[argv[0]](args), file=out)
+        print({"model": _model, "data": _data}[name](args), file=out)
     return 0
 
 
-def _parse_args(command: str, *argv: str) -> argparse.Namespace:
-    parser = Parser(prog=f"benchmark.py {command}", description="Warm up, then measure; medians are printed.")
-    flag = parser.flag
+def _parse_args(command: str, argv: Sequence[str]) -> argparse.Namespace:
+    examples = {
+        "model": ("-cfg pit_s_224 -engine paddle openvino", "-cfg pit_digits -train -batch_size 64"),
+        "data": ("-data_path data/imagenet -workers 1 2 4", "-cfg pit_s_224 -json"),
+    }
+    own = Parser(
+        prog=f"{parser.program} {command}",
+        description="Warm up, then measure; medians are printed.",
+        examples=examples[command],
+    )
+    flag = own.flag
     if command == "model":
         flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
         flag("train", action="store_true", help="a training step (forward, loss, backward, AdamW), not inference")
@@ -68,7 +75,7 @@ def _parse_args(command: str, *argv: str) -> argparse.Namespace:
     flag("rounds", type=int, default=9, help="(default 9)")
     flag("json", action="store_true", help="print one JSON object instead of a table")
     flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any configuration keys")
-    return parser.parse_args(argv)
+    return own.parse_args(argv)
 
 
 def by_turns(steps: Mapping[Any, Step], rounds: int, clock: Callable[[], float]) -> dict[Any, list[float]]:

@@ -16,7 +16,10 @@ def main(argv: list[str]) -> int:
     """Print what the runs that `argv` names have reached and where they differ, and write the page if that is asked
     for; 0, or 2 where a folder holds no run, which is left out.
     """
-    parser = Parser(description="Compare training runs.")
+    parser = Parser(
+        description="Compare training runs.",
+        examples=("output/first output/second", "output/first output/second -output compare.html"),
+    )
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.flag("output", type=Path, metavar="FILE", help="write a page with their curves, such as compare.html")
     args = parser.parse_intermixed_args(argv)

@@ -11,7 +11,14 @@ from paddlevit.errors import UserError
 @exit_code
 def main(argv: list[str]) -> int:
     """Convert the file that `argv` names and print what was loaded; the exit code."""
-    parser = Parser(description="Write a weights file of any known source as a .pdparams file.")
+    parser = Parser(
+        description="Write a weights file of any known source as a .pdparams file.",
+        usage="%(prog)s -cfg VARIANT -input FILE -output FILE [flags]",
+        examples=(
+            "-cfg pit_ti_224 -input pit_ti_730.pth -output pit_ti_224.pdparams",
+            "-cfg cvt-13-224x224 -input model.safetensors -output flowers.pdparams -opts MODEL.NUM_CLASSES 5",
+        ),
+    )
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
     parser.flag("input", required=True, metavar="FILE", help=".pdparams, .pth, .pt, .bin or .safetensors")
     parser.flag("output", required=True, metavar="FILE", help="the .pdparams file to write")

@@ -12,7 +12,11 @@ from paddlevit.runtime.streams import only_results
 @exit_code
 def main(argv: list[str]) -> int:
     """Print the counts of the network that `argv` names; the exit code."""
-    parser = Parser(description="Count parameters and multiply-accumulates of one image.")
+    parser = Parser(
+        description="Count parameters and multiply-accumulates of one image.",
+        usage="%(prog)s -cfg VARIANT [flags]",
+        examples=("-cfg pit_s_224", "-cfg hrt_base -image_size 384 -json"),
+    )
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
     parser.flag("image_size", type=int, help="side of the image (default: the configuration's)")
     parser.flag("json", action="store_true", help="print one JSON object instead of a table")

@@ -43,7 +43,14 @@ def main(argv: list[str]) -> int:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
-    parser = Parser(description="Export a model for deployment.")
+    parser = Parser(
+        description="Export a model for deployment.",
+        usage="%(prog)s -pretrained FILE -format FORMAT -output DIR [flags]",
+        examples=(
+            "-pretrained output/flowers/best.pdparams -format onnx -output exported",
+            "-cfg pit_s_224 -pretrained pit_s_224.pdparams -format openvino -output exported -data_path data/imagenet",
+        ),
+    )
     add_flags(parser)
     flag = parser.flag
     flag("format", default="paddle", choices=tuple(_PRECISIONS), help="paddle (default), onnx or openvino")

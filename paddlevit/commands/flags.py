@@ -9,11 +9,9 @@ def add_flags(parser: Parser, *, exported: bool = False) -> None:
     """The flags that `classifier.open_classifier` reads; with `exported` those for an exported model too."""
     flag = parser.flag
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("-pretrained", "--pretrained", metavar="FILE", help="the weights, of any source")
+    flag("pretrained", group=weights, metavar="FILE", help="the weights, of any source")
     if exported:
-        weights.add_argument(
-            "-exported", "--exported", metavar="DIR", help="what export_model.py wrote: folder or file"
-        )
+        flag("exported", group=weights, metavar="DIR", help="what export_model.py wrote: folder or file")
         flag("precision", choices=("auto", "f32", "bf16", "int8"), default="auto", help="of OpenVINO's files")
     flag("cfg", metavar="FILE", help="yaml file, variant, or a run's config.yaml (default: the one beside the weights)")
     flag("labels", metavar="FILE", help="names of the classes, one a line (default: found beside the weights or data)")

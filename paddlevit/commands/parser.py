@@ -3,30 +3,150 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable, NoReturn
 
+import paddlevit
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import settings
 
 Main = Callable[..., int]
 
+program = f"python {sys.argv[0]}"  # what the user has called, for the usage and the examples
+
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose mistakes are UserErrors; `-flag value`, `-flag=value` and `--flag value` all work."""
+    """An ArgumentParser whose mistakes are UserErrors.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+    `-flag_name value`, `-flag_name=value`, `--flag_name value` and `--flag-name value` all work. `synonyms` maps other
+    names of flags to ours, `meant` names that other projects have to the flag that does the same here in another way.
+    `examples` stand below the help, each after the name of the program.
+    """
 
-    def flag(self, name: str, **options: Any) -> None:
-        """Add the flag -name, which --name means too."""
-        self.add_argument(f"-{name}", f"--{name}", **options)
+    def __init__(
+        self,
+        *,
+        examples: Sequence[str] = (),
+        synonyms: Mapping[str, str] | None = None,
+        meant: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        options.setdefault("prog", program)
+        if examples:
+            options["epilog"] = "\n".join(["examples:", *(f"  %(prog)s {example}" for example in examples)])
+        formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32)
+        self._flags: list[str] = []
+        self._words: list[str] = []
+        self._has_commands = False
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **options)
+        self._synonyms = {"help": "h", **(synonyms or {})}
+        self._meant = meant or {}
+        self.flag("h", action="help", help="show this")
+        self.flag("version", action="version", version=f"paddlevit {paddlevit.__version__}", help="show the version")
+
+    def flag(self, name: str, *, group: Any = None, **options: Any) -> None:
+        """Add the flag -name, to one of argparse's groups if `group` is given."""
+        self._flags.append(name)
+        if options.get("type") in (int, float):
+            options.setdefault("metavar", "N" if options["type"] is int else "X")
+        (group or self).add_argument(f"-{name}", **options)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """As in argparse; for words without a flag, whose names the usage shows."""
+        action = super().add_argument(*names, **options)
+        if not action.option_strings:
+            self._words.append(f"{action.metavar}{' ...' if action.nargs == '+' else ''}")
+        return action
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """As in argparse."""
+        self._has_commands = True
+        self._words.append(options["metavar"])
+        return super().add_subparsers(**options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse, where all ways to parse come through; an unknown flag is a UserError here already."""
+        return super().parse_known_args(list(self._in_our_words(args)), namespace)
+
+    def format_help(self) -> str:
+        """As in argparse, but the usage does not repeat every flag."""
+        self.usage = self.usage or " ".join(["%(prog)s [flags]", *self._words])
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse where the command line makes no sense."""
+        message = re.sub(r"^argument (-\w+): invalid int value: ", r"\1 must be an integer, got ", message)
+        message = re.sub(r"^argument (-\w+): invalid float value: ", r"\1 must be a number, got ", message)
         raise UserError(f"{message} (-h lists the flags)")
+
+    def _in_our_words(self, words: Sequence[str]) -> Iterator[str]:
+        rest = iter(words)
+        for word in rest:
+            found = re.fullmatch(r"--?([A-Za-z][\w.-]*)(=.*)?", word, re.S)
+            if word == "--":
+                yield word
+                yield from rest
+            elif found is None:
+                yield word
+            else:
+                name = found[1].replace("-", "_")
+                name = self._synonyms.get(name, name)
+                if name not in self._flags and not self._has_commands:  # each of which has flags of its own
+                    self.error(f"there is no flag -{found[1]}{self._nearest(name)}")
+                yield f"-{name}{found[2] or ''}"
+
+    def _nearest(self, name: str) -> str:
+        candidates = {**dict(zip(self._flags, self._flags)), **self._synonyms, **self._meant}
+        said = {other: f"-{ours}" for other, ours in candidates.items()}
+        if "opts" in self._flags:
+            said = {**_keys(), **said}
+        near = difflib.get_close_matches(name.lower(), said, n=1)
+        return f"; did you mean {said[near[0]]}?" if near else ""
+
+
+def _keys() -> dict[str, str]:
+    """By the lower-case name of a configuration key, alone and with its section: the flag or option that sets it."""
+    from paddlevit.config import get_config
+    from paddlevit.schema import FLAGS
+
+    flags = {key: f"-{flag}" for flag, key in FLAGS.items()}
+    found = {}
+    for key in _dotted(get_config()):
+        said = flags.get(key, f"-opts {key} VALUE")
+        found[key.lower()] = said
+        found.setdefault(key.rsplit(".", 1)[-1].lower(), said)
+    return found
+
+
+def _dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def choose(argv: Sequence[str], commands: Mapping[str, str], what: str) -> tuple[str, list[str]] | None:
+    """The command that the first of `argv` names, and the words for it; None where that is -h or nothing, after a list
+    of `commands` and what they do. UserError names the nearest one for a name that is none.
+    """
+    if not argv or argv[0] in ("-h", "-help", "--help"):
+        width = max(map(len, commands))
+        lines = [f"  {name:{width}}  {summary}" for name, summary in commands.items()]
+        print("\n".join([f"usage: {program} {what.upper()} [flags]\n", *lines, f"\n{what.upper()} -h lists its flags"]))
+        return None
+    if argv[0] in ("-version", "--version"):
+        print(f"paddlevit {paddlevit.__version__}")
+        return None
+    if argv[0] not in commands:
+        near = difflib.get_close_matches(argv[0], commands, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(commands)}"
+        raise UserError(f"there is no {what} '{argv[0]}'; {hint}")
+    return argv[0], list(argv[1:])
 
 
 def exit_code(main: Main) -> Main:

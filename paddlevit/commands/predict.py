@@ -37,7 +37,14 @@ def main(argv: list[str]) -> int:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
-    parser = Parser(description="Say which classes images are likely of.")
+    parser = Parser(
+        description="Name the most likely classes of images.",
+        usage="%(prog)s -pretrained FILE [flags] IMAGE_OR_FOLDER ...",
+        examples=(
+            "-pretrained output/flowers/best.pdparams photo.jpg more_photos -topk 3",
+            "-cfg pit_b_224 -pretrained pit_b_224.pdparams -data_path data/imagenet -json photo.jpg",
+        ),
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="- reads a list from standard input")
     add_flags(parser, exported=True)
     flag = parser.flag

@@ -29,7 +29,9 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Prepare a data set.")
+    parser = Parser(
+        description="Prepare a data set.", examples=("digits data/digits", "list data/flowers", "check data/flowers")
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     digits = commands.add_parser("digits", help="write scikit-learn's 1,797 handwritten digits as an image folder")
     digits.add_argument("folder", type=Path, metavar="OUT_DIR")

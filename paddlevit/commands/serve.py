@@ -72,7 +72,14 @@ def main(argv: list[str]) -> int:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
-    parser = Parser(description="Serve a model: a page to drop an image on, and POST /predict.")
+    parser = Parser(
+        description="Serve a model: a page to drop an image on, and POST /predict.",
+        usage="%(prog)s -pretrained FILE [flags]",
+        examples=(
+            "-pretrained output/flowers/best.pdparams",
+            "-cfg pit_s_224 -pretrained pit_s_224.pdparams -host 0.0.0.0 -port 80",
+        ),
+    )
     add_flags(parser, exported=True)
     flag = parser.flag
     flag("host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
@@ -16,46 +18,105 @@ from paddlevit.runtime import launcher
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
+logger = logging.getLogger(__name__)
 
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags of `argv`; `-flag value`, `-flag=value` and `--flag value` all work. Raises UserError."""
-    parser = Parser(description="Train or evaluate a network.")
+
+_SYNONYMS = {"config": "cfg", "data_set": "dataset"}  # official HVT's
+_MEANT = {
+    **dict.fromkeys(("ngpus", "gpus", "num_gpus", "gpu_ids", "devices", "nproc", "nproc_per_node"), "nprocs"),
+    **dict.fromkeys(("model", "arch"), "cfg"),
+    **dict.fromkeys(("data_dir", "dataset_dir"), "data_path"),
+    **dict.fromkeys(("input_size", "img_size"), "image_size"),
+    **dict.fromkeys(("checkpoint", "finetune", "init_checkpoint"), "pretrained"),
+    **dict.fromkeys(("j", "workers"), "num_workers"),
+    "learning_rate": "lr",
+    "start_epoch": "last_epoch",
+    "teacher_path": "teacher_model_path",
+}
+_DATASETS = {"IMNET": "imagenet2012", "folder": "imagenet2012", "CIFAR": "cifar100"}  # official HVT's, and of one's own
+_EXAMPLES = {
+    "train": (
+        "-cfg pit_ti_224 -data_path data/imagenet -batch_size 256 -output output/pit_ti",
+        "-cfg pit_ti_224 -data_path data/imagenet -output output/pit_ti -resume auto",
+        "-cfg pit_s_224 -data_path data/flowers -pretrained pit_s_224.pdparams -reinit_head -epochs 30 -lr 5e-5",
+    ),
+    "eval": (
+        "-cfg pit_b_224 -data_path data/imagenet -pretrained pit_b_224.pdparams",
+        "-cfg hrt_small -data_path data/imagenet -pretrained hrt_small.pth -amp -nprocs 4",
+    ),
+    "distill": (
+        "-cfg pit_s_distilled_224 -data_path data/imagenet -teacher_model_path regnety_160.pdparams",
+        "-cfg pit_distilled_digits -data_path data/digits -teacher_model_path output/teacher/best.pdparams",
+    ),
+}
+_FETCH = "curl -L -o regnety_160.pdparams https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth"
+
+
+def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespace:
+    """The flags of `argv`, as `paddlevit train`, `eval` or `distill` understand them. Raises UserError."""
+    parser = Parser(
+        description="Train or evaluate a model.",
+        usage="%(prog)s -cfg VARIANT -data_path DIR [flags]",
+        examples=_EXAMPLES[command],
+        synonyms=_SYNONYMS,
+        meant=_MEANT,
+    )
+    _add_flags(parser)
+    args = parser.parse_args(argv)
+    if args.cfg is None:
+        raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
+    args.eval = args.eval or command == "eval"
+    if args.eval and args.resume:  # as official HVT and HRFormer have it
+        if args.pretrained or args.resume == "auto":
+            raise UserError("-eval needs the weights to evaluate by -pretrained FILE, and does not take -resume")
+        args.pretrained, args.resume = args.resume, None
+    return args
+
+
+def _add_flags(parser: Parser) -> None:
     flag = parser.flag
     flag("cfg", metavar="FILE", help="yaml file, or the name of a shipped variant such as pit_ti_224")
-    flag("dataset", help="imagenet2012 (default), cifar10 or cifar100")
+    flag("dataset", metavar="NAME", help="imagenet2012 (default; or folder: images of your own), cifar10 or cifar100")
     flag("data_path", metavar="DIR", help="folder of the data set")
     flag("batch_size", type=int, help="images per process and step")
     flag("batch_size_eval", type=int, help="images per process and step of the evaluation")
     flag("image_size", type=int, help="side of the square input image")
     flag("num_classes", type=int, help="number of classes (default: what the data has)")
+    flag("epochs", type=int, help="epochs to train")
+    flag("lr", type=float, help="learning rate for TRAIN.LINEAR_SCALED_LR images a step")
+    flag("warmup_epochs", type=float, help="epochs in which the learning rate rises")
+    flag("weight_decay", type=float, help="weight decay of AdamW")
+    flag("drop_path", type=float, help="stochastic depth of the deepest block")
+    flag("freeze", nargs="+", metavar="PATTERN", help="parameters that stay as they are, such as 'patch_embed*'")
     flag("accum_iter", type=int, help="batches per optimizer step")
     flag("num_workers", type=int, help="decoding processes per process (-1: chosen by the cores)")
     flag("pretrained", metavar="FILE", help="weights to start from, or to evaluate; of any source")
     flag("reinit_head", action="store_true", help="start with a new classifier, not with that of -pretrained")
     flag("resume", metavar="WHERE", help="a checkpoint, a run's folder, or auto: the newest checkpoint in -output")
     flag("last_epoch", type=int, help="epochs to count as done")
-    flag("teacher", help="variant of the teacher (default regnety_160)")
-    flag("teacher_model_path", metavar="FILE", help="weights of the teacher")
+    flag("teacher", metavar="VARIANT", help="the teacher (default regnety_160)")
+    flag("teacher_model_path", metavar="FILE", help="weights of the teacher (default: ./<teacher>.pdparams)")
     flag("output", metavar="DIR", help="folder of the run (default: output/<variant>-<train or eval>-<time>)")
     flag("eval", action="store_true", help="evaluate and stop")
     flag("amp", action="store_true", help="mixed precision")
-    flag("amp_dtype", help="float16 (default) or bfloat16")
-    flag("device", help="auto (default: a GPU where there is one), gpu or cpu")
+    flag("amp_dtype", metavar="TYPE", help="float16 (default) or bfloat16")
+    flag("device", metavar="NAME", help="auto (default: a GPU where there is one), gpu or cpu")
     flag("nprocs", type=int, help="processes to start (default: one per visible GPU)")
     flag("max_restarts", type=int, help="times that a run which died, failed or hung is started again (default 0)")
     flag("hang_timeout", type=int, metavar="SECONDS", help="without progress a process counts as hung (0: never)")
     flag("seed", type=int, help="seed of everything random (default 0)")
-    flag("opts", nargs="*", action="extend", metavar="KEY VALUE", help="any keys of the configuration")
-    return parser.parse_args(argv)
+    flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration")
 
 
 @exit_code
-def main(argv: list[str], *, nprocs: int | None = None, distill: bool = False) -> int:
-    """Train or evaluate as `argv` says and return the exit code; 2, with a message, after a user's mistake.
+def main(argv: list[str], *, nprocs: int | None = None, command: str = "train") -> int:
+    """Do what `argv` says and return the exit code; 2, with a message, after a user's mistake.
 
-    `nprocs` 1 never starts other processes; `distill` trains with a teacher even where the configuration has none.
+    `command` is train, eval, or distill, which trains with a teacher even where the configuration has none; `nprocs` 1
+    never starts other processes.
     """
-    config = _configure(argv, distill)
+    args = parse_args(argv, command)
+    config = _configure(args, distill=command == "distill")
     if nprocs == 1 and config.NPROCS not in (None, 1):
         raise UserError(f"-nprocs {config.NPROCS}: this tool runs one process; main_multi_gpu.py runs several")
     if launcher.launched():
@@ -69,7 +130,7 @@ def main(argv: list[str], *, nprocs: int | None = None, distill: bool = False) -
     if nprocs == 1 and not config.MAX_RESTARTS:
         return _start(config)
     job = launcher.Job(
-        command=_command(argv, config),
+        command=_again([command, *argv, "-cfg", args.cfg, "-output", config.OUTPUT], config),
         nprocs=nprocs,
         kind=kind,
         open_log=lambda: _open_log(Path(config.OUTPUT)),
@@ -79,19 +140,19 @@ def main(argv: list[str], *, nprocs: int | None = None, distill: bool = False) -
     return launcher.run(job)
 
 
-def _command(argv: list[str], config: CfgNode) -> Callable[[bool], list[str]]:
-    """What each process runs; restarted, it goes on from what the processes before it have saved."""
+def _again(words: Sequence[str], config: CfgNode) -> Callable[[bool], list[str]]:
+    """What each process runs, `paddlevit` with `words`; restarted, it resumes what those before it have saved."""
+    program = str(Path(__file__).resolve().parents[1] / "__main__.py")
     folder = Path(config.OUTPUT)
     before = _checkpoints(folder)
 
     def command(restarted: bool) -> list[str]:
-        words = [sys.executable, sys.argv[0], *argv, "-output", config.OUTPUT]
+        resume: list[str] = []
         if restarted and not config.EVAL:
             # Whatever -resume named still counts while the run has saved nothing of its own.
             saved = _checkpoints(folder).items() - before.items()
-            resume = "auto" if saved else config.MODEL.RESUME or "auto"
-            words += ["-opts", "MODEL.RESUME", resume]
-        return words
+            resume = ["-opts", "MODEL.RESUME", "auto" if saved else config.MODEL.RESUME or "auto"]
+        return [sys.executable, program, *words, *resume]
 
     return command
 
@@ -106,19 +167,61 @@ def _open_log(folder: Path) -> None:
     process.setup_logging(folder if folder.is_dir() else None)
 
 
-def _configure(argv: list[str], distill: bool) -> CfgNode:
-    args = parse_args(argv)
-    if args.cfg is None:
-        raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
-    from paddlevit.config import get_config, update_config, with_values
+def _configure(args: argparse.Namespace, *, distill: bool) -> CfgNode:
+    """The configuration that `args` mean; names of other projects in `args` become ours."""
+    from paddlevit.config import find_variant, get_config, update_config, with_values
 
+    if not os.path.isfile(args.cfg):
+        args.cfg = find_variant(args.cfg)
+        if args.dataset == "CIFAR":
+            args.cfg = _cifar_variant(args.cfg)
+    args.dataset = _DATASETS.get(args.dataset, args.dataset)
+    if args.drop_path is not None:
+        args.opts = [*_drop_path(args), *args.opts]
     config = update_config(get_config(), args)
-    values = {}
+    values: dict[str, Any] = {}
     if distill and config.TRAIN.DISTILLATION_TYPE == "none":
         values["TRAIN.DISTILLATION_TYPE"] = "hard"
     if not config.OUTPUT:
         values["OUTPUT"] = _default_output(args.cfg, config)
-    return with_values(config, values)
+    config = with_values(config, values)
+    if config.TRAIN.DISTILLATION_TYPE == "none" or config.TRAIN.TEACHER_MODEL_PATH or config.EVAL:
+        return config
+    return with_values(config, {"TRAIN.TEACHER_MODEL_PATH": _default_teacher(config)})
+
+
+def _cifar_variant(name: str) -> str:
+    """The variant for CIFAR-100 of the one called `name`, or that one: official HVT has one file for both."""
+    from paddlevit.config import variant_names
+
+    for variant in variant_names("*_cifar100"):
+        if name.startswith(variant[: -len("cifar100")]) and name != variant:
+            logger.warning("-data_set CIFAR: taking the variant %s", variant)
+            return variant
+    return name
+
+
+def _drop_path(args: argparse.Namespace) -> list[Any]:
+    """The option that -drop_path means: a family's own key. Where stages have rates of their own, that of the last."""
+    from paddlevit.config import get_config
+
+    model, prefix = get_config(args.cfg, args.opts).MODEL, "MODEL"
+    if "HRT" in model:
+        model, prefix = model.HRT, "MODEL.HRT"
+    key = next((key for key in ("DROPPATH", "DROP_PATH_RATE") if key in model), None)
+    if key is None:
+        raise UserError(f"-drop_path {args.drop_path}: {model.TYPE} has no stochastic depth")
+    rates = [*model[key][:-1], args.drop_path] if isinstance(model[key], list) else args.drop_path
+    return [f"{prefix}.{key}", rates]
+
+
+def _default_teacher(config: CfgNode) -> str:
+    """The weights of the teacher where no flag names them."""
+    path = f"./{Path(config.TRAIN.TEACHER_MODEL).stem}.pdparams"
+    if Path(path).is_file():
+        return path
+    fetch = f"; this fetches DeiT's:\n  {_FETCH}" if config.TRAIN.TEACHER_MODEL == "regnety_160" else ""
+    raise UserError(f"there is no {path}: name the teacher's weights with -teacher_model_path FILE{fetch}")
 
 
 def _default_output(cfg: str, config: CfgNode) -> str:

@@ -69,7 +69,14 @@ def main(argv: list[str]) -> int:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
-    parser = Parser(description="Show what a network looks at.")
+    parser = Parser(
+        description="Show what a model looks at.",
+        usage="%(prog)s -pretrained FILE -image FILE -output PNG [flags]",
+        examples=(
+            "-pretrained output/flowers/best.pdparams -image photo.jpg -output heat.png",
+            "-pretrained output/flowers/best.pdparams -image photo.jpg -output all.png -method all",
+        ),
+    )
     add_flags(parser)
     flag = parser.flag
     flag("image", required=True, metavar="FILE", help="the image")

@@ -123,8 +123,6 @@ def _objective(config: CfgNode) -> Objective:
     kind = config.TRAIN.DISTILLATION_TYPE
     if kind == "none":
         return Supervised()
-    if not config.TRAIN.TEACHER_MODEL_PATH:
-        raise UserError(f"TRAIN.DISTILLATION_TYPE is {kind}: name the teacher's weights with -teacher_model_path FILE")
     return Distilled(
         _teacher(config), kind=kind, alpha=config.TRAIN.DISTILLATION_ALPHA, tau=config.TRAIN.DISTILLATION_TAU
     )

@@ -426,7 +426,9 @@ def test_a_mistake_ends_with_a_message_and_code_2(digits, tmp_path, capfd, name,
 
 
 def test_options_may_be_given_in_several_places():
-    args = parse_args(["-opts", "SEED", "3", "-batch_size", "4", "--opts", "TRAIN.NUM_EPOCHS", "2"])
+    args = parse_args(
+        ["-cfg", "pit_digits", "-opts", "SEED", "3", "-batch_size", "4", "--opts", "TRAIN.NUM_EPOCHS", "2"]
+    )
     assert (args.opts, args.batch_size) == (["SEED", "3", "TRAIN.NUM_EPOCHS", "2"], 4)
 
 

@@ -141,14 +141,18 @@ def test_a_signal_to_the_whole_group_reaches_the_data_workers_in_vain(data, tmp_
     assert len(workers) >= 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
+def configured(argv):
+    return train._configure(train.parse_args(argv), distill=False)
+
+
 def restart_words(tmp_path, *more):
     """What is run at first, and what after a failure; `more` are further flags."""
     argv = ["-cfg", "pit_digits", "-output", str(tmp_path / "run"), *more]
-    command = train._command(argv, train._configure(argv, distill=False))
+    command = train._again(argv, configured(argv))
     first = command(False)
 
     def resumed(words):
-        return train._configure(words[2:], distill=False).MODEL.RESUME
+        return configured(words[2:]).MODEL.RESUME
 
     return first, lambda: resumed(command(True))
 
