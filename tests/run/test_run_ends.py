@@ -18,11 +18,11 @@ from paddlevit.commands.train import main
 from paddlevit.data.loader import TrainLoader
 from paddlevit.errors import UserError
 from paddlevit.run import train as run_room
-from paddlevit.runtime.launcher import STOP_SIGNALS
 from paddlevit.training import checkpoint, engine
 from paddlevit.weights import read_state_dict
 
 ROOT = Path(__file__).resolve().parents[2]
+SIGNALS = ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "XCPU")
 EPOCHS, BATCHES = 2, 4
 OPTS = ["TRAIN.NUM_EPOCHS", EPOCHS, "TRAIN.WARMUP_EPOCHS", 1, "TRAIN.ACCUM_ITER", 3, "KEEP_LAST", 9, "REPORT_FREQ", 1]
 
@@ -96,7 +96,9 @@ def test_a_bad_validation_image_is_met_before_the_first_epoch(data, tmp_path, ba
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("batches", "stem"), [(2, None), (3, "epoch_000_step_000003"), (7, "epoch_001_step_000003")])
+@pytest.mark.parametrize(
+    ("batches", "stem"), [(2, None), (3, "epoch_000_step_000003"), (6, None), (7, "epoch_001_step_000003")]
+)
 def test_an_error_of_the_training_data_saves_the_last_optimizer_step(data, quiet, tmp_path, monkeypatch, batches, stem):
     whole, done = TrainLoader.epoch, []
 
@@ -161,7 +163,7 @@ def test_of_processes_that_fail_together_one_saves(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("signum", STOP_SIGNALS)
+@pytest.mark.parametrize("signum", [getattr(signal, f"SIG{name}") for name in SIGNALS])
 def test_every_signal_that_asks_to_stop_saves(data, quiet, tmp_path, monkeypatch, signum):
     def evaluate(*args, **options):
         os.kill(os.getpid(), signum)
