@@ -164,5 +164,6 @@ class _TerminalHandler(logging.Handler):
             return  # the progress bar shows it
         if getattr(record, "file_only", False):
             return
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):  # a terminal that is gone, a pipe that nobody reads, a full disk
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -249,6 +250,20 @@ def test_the_end_of_a_terminal_reaches_the_whole_group(data, tmp_path, tool, mor
     assert process.returncode == (143 if code == 138 and "-nprocs" in more else code), out + err
     assert "stopped by SIG" in out and "Traceback" not in err
     assert saved(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_gone_swallows_the_log_and_nothing_else(data, tmp_path):
+    """As when an ssh connection breaks: SIGHUP, and all that is written from then on is an error."""
+    log, command = tmp_path / "run" / "log.txt", [sys.executable, ROOT / "tools" / "main_single_gpu.py"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [*map(str, command), *args(data, tmp_path / "run"), "TRAIN.NUM_EPOCHS", "1000"])
+    while not (log.is_file() and "epoch 2/" in log.read_text()):
+        os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    assert "stopped by SIGHUP after saving" in log.read_text()
 
 
 @pytest.mark.slow
