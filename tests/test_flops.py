@@ -8,21 +8,23 @@ from pathlib import Path
 import pytest
 from paddle import nn
 
-from golden import cases, info
+from golden import cases, empty_network, info
 from paddlevit import build_model
 from paddlevit.commands.count_flops import main
 from paddlevit.config import get_config
 from paddlevit.flops import count
 
 ROOT = Path(__file__).resolve().parents[1]
-# Built and run once each; the largest ones (0.3 G parameters, or 384 pixels) cost more than they tell.
-SLOW = {"cvt-w24-384x384", "cvt-21-384x384", "pit_b_distilled_384"}
+VARIANTS = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == "cvt-w24-384x384"))
+    for name in sorted({n for n, _ in cases()})
+]
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in cases()} - SLOW))
+@pytest.mark.parametrize("name", VARIANTS)
 def test_published_networks(name):
     config = get_config(name)
-    counts = count(build_model(config), config.DATA.IMAGE_SIZE)
+    counts = count(empty_network(name), config.DATA.IMAGE_SIZE)
     assert counts["params"] == info(name)["params"]
     assert counts["macs"] / 1e9 == pytest.approx(info(name)["macs_g"], rel=1e-5)
     for key in ("params", "macs", "activations"):

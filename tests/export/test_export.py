@@ -60,7 +60,7 @@ def random_images(n, side=32):
         ("hvt_digits", ["onnx"]),
         ("cvt_digits", ["onnx"]),
         ("regnet_digits", ["onnx"]),
-        ("hrformer_digits", ["onnx"]),
+        pytest.param("hrformer_digits", ["onnx"], marks=pytest.mark.slow),
     ],
 )
 def test_exported_network_gives_the_same_logits(name, formats, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A program for test_parallel.py: 20 optimizer steps of a small PiT in float64, alone or as one of several processes.
+"""A program for test_parallel.py: 8 optimizer steps of a small PiT in float64, alone or as one of several processes.
 
     python parallel_steps.py OUTPUT CASE...
 
@@ -26,7 +26,7 @@ from paddlevit.training.optim import build_optimizer, optimizer_arrays
 from paddlevit.training.recompute import recompute_blocks
 from paddlevit.training.sharding import Shards
 
-STEPS, IMAGES = 20, 32
+STEPS, IMAGES = 8, 32
 CONFIG = get_config("pit_digits", ["MODEL.DROPPATH", 0.0, "DATA.IMAGE_SIZE", 16, "MODEL.NUM_CLASSES", 10])
 
 

@@ -109,6 +109,7 @@ def end_by_a_bad_image(process, data, folder, rng):
     return process.returncode == 2
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(data, tmp_path):
     finish(start(data, tmp_path / "quiet"))
     expected = read_state_dict(tmp_path / "quiet" / "epoch_004.pdparams")

@@ -63,6 +63,7 @@ def our_names(name, model):
     return {keys[int(value.ravel()[0])]: ours for ours, value in convert_state_dict(tagged, model, "official").items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "run"), RUNS)
 def test_golden_training_run(name, run):
     golden = training(name)
