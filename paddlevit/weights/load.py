@@ -71,6 +71,8 @@ def load_weights(
     for name, array in arrays.items():
         with naming(where):
             values = array.read()
+        if not np.isfinite(values).all():
+            report.nonfinite.append(name)
         _fill(parameters[name], values)
     return report
 

@@ -33,8 +33,8 @@ class LoadReport:
 
     `source` is the project whose names the file has. `loaded` were filled (`resized` are those among them that were
     interpolated to another image size), `missing` are not in the file, `mismatched` have another shape there,
-    `unexpected` are only in the file, `reinitialised` were left as they were because the caller asked for it. `notes`
-    say where in the file the weights were, and what else there is to know.
+    `unexpected` are only in the file, `reinitialised` were left as they were because the caller asked for it, and
+    `nonfinite` have NaN or infinite values. `notes` say where in the file the weights were, and what else to know.
     """
 
     source: str
@@ -44,11 +44,12 @@ class LoadReport:
     resized: list[str] = field(default_factory=list)
     reinitialised: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
+    nonfinite: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} parameters and buffers loaded, source {self.source}"]
-        for what in ("resized", "reinitialised", "missing", "mismatched", "unexpected"):
+        for what in ("resized", "reinitialised", "missing", "mismatched", "unexpected", "nonfinite"):
             names = getattr(self, what)
             if names:
                 lines.append(f"{len(names)} {what}: {listing(names)}")

@@ -192,6 +192,15 @@ def test_not_strict_loads_what_fits_and_says_the_rest(caplog):
     assert_filled(model, state, report.loaded)
 
 
+def test_values_that_are_no_numbers_are_reported():
+    model = tiny()
+    state = arrays(model)
+    state["head.bias"][3], state["cls_token"][0, 0, 0] = np.nan, -np.inf
+    report = load_weights(model, state)
+    assert sorted(report.nonfinite) == ["cls_token", "head.bias"]
+    assert "2 nonfinite: " in str(report)
+
+
 def test_files_by_every_reader(tmp_path):
     model = tiny()
     state = arrays(model)
