@@ -153,7 +153,7 @@ class Classifier:
     def ranked(self, logits: np.ndarray, topk: int) -> list[Prediction]:
         """The `topk` most likely classes by the logits [K] of an image. Raises UserError where these are not finite."""
         if topk < 1:
-            raise UserError(f"topk is {topk}, allowed: 1 and above")
+            raise UserError(f"topk must be 1 or more, got {topk}")
         if not np.isfinite(logits).all():
             raise UserError(f"{self.name} gives logits that are not finite")
         best = np.argsort(-logits, kind="stable")[:topk]

@@ -324,10 +324,10 @@ def _keys_of_family(sources: list[_Source]) -> tuple[str, dict[str, Key]]:
         raise ConfigError(f"{source.where}MODEL.TYPE must be one of {families}, got {source.value!r}")
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
     allowed = {key: tuple(words) for key, words in own.get("CHOICES", {}).items()}
-    allowed |= {key: span for span, keys in own["RANGES"].items() for key in keys}
+    allowed |= {key: span for span, keys in own.get("RANGES", {}).items() for key in keys}
     optional = own.get("OPTIONAL", {})
     keys = {key: row if isinstance(row, Key) else Key(row) for key, row, *_ in _flat(KEYS, "")}
-    for key, default, *_ in _flat(own["MODEL"], ""):
+    for key, default, *_ in _flat(own.get("MODEL", {}), ""):
         keys[f"MODEL.{key}"] = Key(default, allowed.get(key, ""), optional.get(key))
     return family, keys
 

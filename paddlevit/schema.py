@@ -156,7 +156,7 @@ KEYS: dict[str, Any] = {
         # Training images by opencv where it is installed, or pillow: the published pixels, slower.
         "RESIZER": Key("auto", ("auto", "opencv", "pillow")),
         "FAST_JPEG": True,  # opencv only: decode by simplejpeg where it is installed, 1 level less exact
-        "COLOR_JITTER": Key(0.4, ">= 0"),  # only without RAND_AUGMENT and AUTO_AUGMENT
+        "COLOR_JITTER": Key(0.4, ">= 0"),  # where only THREE_AUGMENT, or none of the three, is on
         "RAND_AUGMENT": True,
         "RAND_AUGMENT_LAYERS": Key(2, ">= 1"),
         "RAND_AUGMENT_MAGNITUDE": Key(9, ">= 0 and <= 10"),

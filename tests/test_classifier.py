@@ -110,7 +110,7 @@ def test_mistakes(run, photo, tmp_path):
         with pytest.raises(UserError, match=told):
             classifier.predict([photo, image])
     for topk in (0, -1):
-        with pytest.raises(UserError, match="topk is -?[01], allowed: 1 and above"):
+        with pytest.raises(UserError, match="topk must be 1 or more, got -?[01]"):
             classifier.predict(photo, topk=topk)
     with pytest.raises(UserError, match="precision bf16 of trained weights, allowed: auto, f32"):
         Classifier(run, precision="bf16")

@@ -1,1 +1,1 @@
-"""The tools beside training: one module each, argv -> parts of the package -> what a person reads."""
+"""The commands: argv -> parts of the package -> what a person reads."""

@@ -53,8 +53,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag("batch_size", metavar="N", type=int, default=_BATCH_SIZE, help="images at a time (32)")
     flag("num_workers", type=int, default=-1, help="decoding threads (default: by the cores)")
     args = parser.parse_intermixed_args(argv)
-    if args.topk < 1:
-        raise UserError(f"-topk is {args.topk}, allowed: 1 and above")
+    for name in ("topk", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"-{name} must be 1 or more, got {getattr(args, name)}")
     return args
 
 

@@ -18,7 +18,7 @@ _OVERLAY_SIDE = 480  # longer side of the picture, in pixels
 
 
 class Served:
-    """A classifier as paddlevit.serve.Model wants it. Without gradients, as an exported one, it explains nothing."""
+    """A classifier as paddlevit.serve.Model wants it; it explains models that have `views`, so no exported ones."""
 
     def __init__(self, classifier: Classifier) -> None:
         """Runs once, so that the first visitor does not wait for what is made on first use.
@@ -28,7 +28,7 @@ class Served:
         data = classifier.config.DATA
         self.name, self.precision = classifier.name, classifier.precision
         self.num_classes = classifier.config.MODEL.NUM_CLASSES
-        self.explains = classifier.model is not None
+        self.explains = hasattr(classifier.model, "views")
         self.prepare = classifier.pixels
         self._classifier = classifier
         self._source_box = build_eval_transform(classifier.config).source_box
@@ -42,7 +42,7 @@ class Served:
         images = self._classifier.normalize(pixels)
         probabilities = softmax(self._classifier.forward(images))
         chosen = list(explain)
-        if not chosen or self._classifier.model is None:
+        if not chosen or not self.explains or self._classifier.model is None:
             return probabilities, {}
         some = paddle.stack([images[i] for i in chosen])
         heats = class_activation(self._classifier.model, some, probabilities[chosen].argmax(axis=1).tolist())

@@ -145,6 +145,13 @@ def _sign(rng: np.random.Generator) -> float:
     return 1.0 if rng.random() < 0.5 else -1.0
 
 
+# The recipes draw from these, evenly: another operation would change them all.
+RAND_AUGMENT_OPERATIONS = (
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast"),
+    *("Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY"),
+)
+
+
 class RandAugment:
     """`layers` operations drawn uniformly with replacement, all at about the same level (Cubuk et al. 2020, section 3).
 
@@ -168,7 +175,8 @@ class RandAugment:
         fill: Fill,
         resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> None:
-        self.ops = tuple(operations(increasing=True).values())
+        table = operations(increasing=True)
+        self.ops = [table[name] for name in RAND_AUGMENT_OPERATIONS]
         self.layers = layers
         self.magnitude = magnitude
         self.std = std

@@ -136,7 +136,7 @@ def _read_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
                     assert file is not None, "a regular file"
                     contents[name] = file.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise UserError(f"{archive} is no complete archive: {error or type(error).__name__}") from None
+        raise UserError(f"{archive} is not a complete archive: {error or type(error).__name__}") from None
     missing = [name for name in names if name not in contents]
     if missing:
         raise MissingFileError(f"{archive} has no file {missing[0]}")

@@ -44,7 +44,7 @@ class ImageDataset:
 def with_generators(samples: Sequence[Sample]) -> list[Drawn]:
     """Each image with its generator: the same sample has the same pixels in every process and at every time.
 
-    Those of a batch are made at once. Between two images one takes four times as long, as what it runs through has left
-    the processor's caches.
+    All generators of a batch are made together: made between two images, each takes four times as long, because its
+    code has left the processor's caches.
     """
     return [(index, None if key is None else generator(key, SAMPLES)) for index, key in samples]

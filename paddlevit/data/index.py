@@ -86,7 +86,7 @@ def read_class_names(file: Path) -> list[str] | None:
         return None
     names = text_lines(file)
     if not names:
-        raise UserError(f"{file} is empty: it holds the name of one class a line, or is not there")
+        raise UserError(f"{file} is empty: write one class name per line, or delete the file")
     return names
 
 

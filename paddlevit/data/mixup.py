@@ -151,7 +151,7 @@ def _column(values: list[float], *, like: Tensor) -> Tensor:
 def build_mixup(config: CfgNode) -> Callable[[Tensor, Tensor, Key], tuple[Tensor, Tensor]]:
     """Mixup as TRAIN asks for it; SmoothTargets where neither MIXUP_ALPHA, CUTMIX_ALPHA nor CUTMIX_MINMAX does.
 
-    Raises UserError where there are no classes, or CUTMIX_MINMAX is no range.
+    Raises UserError where there are no classes, or CUTMIX_MINMAX is not a range.
     """
     train, num_classes = config.TRAIN, config.MODEL.NUM_CLASSES
     if num_classes < 1:

@@ -273,7 +273,7 @@ def _say_left_out(root: Path, files: Sequence[bytes]) -> None:
         kinds = collections.Counter(map(_kind, files))
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         some = ", ".join(os.fsdecode(file) for file in files[:_MOST_NAMED])
-        logger.warning("%s: %d files are left out, as they are no %s: %s (%s)", root, len(files), KNOWN, counted, some)
+        logger.warning("%s: skipped %d files that are no %s: %s (%s)", root, len(files), KNOWN, counted, some)
 
 
 def _kind(file: bytes) -> str:

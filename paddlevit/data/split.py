@@ -88,7 +88,7 @@ def _groups(paths: Sequence[str], pattern: str | None) -> Sequence[str]:
     try:
         found = [re.search(pattern, path) for path in paths]
     except re.error as error:
-        raise UserError(f"-group_by '{pattern}' is no regular expression: {error}") from None
+        raise UserError(f"-group_by '{pattern}' is not a regular expression: {error}") from None
     if None in found:
         raise UserError(f"-group_by '{pattern}' finds nothing in {paths[found.index(None)]}")
     return [match.group(bool(match.re.groups)) or "" for match in found if match]

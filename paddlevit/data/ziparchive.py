@@ -35,7 +35,7 @@ class ZipArchive:
         self._sizes = np.fromiter((member.compress_size for member in members), np.int64, len(members))
         self._deflated = np.fromiter((member.compress_type for member in members), np.bool_, len(members))
         if (self._offsets + self._sizes > os.stat(path).st_size).any() or (self._offsets < 0).any():
-            raise UserError(f"{path} is not a complete zip file: a member would end behind it")
+            raise UserError(f"{path} is not a complete zip file: a member extends past its end")
 
     def keep(self, numbers: np.ndarray) -> None:
         """Forget the names, and all members but `numbers`, which are numbered from 0 in this order."""

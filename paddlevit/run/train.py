@@ -80,7 +80,7 @@ def _prepare(config: CfgNode, folder: Path) -> _Run:
         report_freq=config.REPORT_FREQ,
         num_epochs=config.TRAIN.NUM_EPOCHS,
         steps_per_epoch=trainer.steps_per_epoch,
-        images_per_step=config.DATA.BATCH_SIZE * process.world_size(),
+        images_per_batch=config.DATA.BATCH_SIZE * process.world_size(),
         write_curves=open_scalars(config.LOG_TO, folder) if config.LOG_TO != "none" and process.is_main() else None,
     )
     run = _Run(config, folder, trainer, train_loader, eval_loader, journal)

@@ -48,7 +48,7 @@ class Journal:
     report_freq: int
     num_epochs: int
     steps_per_epoch: int
-    images_per_step: int  # of one batch over all processes
+    images_per_batch: int  # over all processes
     write_curves: Callable[[dict[str, float], int], None] | None = None  # (values by tag, images seen)
 
     def __post_init__(self) -> None:
@@ -108,12 +108,12 @@ class Journal:
     def _report(self, lr: float) -> list[int]:
         loss, not_finite = self._losses.read()
         steps, seconds = self._step - self._reported, time.perf_counter() - self._since
-        speed, waiting, memory = steps * self.images_per_step / seconds, self._waited / seconds, peak_memory()
+        speed, waiting, memory = steps * self.images_per_batch / seconds, self._waited / seconds, peak_memory()
         record = {"phase": "train", "epoch": self._epoch, "step": self._step, "steps_per_epoch": self.steps_per_epoch}
         record |= {"loss": loss, "lr": lr, "images_per_sec": round(speed, 1), "seconds": round(seconds, 3)}
         self._write({**record, "data_wait": round(waiting, 4), "memory_mib": memory})
         steps_left = (self.num_epochs - self._epoch + 1) * self.steps_per_epoch - self._step
-        left = tqdm.format_interval(steps_left * self.images_per_step / speed)
+        left = tqdm.format_interval(steps_left * self.images_per_batch / speed)
         text = f"loss {loss:.4f}  lr {lr:.3e}  {speed:.0f} images/s  {left} left"
         self._progress.set_postfix_str(text)
         logger.info(
@@ -144,7 +144,7 @@ class Journal:
             epochs += record["step"] / record["steps_per_epoch"] - 1
         group = "val_ema" if record.get("weights") == "ema" else phase
         values = {f"{group}/{key}": record[key] for key in _CURVES[phase] if record[key] is not None}
-        self.write_curves(values, round(epochs * self.steps_per_epoch * self.images_per_step))
+        self.write_curves(values, round(epochs * self.steps_per_epoch * self.images_per_batch))
 
 
 def _bar(*args: Any, **options: Any) -> tqdm:

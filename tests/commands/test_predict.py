@@ -199,7 +199,8 @@ def test_mistakes(data, run, capsys, tmp_path, monkeypatch):
     def error(*argv):
         return predict(capsys, *argv, code=2).err
 
-    assert "-topk is 0" in error(image, *own, "-topk", "0")
+    assert "-topk must be 1 or more, got 0" in error(image, *own, "-topk", "0")
+    assert "-batch_size must be 1 or more, got -1" in error(image, *own, "-batch_size", "-1")
     assert "-cfg FILE is missing" in error(image, "-pretrained", moved(run, tmp_path))
     (tmp_path / "two.txt").write_text("a\nb\n")
     assert "two.txt has 2 names, but the model has 3" in error(image, *own, "-labels", tmp_path / "two.txt")

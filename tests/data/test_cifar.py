@@ -199,7 +199,7 @@ def test_missing_and_damaged_archives(cifar10, tmp_path):
     packed(path, cifar10, "x")
     for damaged in (path.read_bytes()[:5000], b"no archive"):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="is no complete archive"):
+        with pytest.raises(UserError, match="is not a complete archive"):
             open_cifar(tmp_path, "cifar10", split="train")
     unpacked(tmp_path, cifar10)
     (tmp_path / "data_batch_3").unlink()

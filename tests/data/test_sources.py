@@ -65,7 +65,7 @@ def test_hidden_files_are_left_out_and_others_counted(root, caplog, monkeypatch)
     (root / "train" / ".cache").mkdir()
     (root / "train" / "a" / "notes.txt").write_text("x")
     assert len(open_imagenet(root, "train")) == 11
-    assert "2 files are left out" in caplog.text and "1 hidden, 1 .txt (a/._0.png, a/notes.txt)" in caplog.text
+    assert "skipped 2 files" in caplog.text and "1 hidden, 1 .txt (a/._0.png, a/notes.txt)" in caplog.text
 
 
 def test_an_empty_class_folder(root):
@@ -224,11 +224,11 @@ def test_what_is_left_out_is_counted_by_kind(root, caplog, monkeypatch):
     for name in ("1.heic", "2.HEIC", "README", ".DS_Store"):
         (root / "train" / "a" / name).write_bytes(b"")
     len(open_imagenet(root, "train"))
-    assert f"{root}/train: 4 files are left out, as they are no JPEG, PNG" in caplog.text
+    assert f"{root}/train: skipped 4 files that are no JPEG, PNG" in caplog.text
     assert "2 .heic, 1 hidden, 1 without suffix (a/.DS_Store, a/1.heic, a/2.HEIC)" in caplog.text
     caplog.clear()
     list(find_images([str(root / "train")]))
-    assert "4 files are left out" in caplog.text, "predict names them too"
+    assert "skipped 4 files" in caplog.text, "predict names them too"
 
 
 def test_class_names_decide_the_labels_of_folders_of_their_names(root):

@@ -115,7 +115,7 @@ def test_shares_of_groups_are_near(groups, seed):
         (["-val", "1"], "-val must be above 0 and below 1, got 1.0"),
         (["-folds", "1"], "-folds must be 2 or more, got 1"),
         (["-folds", "2", "-val", "0.5"], "-val and -folds exclude each other"),
-        (["-group_by", "("], "-group_by '(' is no regular expression: "),
+        (["-group_by", "("], "-group_by '(' is not a regular expression: "),
         (["-group_by", r"patient[1-9]"], "-group_by 'patient[1-9]' finds nothing in a c/"),
         (["-folds", "3", "-group_by", "^(.)"], "no image is left for train in"),
     ],

@@ -21,7 +21,7 @@ KINDS = ["tensorboard", "visualdl"]
 
 
 def journal(folder, **values):
-    plan = {"report_freq": 2, "num_epochs": 3, "steps_per_epoch": 4, "images_per_step": 10, **values}
+    plan = {"report_freq": 2, "num_epochs": 3, "steps_per_epoch": 4, "images_per_batch": 10, **values}
     return Journal(folder / "metrics.jsonl", **plan)
 
 
@@ -98,7 +98,7 @@ def test_a_resumed_run_mirrors_what_it_goes_on_from_and_nothing_twice(tmp_path):
 
 
 def test_lines_of_another_batch_size_stay_at_their_place_in_the_epoch(tmp_path):
-    train(journal(tmp_path, steps_per_epoch=8, images_per_step=5), 1, [1.0] * 8)
+    train(journal(tmp_path, steps_per_epoch=8, images_per_batch=5), 1, [1.0] * 8)
     again = journal(tmp_path)
     heard = listen(again)
     again.rewind(1, 0, evaluated=1)

@@ -128,7 +128,7 @@ def test_no_part_of_a_step_waits_for_the_device(reads, tmp_path, mode, kind):
     trainer = trainer_of(network(), accum_iter=2)
     trainer.mixup, trainer.objective = Mixup(num_classes=3, mode=mode), Distilled(network(), kind=kind)
     erase = RandomErasing(prob=1.0)
-    journal = Journal(tmp_path / "lines", report_freq=6, num_epochs=1, steps_per_epoch=6, images_per_step=4)
+    journal = Journal(tmp_path / "lines", report_freq=6, num_epochs=1, steps_per_epoch=6, images_per_batch=4)
     journal.start_epoch(1, 0)
     for step in range(6):
         images, labels = batch(step)
