@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 from paddlevit.commands.parser import Parser, exit_code
-from paddlevit.errors import UserError
+from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import launcher
 
 if TYPE_CHECKING:
@@ -120,13 +122,19 @@ def main(argv: list[str], *, nprocs: int | None = None, command: str = "train") 
     if nprocs == 1 and config.NPROCS not in (None, 1):
         raise UserError(f"-nprocs {config.NPROCS}: this tool runs one process; main_multi_gpu.py runs several")
     if launcher.launched():
+        if not config.OUTPUT:
+            raise UserError("several processes need one folder: -output DIR")
         if config.MAX_RESTARTS and not launcher.watched():
             raise UserError("-max_restarts: another launcher has started these processes; give -max_restarts 0")
         return launcher.take_part(lambda: _start(config), hang_timeout=config.HANG_TIMEOUT)
+    from paddlevit.config import with_values
     from paddlevit.runtime import process
 
     kind = process.choose_device(config.DEVICE)
     nprocs = nprocs or process.process_count(config.NPROCS, kind)
+    if not config.OUTPUT:
+        kind_of_run = "eval" if config.EVAL else "train"
+        config = with_values(config, {"OUTPUT": _new_folder(f"{Path(args.cfg).stem}-{kind_of_run}")})
     if nprocs == 1 and not config.MAX_RESTARTS:
         return _start(config)
     job = launcher.Job(
@@ -182,8 +190,8 @@ def _configure(args: argparse.Namespace, *, distill: bool) -> CfgNode:
     values: dict[str, Any] = {}
     if distill and config.TRAIN.DISTILLATION_TYPE == "none":
         values["TRAIN.DISTILLATION_TYPE"] = "hard"
-    if not config.OUTPUT:
-        values["OUTPUT"] = _default_output(args.cfg, config)
+    if not config.OUTPUT and config.MODEL.RESUME:
+        values["OUTPUT"] = _resumed_folder(config.MODEL.RESUME)
     config = with_values(config, values)
     if config.TRAIN.DISTILLATION_TYPE == "none" or config.TRAIN.TEACHER_MODEL_PATH or config.EVAL:
         return config
@@ -224,16 +232,22 @@ def _default_teacher(config: CfgNode) -> str:
     raise UserError(f"there is no {path}: name the teacher's weights with -teacher_model_path FILE{fetch}")
 
 
-def _default_output(cfg: str, config: CfgNode) -> str:
-    resume = Path(config.MODEL.RESUME)
-    if config.MODEL.RESUME == "auto":
+def _resumed_folder(resume: str) -> str:
+    if resume == "auto":
         raise UserError("-resume auto needs the run's folder: -output DIR")
-    if config.MODEL.RESUME:
-        return str(resume if resume.is_dir() else resume.parent)
-    if launcher.launched():
-        raise UserError("several processes need one folder: -output DIR")
-    kind = "eval" if config.EVAL else "train"
-    return f"./output/{Path(cfg).stem}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return resume if Path(resume).is_dir() else str(Path(resume).parent)
+
+
+def _new_folder(what: str) -> str:
+    """Make ./output/<what>-<time> and return it; jobs that start in the same second get folders of their own."""
+    stem = f"./output/{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        folder = stem if number == 1 else f"{stem}-{number}"
+        with path_mistakes(), contextlib.suppress(FileExistsError):
+            os.makedirs(folder)
+            Path(folder, ".new").touch()  # run.folder removes what is new where the run cannot begin
+            return folder
+    raise AssertionError("there are more numbers")
 
 
 def _start(config: CfgNode) -> int:

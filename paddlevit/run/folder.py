@@ -57,9 +57,12 @@ def open_folder(config: CfgNode) -> Iterator[Path]:
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make the folder and those that it lies in; those that were not there, innermost first."""
+    """Make the folder and those that it lies in; those that were made for this run, innermost first."""
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # no error where forbidden
     made: list[Path] = []
+    with contextlib.suppress(OSError):
+        (folder / ".new").unlink()  # the command has just made it, under a name that nobody else has
+        made.append(folder)
     try:
         for path in reversed(missing):
             with contextlib.suppress(FileExistsError):  # another run has just made it

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from paddlevit.commands import train as command
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.run import folder as room
@@ -95,6 +96,7 @@ def test_best_weights_that_are_gone_are_forgotten_by_all_processes(tmp_path, mon
 
 HOLD = """
 import os, sys, time
+from paddlevit.commands import train as command
 from paddlevit.config import get_config
 from paddlevit.run.folder import open_folder
 with open_folder(get_config("pit_digits", ["OUTPUT", sys.argv[1], "MODEL.RESUME", "auto"])):
@@ -221,3 +223,21 @@ def test_other_classes_are_refused_and_written_nowhere(tmp_path):
     with pytest.raises(UserError, match="class 1 is 'b' in .*class_names.txt and 'c' in the data"):
         described(tmp_path, source=tmp_path, names=("a", "c"))
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_default_names_of_runs_that_start_in_the_same_second_are_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command.time, "strftime", lambda format: "20261128-120000")
+    names = [command._new_folder("pit_digits-train") for _ in range(3)]
+    assert names == [f"./output/pit_digits-train-20261128-120000{suffix}" for suffix in ("", "-2", "-3")]
+    for name in names:
+        assert opened(name) == Path(name)
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder_of_a_default_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = get_config("pit_digits", ["OUTPUT", command._new_folder("pit_digits-train")])
+    with pytest.raises(UserError), room.open_folder(config) as path:
+        assert path.is_dir()
+        raise UserError("the data")
+    assert list((tmp_path / "output").iterdir()) == []
