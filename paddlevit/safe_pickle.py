@@ -109,7 +109,7 @@ class Dtype:
     """A NumPy dtype while its pickle is being read; `dtype` stays None where no weight has such a one."""
 
     def __init__(self, code: Any, *_: Any) -> None:
-        self.code = code if isinstance(code, str) else ""
+        self.code = str(code) if isinstance(code, (str, Placeholder)) else ""
         self.dtype = np.dtype(code) if self.code in _DTYPES else None
 
     def set_state(self, state: tuple) -> None:
@@ -163,7 +163,7 @@ def _encode(text: Any, encoding: Any = "") -> Any:
 
 
 def _getattr(target: Any, _: Any) -> Placeholder:
-    """Python 3.11 pickles members of an Enum so; of anything but what the file itself has named, it is an attack."""
+    """Classes inside of others and members of an Enum are named so; of anything but a placeholder it is an attack."""
     if not isinstance(target, Placeholder):
         raise Refused("builtins.getattr")
     return target
@@ -278,6 +278,8 @@ class Unpickler(_PurePython):
         items, target = self.pop_mark(), self.stack[-1]
         if isinstance(target, set):
             target.update(map(_key, items))
+        elif not isinstance(target, Placeholder):
+            raise pickle.UnpicklingError(f"adds members to {type(target).__name__}")
 
     def load_frozenset(self) -> None:
         items = self.pop_mark()  # which changes what `append` appends to

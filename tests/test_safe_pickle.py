@@ -141,6 +141,11 @@ HOSTILE = {
     "storage with a strange key": torch_zip(state(tensor(key=laughs()))),
     "storage of strange size": torch_zip(state(tensor(size=laughs()))),
     "storage larger than its entry": torch_zip(state(tensor(size=HUGE))),
+    "storage of two sizes": torch_zip(
+        PROTO + b"}(" + W + tensor() + ZERO + tensor(size=b"K\x03", shape=b"K\x03\x85") + b"u."),
+    "storage of two types": torch_zip(
+        PROTO + b"}(" + W + tensor() + ZERO + tensor().replace(b"FloatStorage", b"IntStorage") + b"u."),
+    "members of a list": PROTO + b"](K\1\x90.",
     "storage that is absent": torch_zip(state(tensor(key=text("1")))),
     "old file with strange keys": legacy(state(tensor()), b"]" + laughs() + b"a"),
     "old file with another key": legacy(state(tensor()), b"]" + text("1") + b"a"),

@@ -88,8 +88,8 @@ def _storage(pid: Any, byteorder: str, storages: dict[str, Storage]) -> Storage 
         return Placeholder(code.name)
     (size,) = sizes((size,))
     storage = storages.setdefault(key, Storage(np.dtype(byteorder + code), size))
-    if size != storage.size:
-        raise ValueError(f"storage {key} has two sizes")
+    if (storage.size, storage.dtype) != (size, np.dtype(byteorder + code)):
+        raise ValueError(f"storage {key} is described in two ways")
     return storage
 
 
