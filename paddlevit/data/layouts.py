@@ -6,9 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from paddlevit.data.decode import is_image
 from paddlevit.data.index import CLASS_NAMES_FILE, plain_name, read_class_names, read_list, readable
-from paddlevit.data.sources import FolderSource, ListSource, Source, ZipSource, class_folders
+from paddlevit.data.sources import FolderSource, ListSource, Source, ZipSource, class_folders, say_once
 from paddlevit.errors import MissingFileError, UserError
 
 SPLITS = ("train", "val")
@@ -50,6 +52,8 @@ def open_folder(root: Path, split: str) -> FolderSource:
     file = root / CLASS_NAMES_FILE
     names = read_class_names(file)
     if names is None:
+        if all(name.isdecimal() for name in classes) and classes != sorted(classes, key=int):
+            say_once(f"{folder}: labels follow the folders' names as text, 10 before 2; a {file.name} would order them")
         return FolderSource(folder, classes, readable([plain_name(name) for name in classes], root))
     return FolderSource(folder, _in_the_order_of(names, classes, file), readable(names, root))
 
@@ -73,6 +77,9 @@ def _names_of_lists(root: Path, files: Sequence[Path]) -> Sequence[str]:
     names = read_class_names(root / CLASS_NAMES_FILE)
     if names is None:
         num_classes = max(index.num_labels for index in indexes)
+        unused = set(range(num_classes)).difference(*(np.flatnonzero(index.first() >= 0).tolist() for index in indexes))
+        if unused:
+            say_once(f"{files[0]}: no image has label {min(unused)}, of 0 to {num_classes - 1}: labels count from 0")
         by_folder = (index.folders for index in indexes if index.num_labels == num_classes)
         folders = next(filter(None, by_folder), None)
         return readable(folders or [str(label) for label in range(num_classes)], root)

@@ -229,6 +229,12 @@ class FileSource(Source):
             raise MissingFileError(f"there is no file {name}") from None
 
 
+@functools.cache
+def say_once(message: str) -> None:
+    """Warn in the log; a run opens its data several times."""
+    logger.warning("%s", message)
+
+
 def class_folders(folder: Path) -> list[str]:
     """Sorted names of the folders in `folder`; hidden ones, and folds that a split has left there, are none."""
     with os.scandir(folder) as entries:
@@ -273,7 +279,7 @@ def _say_left_out(root: Path, files: Sequence[bytes]) -> None:
         kinds = collections.Counter(map(_kind, files))
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         some = ", ".join(os.fsdecode(file) for file in files[:_MOST_NAMED])
-        logger.warning("%s: skipped %d files that are no %s: %s (%s)", root, len(files), KNOWN, counted, some)
+        say_once(f"{root}: skipped {len(files)} files that are no {KNOWN}: {counted} ({some})")
 
 
 def _kind(file: bytes) -> str:

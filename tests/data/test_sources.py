@@ -112,6 +112,26 @@ def test_lists_come_before_folders(root):
     assert np.asarray(val.image(0)).shape == (8, 8, 3)
 
 
+def test_labels_that_no_image_has_are_told_once(root, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
+    listed(listed(root, "train", ["train/a/0.png 1", "train/b/0.png 3"]), "val", ["val/a/0.png 2"])
+    open_imagenet(root, "train")
+    open_imagenet(root, "val")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{root}/train_list.txt: no image has label 0, of 0 to 3: labels count from 0"
+    ]
+
+
+def test_folders_of_numbers_in_another_order_are_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
+    folders(tmp_path, "train", {"2": 1, "10": 1})
+    assert open_imagenet(tmp_path, "train").class_names == ["10", "2"]
+    assert "10 before 2; a class_names.txt would order them" in caplog.text
+    caplog.clear()
+    (tmp_path / "class_names.txt").write_text("2\n10\n")
+    assert open_imagenet(tmp_path, "train").class_names == ["2", "10"] and not caplog.text
+
+
 def test_numbers_name_the_classes_where_folders_do_not(root):
     listed(root, "train", ["train/a/0.png 0", "train/b/0.png 0", "train/b/1.PNG 3"])
     assert open_imagenet(listed(root, "val", ["val/a/0.png 0"]), "train").class_names == ["0", "1", "2", "3"]
@@ -227,7 +247,7 @@ def test_what_is_left_out_is_counted_by_kind(root, caplog, monkeypatch):
     assert f"{root}/train: skipped 4 files that are no JPEG, PNG" in caplog.text
     assert "2 .heic, 1 hidden, 1 without suffix (a/.DS_Store, a/1.heic, a/2.HEIC)" in caplog.text
     caplog.clear()
-    list(find_images([str(root / "train")]))
+    assert len(list(find_images([str(root / "train" / "a")]))) == 2
     assert "skipped 4 files" in caplog.text, "predict names them too"
 
 
