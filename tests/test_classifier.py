@@ -159,10 +159,13 @@ def test_orientation_is_the_runs_and_applied_where_there_is_none(run, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "held.png", exif=exif)
     shutil.copy(run / "best.pdparams", tmp_path / "best.pdparams")
     opts = ["MODEL.NUM_CLASSES", 3]
+    own = ["-cfg", "pit_digits", "-num_classes", "3", "-pretrained", str(tmp_path / "best.pdparams")]
+    assert export_model.main([*own, "-output", str(tmp_path / "exported")]) == 0
     classifiers = [
         (Classifier(run), False),
         (Classifier(run, opts=["DATA.EXIF_ORIENTATION", "apply"]), True),
         (Classifier(run / "exported"), False),
+        (Classifier(tmp_path / "exported"), True),
         (Classifier(tmp_path, "pit_digits", opts=opts), True),
         (Classifier(tmp_path, "pit_digits", opts=[*opts, "DATA.EXIF_ORIENTATION", "ignore"]), False),
     ]

@@ -225,6 +225,15 @@ def test_formats_are_alike_in_training_evaluation_and_prediction(tmp_path, suffi
     assert [next(iter(loader))[1].tolist() for loader in loaders] == [[0], [0], [0]]
 
 
+def test_images_of_a_class_are_in_the_order_of_their_names(tmp_path):
+    names = [f"{i * 7919 % 101}.png" for i in range(101)]
+    (tmp_path / "val" / "a").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "val" / "a" / name).write_bytes(b"")
+    source = open_imagenet(tmp_path, "val")
+    assert [source.relative_path(i) for i in range(len(source))] == sorted(f"a/{name}" for name in names)
+
+
 def test_folders_below_class_folders(root):
     (root / "train" / "b" / "2024" / "may").mkdir(parents=True)
     (root / "train" / "b" / ".hidden").mkdir()
