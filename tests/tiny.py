@@ -1,10 +1,11 @@
-"""A network of some 300 numbers, a trainer and batches for it."""
+"""A network of some 300 numbers, a trainer and batches for it; and a folder of images."""
 
 from __future__ import annotations
 
 import numpy as np
 import paddle
 from paddle import nn
+from PIL import Image
 
 from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
@@ -42,3 +43,14 @@ def batch(seed, bad=None):
 
 def arrays(model):
     return {name: value.numpy().copy() for name, value in model.state_dict().items()}
+
+
+def image_folder(folder, classes, **counts):
+    """`folder` with noise of 32 x 32 pixels for each split: folder/train/0/0.png, folder/train/1/1.png, ..."""
+    rng = np.random.default_rng(0)
+    for split, count in counts.items():
+        for i in range(count):
+            path = folder / split / str(i % classes) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    return folder

@@ -11,8 +11,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
-from PIL import Image
-from tiny import arrays, batch, network, trainer_of
+from tiny import arrays, batch, image_folder, network, trainer_of
 
 from paddlevit import build_model
 from paddlevit.commands.train import main
@@ -29,14 +28,7 @@ from paddlevit.training.objectives import Distilled, Supervised, soft_cross_entr
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """32 images to train on and 8 to validate, of two classes."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, count in (("train", 32), ("val", 8)):
-        for i in range(count):
-            path = folder / split / str(i % 2) / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-    return folder
+    return image_folder(tmp_path_factory.mktemp("pictures"), classes=2, train=32, val=8)
 
 
 def train(folder, output, *flags):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from tiny import image_folder
 
 from paddlevit.training import checkpoint
 from paddlevit.weights import read_state_dict
@@ -26,14 +26,7 @@ KILLS = int(os.environ.get("FAULT_KILLS", "3"))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 24), ("val", 40)):
-        for i in range(count):
-            path = folder / split / str(i % 4) / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-    return folder
+    return image_folder(tmp_path_factory.mktemp("data"), classes=4, train=24, val=40)
 
 
 def start(data, output):
@@ -41,12 +34,7 @@ def start(data, output):
     options += ["DATA.BATCH_SIZE_EVAL", "4"]
     args = ["-cfg", "pit_digits", "-data_path", data, "-output", output, "-batch_size", 8, "-resume", "auto"]
     command = [sys.executable, ROOT / "tools" / "main_single_gpu.py", *args, "-opts", *options]
-    return subprocess.Popen(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process):

@@ -14,7 +14,7 @@ import paddle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from tiny import image_folder
 
 from paddlevit.config import get_config
 from paddlevit.run.build import build_trainer
@@ -117,11 +117,7 @@ def test_shares_are_even(sizes, processes):
 @pytest.mark.slow
 def test_evaluation_is_the_same_on_three_processes_and_with_any_batch_size(tmp_path):
     """101 images, which none of the numbers divides. The loss is a sum of float32 numbers, each as the batch had it."""
-    rng = np.random.default_rng(0)
-    for i in range(101):
-        path = tmp_path / "val" / str(i % 10) / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    image_folder(tmp_path, classes=10, val=101)
     results = []
     for processes in (1, 3):
         run("parallel_evaluation.py", processes, tmp_path, tmp_path / f"{processes}.json", 1, 7, 64)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from tiny import image_folder
 
 from paddlevit.commands.train import main
 from paddlevit.data.loader import TrainLoader
@@ -39,13 +39,7 @@ def train(data, output, *more):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for split, count in (("train", 8 * BATCHES), ("val", 10)):
-        for i in range(count):
-            path = folder / split / str(i % 2) / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-    return folder
+    return image_folder(tmp_path_factory.mktemp("data"), classes=2, train=8 * BATCHES, val=10)
 
 
 @pytest.fixture(scope="module")
