@@ -38,7 +38,7 @@ def start(data, output):
 
 
 def finish(process):
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
 
 
@@ -74,7 +74,7 @@ def kill_beside_a_rival(process, data, folder):
     while process.poll() is None and not (folder / "config.yaml").is_file():
         time.sleep(0.0005)
     rival = start(data, folder)
-    out, _ = rival.communicate(timeout=120)
+    out, _ = rival.communicate(timeout=300)
     alive = process.poll() is None
     assert rival.returncode == 2 and "in use by another run" in out or not alive, out
     process.send_signal(signal.SIGKILL)
@@ -90,7 +90,7 @@ def end_by_a_bad_image(process, data, folder, rng):
     good = path.read_bytes()
     path.write_bytes(b"no image")
     try:
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
     finally:
         path.write_bytes(good)
     assert process.returncode in (0, 2)

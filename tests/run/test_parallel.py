@@ -47,7 +47,7 @@ def run(program, processes, *args):
     ]
     command = [sys.executable, HERE / program, *map(str, args)]
     running = [subprocess.Popen(command, env={**os.environ, **each}) for each in environments]
-    assert [process.wait(120) for process in running] == [0] * processes
+    assert [process.wait(300) for process in running] == [0] * processes
 
 
 def steps(folder, processes, *cases):

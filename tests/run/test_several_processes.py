@@ -59,7 +59,7 @@ def started(log, *command):
 
 
 def wait_for(pattern, folder, *processes):
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not (folder / "log.txt").is_file() or not re.search(pattern, (folder / "log.txt").read_text()):
         assert all(process.poll() is None for process in processes) and time.monotonic() < deadline, pattern
         time.sleep(0.005)
@@ -80,7 +80,7 @@ def undisturbed(data, tmp_path_factory):
     with started(
         folder.parent / "out", ROOT / "tools/main_multi_gpu.py", *flags(data, folder, "-nprocs", 2)
     ) as process:
-        assert process.wait(timeout=120) == 0, (folder.parent / "out").read_text()
+        assert process.wait(timeout=300) == 0, (folder.parent / "out").read_text()
     return folder
 
 
@@ -91,7 +91,7 @@ def test_a_run_whose_process_hangs_is_started_again_and_ends_the_same(data, undi
     with started(out, ROOT / "tools/main_multi_gpu.py", *args) as process:
         wait_for(r"epoch 2/3  step 3/6", folder, process)
         os.kill(children(process)[1], signal.SIGSTOP)
-        assert process.wait(timeout=120) == 0, out.read_text()
+        assert process.wait(timeout=300) == 0, out.read_text()
     log = (folder / "log.txt").read_text()
     assert re.search(r"ERROR +rank 1 \(log_rank1.txt\) has made no progress for \d+ seconds; it is stopped", log)
     assert re.search(r"starting again: restart 1 of 3\n.* resuming from .*epoch_001", log)
@@ -113,12 +113,12 @@ def test_two_machines_stop_and_go_on_together(data, undisturbed, tmp_path):
         machines = [machine(stack, rank, port) for rank in range(2)]
         wait_for(r"epoch 2/3  step 1/6", tmp_path / "run", *machines)
         machines[1].terminate()
-        codes = [each.wait(timeout=60) for each in machines]
+        codes = [each.wait(timeout=300) for each in machines]
     assert codes == [143, 15], (tmp_path / "out0").read_text()  # 15 is Paddle's own way to say it
     assert checkpoint.newest(tmp_path / "run").name < f"epoch_{EPOCHS:03d}"
     with contextlib.ExitStack() as stack:
         port = free_port()
-        codes = [each.wait(timeout=120) for each in [machine(stack, rank, port) for rank in range(2)]]
+        codes = [each.wait(timeout=300) for each in [machine(stack, rank, port) for rank in range(2)]]
     assert codes == [0, 0], (tmp_path / "out0").read_text()
     assert "resuming from" in (tmp_path / "run" / "log.txt").read_text()
     assert final_weights(tmp_path / "run") == final_weights(undisturbed)
@@ -138,7 +138,7 @@ def test_a_signal_to_the_whole_group_reaches_the_data_workers_in_vain(data, tmp_
         wait_for(r"epoch 2/3  step 1/12", folder, process)
         workers = children(process)
         os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(timeout=30) == 143, out.read_text()
+        assert process.wait(timeout=300) == 143, out.read_text()
     assert checkpoint.newest(folder) is not None
     assert len(workers) >= 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
 

@@ -102,7 +102,7 @@ def test_the_error_of_the_first_to_fail_is_the_only_one_told(tmp_path, log, capf
     """
     start = time.monotonic()
     assert launcher.run(job(tmp_path, body)) == 1
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 40
     assert gone(tmp_path)
     error = capfd.readouterr().err
     assert error.count("Traceback") == 1 and error.endswith("RuntimeError: the first error\n")
@@ -172,7 +172,7 @@ def test_a_process_that_hangs_is_named_and_all_are_ended(tmp_path, log, capfd):
     """
     start = time.monotonic()
     assert launcher.run(job(tmp_path, body, hang_timeout=1.0)) == 1
-    assert 1.0 < time.monotonic() - start < 10
+    assert 1.0 < time.monotonic() - start < 40
     assert log.messages == ["rank 1 (log_rank1.txt) has made no progress for 1 seconds; it is stopped"]
     assert gone(tmp_path)
     assert "work.py" in capfd.readouterr().err  # where the other one waited
@@ -275,7 +275,7 @@ def test_a_second_signal_ends_processes_that_do_not_hear_it(tmp_path, monkeypatc
     thread.start()
     start = time.monotonic()
     assert launcher.run(job(tmp_path, body, max_restarts=2)) == 143
-    assert time.monotonic() - start < 10 and gone(tmp_path)
+    assert time.monotonic() - start < 40 and gone(tmp_path)
     thread.join()
 
 
@@ -298,9 +298,9 @@ def test_under_another_launcher_a_process_that_hangs_ends_itself(tmp_path):
     script.write_text(text.replace("def work", "launcher._SECONDS_BETWEEN_ALARMS = 0.1\n\ndef work"))
     start = time.monotonic()
     env = {**os.environ, "PADDLE_TRAINER_ID": "1"}
-    result = subprocess.run(work.command(False), capture_output=True, text=True, env=env, timeout=30, check=False)
+    result = subprocess.run(work.command(False), capture_output=True, text=True, env=env, timeout=300, check=False)
     assert result.returncode == 1
-    assert 1.5 < time.monotonic() - start < 10
+    assert 1.5 < time.monotonic() - start < 40
     assert "Timeout" in result.stderr and "work.py" in result.stderr
 
 

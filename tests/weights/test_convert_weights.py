@@ -35,7 +35,7 @@ def test_the_documented_commands(published):
     (command,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     words = command.split()
     run = subprocess.run(
-        [sys.executable, ROOT / words[1], *words[2:]], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, ROOT / words[1], *words[2:]], capture_output=True, text=True, timeout=300, check=False
     )
     assert run.returncode == 0, run.stderr
     assert "160 parameters and buffers loaded, source official" in run.stdout
