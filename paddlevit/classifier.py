@@ -95,7 +95,7 @@ class Classifier:
         self.name, self.precision = f"{file.parent.name}/{file.name}", self._exported.precision
 
     def predict(self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...], topk: int = 5) -> Any:
-        """The `topk` most likely classes, the likeliest first: [{"label": name, "index", "probability"}, ...].
+        """The `topk` most likely classes, top-1 first: [{"label": name, "index", "probability"}, ...].
 
         An image is a path, the bytes of a file, an array uint8 [H, W, 3] in RGB, or a Pillow image. A list of images
         gives a list of such lists. Raises UserError for what is no image, and where logits are not finite.

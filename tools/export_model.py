@@ -1,4 +1,4 @@
-"""Export a network as a Paddle program, ONNX or OpenVINO; -h lists the flags."""
+"""Export a model as a Paddle program, ONNX or OpenVINO; -h lists the flags."""
 
 from __future__ import annotations
 

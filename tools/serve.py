@@ -1,4 +1,4 @@
-"""Serve a network: a web page and POST /predict; -h lists the flags."""
+"""Serve a model: a web page and POST /predict; -h lists the flags."""
 
 from __future__ import annotations
 

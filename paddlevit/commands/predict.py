@@ -1,4 +1,4 @@
-"""tools/predict.py: the most likely classes of images, seen as evaluation sees them."""
+"""tools/predict.py: the top-k classes of images, seen as evaluation sees them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BROKEN_PIPE = 141
 
 @exit_code
 def main(argv: list[str]) -> int:
-    """Print the likely classes of every image that `argv` names; 0, or 2 where there was one that cannot be read."""
+    """Print the top-k classes of every image that `argv` names; 0, or 2 where one could not be read."""
     args = parse_args(argv)
     try:
         with only_results() as out:
@@ -83,7 +83,7 @@ def _predict(args: argparse.Namespace, out: TextIO) -> int:
 def _guesses(
     classifier: Classifier, paths: Sequence[str], args: argparse.Namespace
 ) -> Iterator[list[dict[str, Any]] | UserError]:
-    """For every image its likely classes, or what is wrong with it."""
+    """For every image its top-k classes, or what is wrong with it."""
     import numpy as np
 
     from paddlevit.training.journal import progress

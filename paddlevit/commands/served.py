@@ -38,7 +38,7 @@ class Served:
             raise UserError(f"{self.name} gives logits that are not finite: it is not served")
 
     def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """Probabilities [N, classes] of images [N, H, W, C]; of those in `explain`, where the likeliest was seen."""
+        """Probabilities [N, classes] of images [N, H, W, C]; of those in `explain`, heat maps of the top-1 class."""
         images = self._classifier.normalize(pixels)
         probabilities = softmax(self._classifier.forward(images))
         chosen = list(explain)

@@ -124,18 +124,18 @@ def _save_openvino(
     with tempfile.TemporaryDirectory() as scratch:
         onnx = Path(scratch) / "model.onnx"
         _save_onnx(model, image_shape, onnx)
-        network = openvino.Core().read_model(onnx)  # convert_model() would report its use to OpenVINO's makers
+        converted = openvino.Core().read_model(onnx)  # convert_model() would report its use to OpenVINO's makers
         if calibration is not None:
-            network = _int8(network, calibration)
-        openvino.save_model(network, path, compress_to_fp16=False)
+            converted = _int8(converted, calibration)
+        openvino.save_model(converted, path, compress_to_fp16=False)
 
 
-def _int8(network: Any, calibration: Sequence[np.ndarray]) -> Any:
+def _int8(converted: Any, calibration: Sequence[np.ndarray]) -> Any:
     """Post-training quantisation: ranges of the activations are those that the images of `calibration` cause."""
     with mock.patch.dict(os.environ, NNCF_CI="1"):  # otherwise it reports its use to its makers
         nncf = needs("nncf")
     return nncf.quantize(
-        network,
+        converted,
         nncf.Dataset(calibration),
         subset_size=len(calibration),
         model_type=nncf.ModelType.TRANSFORMER,  # keeps softmax and the normalisations in float32

@@ -46,7 +46,7 @@ class Found(BaseModel):
 
 
 class Answer(BaseModel):
-    """The most likely classes, the first one first, and the heat map over the image as a data: URL."""
+    """The top-k classes, and the heat map over the image as a data: URL."""
 
     classes: list[Found]
     overlay: str = Field(default="", description="absent where it was not asked for")
@@ -126,7 +126,7 @@ class _Service:
         self.decoders.shutdown(wait=True)
 
     async def predict(self, request: Request, top_k: int = Query(5, ge=1), overlay: bool = False) -> JSONResponse:
-        """The most likely classes of the image in the body or in a form, and on request a heat map of the first."""
+        """The top-k classes of the image in the body or in a form, and on request a heat map of the first."""
         if overlay and not self.model.explains:
             raise HTTPException(400, "overlay=true: this model does not support overlays (exported: no gradients)")
         late = HTTPException(408, f"the upload has taken more than {self.limits.timeout:g} s")
