@@ -25,6 +25,7 @@ from paddlevit.export import data_values, exported_file, open_exported, read_des
 from paddlevit.models import build_model
 from paddlevit.runtime import process, settings
 from paddlevit.weights import load_weights
+from paddlevit.weights.readers import find
 
 FilePath = Union[str, "os.PathLike[str]"]
 ImageLike = Union[FilePath, bytes, np.ndarray, Image.Image]
@@ -183,6 +184,8 @@ def _folder(weights: FilePath) -> Path:
 def _beside(weights: FilePath) -> Path:
     cfg = _folder(weights) / "config.yaml"
     if not cfg.is_file():
+        if not Path(weights).expanduser().is_dir():
+            find(Path(weights).expanduser())  # raises where the weights themselves are missing
         raise UserError(f"-cfg FILE is missing, and there is no {cfg} of a run beside the weights")
     return cfg
 

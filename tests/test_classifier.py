@@ -118,6 +118,8 @@ def test_mistakes(run, photo, tmp_path):
         Classifier(run / "exported", "pit_digits")
     with pytest.raises(UserError, match="-cfg FILE is missing"):
         Classifier(tmp_path)
+    with pytest.raises(UserError, match="there is no weights file .*gone.pdparams"):
+        Classifier(tmp_path / "gone.pdparams")
     with pytest.raises(UserError, match="model.onnx is not in"):
         Classifier(run / "exported" / "model.onnx")
 

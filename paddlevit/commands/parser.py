@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,8 +70,12 @@ class Parser(argparse.ArgumentParser):
         return super().add_subparsers(**options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As in argparse, where all ways to parse come through; an unknown flag is a UserError here already."""
+        """As in argparse; an unknown flag is a UserError here already."""
         return super().parse_known_args(list(self._in_our_words(args)), namespace)
+
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; before Python 3.13 it comes through the above as well."""
+        return super().parse_known_intermixed_args(list(self._in_our_words(args)), namespace)
 
     def format_help(self) -> str:
         """As in argparse, but the usage does not repeat every flag."""
@@ -149,6 +154,20 @@ def choose(argv: Sequence[str], commands: Mapping[str, str], what: str) -> tuple
     return argv[0], list(argv[1:])
 
 
+def _show_warnings() -> None:
+    """Show the package's warnings as lines on standard error; Paddle's handler of the root logger adds dates and files.
+
+    A run logs in its own way as soon as it has begun.
+    """
+    package = logging.getLogger("paddlevit")
+    if not package.handlers:
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING)
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        package.addHandler(handler)
+        package.propagate = False
+
+
 def exit_code(main: Main) -> Main:
     """`main(argv=None, ...) -> int` that turns a UserError into a message and 2, and Ctrl-C into 130."""
 
@@ -156,6 +175,7 @@ def exit_code(main: Main) -> Main:
     def guarded(argv: Sequence[str] | None = None, **options: Any) -> int:
         try:
             settings.prepare_command()
+            _show_warnings()
             with path_mistakes():
                 return main(list(sys.argv[1:] if argv is None else argv), **options)
         except UserError as error:
