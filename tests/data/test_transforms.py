@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -71,6 +71,8 @@ class TestEvaluation:
         resample=st.sampled_from([BICUBIC, BILINEAR]),
     )
     def test_center_crop_equals_the_plain_chain(self, width, height, size, crop_pct, mode, resample):
+        # Very long images are resized in part, which moves values by a few levels.
+        assume(int(size / crop_pct) ** 2 * max(width, height) / min(width, height) <= transforms._MAX_RESIZED_PIXELS)
         image = picture(width, height, mode=mode)
         pixels = CenterCrop(size, crop_pct=crop_pct, resample=resample)(image)
         expected = plain_center_crop(image, size, crop_pct, resample)
