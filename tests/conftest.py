@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # NumPy and Paddle read it as they are imported, here and in programs
 
@@ -11,6 +12,11 @@ import pytest
 from browser import CHROMIUM, browser
 
 import paddlevit  # noqa: F401
+
+# What is ignored here, as under nohup, programs that tests start would ignore too.
+for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 LOGGER = logging.getLogger("paddlevit")
 AS_IMPORTED = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
