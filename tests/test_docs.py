@@ -227,6 +227,7 @@ def test_messages_of_the_troubleshooting_page_are_real():
     assert [message for message in listed if not any(message in text for text in said)] == []
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_fetches_nothing(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

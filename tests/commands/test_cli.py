@@ -111,6 +111,7 @@ def test_the_log_in_a_pipe_has_plain_lines(trained):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_progress_bar(digits, tmp_path):
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
@@ -193,6 +194,7 @@ def start_and_wait(args, folder, pattern, tool="main_single_gpu.py"):
     raise AssertionError(f"{pattern} never came: {process.communicate()}")
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(trained, digits, tmp_path):
     args = train_args(digits, tmp_path / "run", "-resume", "auto")
     process = start_and_wait(args, tmp_path / "run", r"epoch 2/3  step 2/4")
@@ -204,7 +206,9 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(trained, digit
     assert_same_run(tmp_path / "run", trained[0])
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_asked_to_stop_it_saves_says_so_and_goes_on_later(trained, digits, tmp_path, signum, code):
     args = train_args(digits, tmp_path / "run", "-resume", "auto")
     process = start_and_wait(args, tmp_path / "run", r"epoch 2/3  step 1/4")
@@ -235,6 +239,7 @@ def test_asked_to_stop_while_it_evaluates_it_does_so_later(trained, digits, tmp_
     assert_same_run(tmp_path / "run", trained[0])
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_not_forgotten_by_a_stop(trained, digits, tmp_path, capsys):
     args = train_args(digits, tmp_path / "run", "-resume", "auto")
     process = start_and_wait(args, tmp_path / "run", r"epoch 3/3  step 1/4")

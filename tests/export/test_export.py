@@ -25,6 +25,7 @@ from paddlevit.export import write
 NEEDS = {"paddle": (), "onnx": ("paddle2onnx", "onnxruntime"), "openvino": ("paddle2onnx", "openvino")}
 FILES = {"paddle": "model.json", "onnx": "model.onnx", "openvino": "model.xml"}
 CLASSES = ["one", "two", "three"]
+FORMATS = [pytest.param(fmt, marks=[pytest.mark.slow] * (fmt != "paddle")) for fmt in export.FORMATS]
 
 
 def need(fmt):
@@ -56,9 +57,9 @@ def random_images(n, side=32):
 @pytest.mark.parametrize(
     ("name", "formats"),
     [
-        ("pit_digits", ["paddle", "onnx", "openvino"]),
+        pytest.param("pit_digits", ["paddle", "onnx", "openvino"], marks=pytest.mark.slow),
         ("hvt_digits", ["onnx"]),
-        ("cvt_digits", ["onnx"]),
+        pytest.param("cvt_digits", ["onnx"], marks=pytest.mark.slow),
         ("regnet_digits", ["onnx"]),
         pytest.param("hrformer_digits", ["onnx"], marks=pytest.mark.slow),
     ],
@@ -135,7 +136,7 @@ def guesses(capsys, *argv):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("fmt", export.FORMATS)
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_command_and_predictions_from_what_it_wrote(trained, tmp_path, capsys, fmt):
     need(fmt)
     output, images = tmp_path / "out", trained / "data" / "val"
@@ -194,7 +195,7 @@ def test_one_description_for_the_files_of_one_network(tmp_path):
     assert write("a.xml") == [("a.xml", "f32")], "nothing is left of the other"
 
 
-@pytest.fixture(scope="module", params=export.FORMATS)
+@pytest.fixture(scope="module", params=FORMATS)
 def opened(request, tmp_path_factory):
     """A function of each format."""
     need(request.param)
@@ -223,6 +224,7 @@ def test_forked_processes_are_refused(opened, capfd):
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.slow
 def test_int8(trained, tmp_path, capsys):
     for package in (*NEEDS["openvino"], "nncf"):
         pytest.importorskip(package, reason="paddle2onnx has no build for Python 3.13")
@@ -244,6 +246,7 @@ def bf16_file(folder):
     return export.export(small("pit_digits"), [3, 32, 32], "openvino", folder)
 
 
+@pytest.mark.slow
 def test_bf16(tmp_path):
     path = bf16_file(tmp_path)
     if "BF16" not in sys.modules["openvino"].Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -254,6 +257,7 @@ def test_bf16(tmp_path):
     assert 1e-4 < np.abs(f32 - bf16).max() / np.abs(f32).max() < 0.05
 
 
+@pytest.mark.slow
 def test_processor_without_bf16(tmp_path, monkeypatch, caplog):
     path = bf16_file(tmp_path)
     monkeypatch.setattr(sys.modules["openvino"].Core, "get_property", lambda *args: ["FP32", "INT8"])
@@ -262,6 +266,7 @@ def test_processor_without_bf16(tmp_path, monkeypatch, caplog):
     np.testing.assert_array_equal(opened(random_images(2)), export.open_exported(path, threads=1)(random_images(2)))
 
 
+@pytest.mark.slow
 def test_command_exports_for_bf16_and_predictions_run_in_it(trained, tmp_path, capsys):
     need("openvino")
     run(trained, tmp_path, "-format", "openvino", "-precision", "bf16", "-images", trained / "data" / "val")
@@ -274,7 +279,7 @@ def test_command_exports_for_bf16_and_predictions_run_in_it(trained, tmp_path, c
         assert f"model.xml runs in {precision.strip(';')}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fmt", export.FORMATS)
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_logits_that_are_not_finite_are_not_exported(trained, tmp_path, capsys, fmt):
     need(fmt)
     state = paddle.load(str(trained / "best.pdparams"))
@@ -285,6 +290,7 @@ def test_logits_that_are_not_finite_are_not_exported(trained, tmp_path, capsys, 
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_a_folder_describes_one_model(trained, tmp_path, capsys):
     """Neither the command nor the function lets a description stand beside another model's file."""
     need("onnx")
@@ -335,6 +341,7 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "model.json").read_text() == "an earlier one"
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(trained, tmp_path, capsys, monkeypatch):
     def said(*more, output=tmp_path / "out"):
         run(trained, output, *more, code=2)
@@ -355,6 +362,7 @@ def test_mistakes_are_named(trained, tmp_path, capsys, monkeypatch):
     assert "this format needs paddle2onnx" in said("-format", "onnx")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_opened_is_named(trained, tmp_path, capsys):
     def said(*argv):
         assert predict.main([str(word) for word in (trained / "data" / "val", *argv)]) == 2

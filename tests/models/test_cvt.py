@@ -143,7 +143,8 @@ def test_the_activation_is_quickgelu_or_the_gelu_of_transformers():
     images = paddle.to_tensor(golden_images(0, 1, 224))
     logits = {}
     for name in ("quickgelu", "gelu"):
-        model = build_cvt(get_config("cvt-13-224x224", ["MODEL.ACT", name]))
+        with from_zeros():
+            model = build_cvt(get_config("cvt-13-224x224", ["MODEL.ACT", name]))
         model.eval()
         report = load_weights(model, golden_state("cvt-13-224x224", "hf"))
         assert "MODEL.ACT quickgelu" in str(report)

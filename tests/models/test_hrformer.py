@@ -67,7 +67,7 @@ def tiny():
     return model
 
 
-@pytest.mark.parametrize("size", [(32, 32), (230, 230), (256, 256), (225, 100), (1, 1)])
+@pytest.mark.parametrize("size", [(230, 230), (225, 100), (1, 1)])
 def test_any_size_and_a_batch_of_one(tiny, size):
     with paddle.no_grad():
         maps = tiny.feature_maps(paddle.randn([1, 3, *size]))

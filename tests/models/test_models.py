@@ -47,7 +47,7 @@ def golden_logits():
     """Every checkpoint format that has reference logits, in both precisions; a network's formats follow each other."""
     for name in VARIANTS:
         for dtype in ("float32", "float64"):
-            marks = [pytest.mark.slow] * (info(name)["macs_g"] > 12)
+            marks = [pytest.mark.slow] * (info(name)["macs_g"] > (12 if dtype == "float32" else 1))
             formats = [fmt for model, fmt in cases(logits=True) if model == name]
             yield from (pytest.param(name, fmt, dtype, marks=marks) for fmt in formats)
 

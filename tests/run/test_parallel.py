@@ -71,6 +71,7 @@ def assert_same(result, case, alone):
     np.testing.assert_allclose(result[f"{case}/weights"], alone["32x1/weights"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_four_batches_of_8_are_one_of_32(alone):
     assert_same(alone, "8x4", alone)
 

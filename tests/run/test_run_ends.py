@@ -111,6 +111,7 @@ def test_an_error_of_the_training_data_saves_the_last_optimizer_step(data, quiet
     assert_resumes(data, tmp_path, quiet)
 
 
+@pytest.mark.slow
 def test_any_error_of_an_evaluation_saves(data, quiet, tmp_path, monkeypatch):
     def evaluate(*args, **options):
         raise MemoryError("out of memory")
@@ -158,6 +159,7 @@ def test_of_processes_that_fail_together_one_saves(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [getattr(signal, f"SIG{name}") for name in SIGNALS])
 def test_every_signal_that_asks_to_stop_saves(data, quiet, tmp_path, monkeypatch, signum):
     def evaluate(*args, **options):
@@ -203,6 +205,7 @@ def stopped_in_the_middle(data, folder, monkeypatch):
     return code
 
 
+@pytest.mark.slow
 def test_other_settings_are_told_and_taken_and_so_is_that_nothing_is_left(data, tmp_path):
     assert train(data, tmp_path) == 0
     assert main([*args(data, tmp_path), "TRAIN.NUM_EPOCHS", "3", "TRAIN.BASE_LR", "1e-4"], nprocs=1) == 0
@@ -226,6 +229,7 @@ def start(tool, data, output, *more, **options):
     return process
 
 
+@pytest.mark.slow
 def test_a_run_under_nohup_ignores_the_end_of_its_terminal(data, tmp_path):
     ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
     process = start("main_single_gpu.py", data, tmp_path / "run", preexec_fn=ignore)

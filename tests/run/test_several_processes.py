@@ -130,6 +130,7 @@ def free_port():
         return each.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_reaches_the_data_workers_in_vain(data, tmp_path):
     """As from timeout, systemd or a terminal; another micro-batch is needed before it can stop."""
     folder, out = tmp_path / "run", tmp_path / "out"

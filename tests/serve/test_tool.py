@@ -113,6 +113,7 @@ def test_it_says_what_predict_says(port, weights, tmp_path, capsys, kind):
     assert [c["probability"] for c in told] == pytest.approx([c["probability"] for c in expected], abs=2e-6)
 
 
+@pytest.mark.slow
 def test_exported_model(weights, tmp_path):
     assert export(["-cfg", "pit_digits", "-pretrained", str(weights), "-output", str(tmp_path / "out")]) == 0
     model = Served(open_classifier(parse_args(["-exported", str(tmp_path / "out")])))
@@ -184,8 +185,9 @@ def test_uploads_that_mean_harm_take_no_memory(port):
 
 @pytest.mark.parametrize(
     ("flags", "sent", "code"),
-    [([], signal.SIGTERM, 143), (["-host", "0.0.0.0", "-allowed_hosts", "photos.example.org"], signal.SIGINT, 130)],
+    [([], signal.SIGINT, 130), (["-host", "0.0.0.0", "-allowed_hosts", "photos.example.org"], signal.SIGTERM, 143)],
 )
+@pytest.mark.slow
 def test_signal_ends_it_in_order(weights, flags, sent, code):
     with running(weights, "-max_wait", "2000", *flags) as (process, port), ThreadPoolExecutor(1) as clients:
         status = call(port, "GET", "/health", host="photos.example.org").status

@@ -104,6 +104,7 @@ def losses_of(name, *opts, steps=3):
     return losses, trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "opts"),
     [
@@ -133,6 +134,7 @@ def evaluated(model, images):
         return model(images).numpy()
 
 
+@pytest.mark.slow
 def test_a_static_program_draws_the_same_numbers_again():
     opts = ["MODEL.DROPPATH", 0.5, "MODEL.DROPOUT", 0.2, "TRAIN.TO_STATIC", True]
     assert losses_of("pit_digits", *opts)[0] == losses_of("pit_digits", *opts)[0]

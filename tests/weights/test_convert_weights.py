@@ -31,6 +31,7 @@ def published(tmp_path, monkeypatch):
     return state
 
 
+@pytest.mark.slow
 def test_the_documented_commands(published):
     (command,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     words = command.split()

@@ -165,6 +165,7 @@ def mutated(data, edits):
 
 @settings(max_examples=EXAMPLES, deadline=5000, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES < 1000)
 @given(name=st.sampled_from(sorted(CORPUS)), edits=EDITS)
+@pytest.mark.slow
 def test_damaged_files_give_the_documented_error_or_arrays(tmp_path_factory, name, edits):
     path = tmp_path_factory.getbasetemp() / "mutated.pth"
     path.write_bytes(mutated(CORPUS[name], edits))
