@@ -46,6 +46,11 @@ def check() -> None:
         )
 
 
+def set_cpu_threads(count: int) -> None:
+    """Compute with `count` threads in this process; paddle.inference sets another number without asking."""
+    paddle.base.core.set_num_threads(count)
+
+
 class ConvOptions(NamedTuple):
     """How nn.Conv2D was made, in the order in which F.conv2d takes it; nn.Conv2D has no public names for it."""
 

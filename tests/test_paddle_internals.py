@@ -46,6 +46,14 @@ def test_check_names_what_is_missing_and_the_versions(monkeypatch):
         internals.check()
 
 
+def test_threads_are_set():
+    """tests/export looks at MKL's number; here it is enough that results stay."""
+    x = paddle.rand([64, 64])
+    expected = paddle.matmul(x, x).numpy()
+    internals.set_cpu_threads(1)
+    np.testing.assert_allclose(paddle.matmul(x, x).numpy(), expected, rtol=1e-5)
+
+
 def test_conv_options():
     layer = nn.Conv2D(6, 6, 3, stride=2, padding=1, dilation=3, groups=2, padding_mode="reflect")
     stride, padding, dilation, groups, padding_mode = internals.conv_options(layer)

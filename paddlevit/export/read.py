@@ -16,6 +16,7 @@ import paddle
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export.description import DESCRIPTION_FILE, read_description
 from paddlevit.export.packages import needs
+from paddlevit.paddle_internals import set_cpu_threads
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def exported_file(path: str | os.PathLike[str]) -> Path | None:
 
 
 def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu", precision: str = "f32") -> Exported:
-    """What `export` wrote, as a function. `threads` 0: all cores.
+    """What `export` wrote, as a function. `threads` 0: as many as OMP_NUM_THREADS says, or all cores.
 
     `device` "gpu" is for Paddle's program; the other formats run on the CPU. `precision` "bf16" and "int8" are for
     OpenVINO: a processor without bfloat16 runs in f32, with a warning; what a quantised file has not in int8 runs in
@@ -77,6 +78,7 @@ def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu", pr
     path = Path(path)
     if path.suffix not in _OPENERS:
         raise UserError(f"{path} is no exported model, allowed: {', '.join(f'*{suffix}' for suffix in _OPENERS)}")
+    threads = threads or _process_threads()
     opener, weights, precisions = _OPENERS[path.suffix]
     if precision not in precisions:
         raise UserError(f"precision {precision} for {path}, allowed: {', '.join(precisions)} (others: OpenVINO)")
@@ -92,6 +94,12 @@ def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu", pr
         raise UserError(f"{path} is damaged, or of another version: {said}") from error
 
 
+def _process_threads() -> int:
+    """Threads that Paddle's operators and MKL begin with."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else os.cpu_count() or 1
+
+
 def _open_program(path: Path, threads: int, device: str, precision: str) -> Exported:
     program = path.read_text(encoding="utf-8")
     shape = re.search(r'\.data","A":.*?\[-1,([\d,]+)\]', program)  # the predictor does not tell
@@ -103,7 +111,7 @@ def _open_program(path: Path, threads: int, device: str, precision: str) -> Expo
         config.enable_use_gpu(100, 0)
     else:
         config.disable_gpu()
-        config.set_cpu_math_library_num_threads(threads or os.cpu_count() or 1)
+        config.set_cpu_math_library_num_threads(threads)
         # oneDNN computes CvT faster, but refuses HRFormer's nearest interpolation.
         if "nearest_interp" in program:
             config.disable_mkldnn()
@@ -111,12 +119,14 @@ def _open_program(path: Path, threads: int, device: str, precision: str) -> Expo
             config.enable_mkldnn()
     config.disable_glog_info()
     predictor = inference.create_predictor(config)
+    set_cpu_threads(_process_threads())  # it has set its own number for the whole process
     images = predictor.get_input_handle(predictor.get_input_names()[0])
     logits = predictor.get_output_handle(predictor.get_output_names()[0])
 
     def compute(batch: np.ndarray) -> np.ndarray:
         images.copy_from_cpu(np.ascontiguousarray(batch))
         predictor.run()
+        set_cpu_threads(_process_threads())  # now it was 1
         return logits.copy_to_cpu()
 
     return Exported(path, compute, [int(side) for side in shape.group(1).split(",")])

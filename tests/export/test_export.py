@@ -5,6 +5,7 @@ them; nothing is installed, and nothing is left half-written.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import paddle
 import pytest
 from PIL import Image
 
-from paddlevit import build_model, export
+from paddlevit import build_model, export, paddle_internals
 from paddlevit.commands import export_model, predict
 from paddlevit.config import get_config, with_values
 from paddlevit.errors import UserError
@@ -399,3 +400,29 @@ def test_damaged_files_are_named(fmt, suffix, tmp_path):
         (tmp_path / name).write_text("damaged")
     with pytest.raises(UserError, match="is damaged"):
         export.open_exported(tmp_path / f"model{suffix}", threads=1)
+
+
+def mkl_threads():
+    """How many threads MKL would take now, in this process."""
+    paddle.matmul(paddle.ones([8, 8]), paddle.ones([8, 8]))
+    with open("/proc/self/maps") as maps:
+        paths = {line.split()[-1] for line in maps if "libmklml" in line}
+    if not paths:
+        pytest.skip("this PaddlePaddle has no MKL")
+    return ctypes.CDLL(paths.pop()).MKL_Get_Max_Threads()
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_a_program_leaves_the_threads_of_the_process_as_they_are(tmp_path, monkeypatch, threads):
+    """With others, a training run beside it would no longer repeat bit for bit."""
+    before = mkl_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    paddle_internals.set_cpu_threads(2)
+    try:
+        path = export.export(small("pit_digits"), [3, 32, 32], "paddle", tmp_path)
+        opened = export.open_exported(path, threads=threads)
+        assert mkl_threads() == 2
+        opened(random_images(1))
+        assert mkl_threads() == 2
+    finally:
+        paddle_internals.set_cpu_threads(before)
