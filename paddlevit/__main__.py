@@ -22,18 +22,18 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("train a model, or go on with a run", "train"),
+    "train": Command("train a model, or resume a run", "train"),
     "eval": Command("evaluate weights", "train", {"command": "eval"}),
     "distill": Command("train with a teacher", "train", {"command": "distill"}),
     "predict": Command("name the classes of images", "predict"),
-    "serve": Command("answer for images, on a page and by POST", "serve"),
+    "serve": Command("serve predictions: a web page, and POST /predict", "serve"),
     "export": Command("write a model for Paddle Inference, ONNX or OpenVINO", "export_model"),
     "explain": Command("show what a model looks at in an image", "visualize_attention"),
     "prepare": Command("make and check data sets", "prepare_data"),
     "convert": Command("write weights of any source as .pdparams", "convert_weights"),
     "flops": Command("count parameters and multiply-accumulates", "count_flops"),
     "benchmark": Command("measure the speed of a model, or of the data path", "benchmark"),
-    "compare": Command("set training runs beside each other", "compare_runs"),
+    "compare": Command("compare training runs", "compare_runs"),
     "models": Command("list the variants: parameters, MACs, image size, published accuracy", "models"),
 }
 

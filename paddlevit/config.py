@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +94,15 @@ def update_config(config: CfgNode, args: Namespace) -> CfgNode:
 def with_values(config: CfgNode, values: dict[str, Any]) -> CfgNode:
     """A new frozen configuration in which the dotted keys of `values` are set. Raises as `get_config`."""
     return _resolve([*_flat(config, "config"), *itertools.starmap(_Source, values.items())])
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of nested sections, and their values."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def variant_names(pattern: str = "*") -> list[str]:

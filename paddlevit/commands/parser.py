@@ -115,24 +115,16 @@ class Parser(argparse.ArgumentParser):
 
 def _keys() -> dict[str, str]:
     """By the lower-case name of a configuration key, alone and with its section: the flag or option that sets it."""
-    from paddlevit.config import get_config
+    from paddlevit.config import flat, get_config
     from paddlevit.schema import FLAGS
 
     flags = {key: f"-{flag}" for flag, key in FLAGS.items()}
     found = {}
-    for key in _dotted(get_config()):
+    for key, _ in flat(get_config()):
         said = flags.get(key, f"-opts {key} VALUE")
         found[key.lower()] = said
         found.setdefault(key.rsplit(".", 1)[-1].lower(), said)
     return found
-
-
-def _dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def choose(argv: Sequence[str], commands: Mapping[str, str], what: str) -> tuple[str, list[str]] | None:

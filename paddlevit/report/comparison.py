@@ -6,11 +6,12 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+from paddlevit.config import flat
 from paddlevit.report import formats
 from paddlevit.report.chart import Chart, Series, line_chart
 from paddlevit.report.document import write_document
@@ -63,9 +64,9 @@ def result_table(runs: Sequence[Run]) -> Table:
 
 def difference_table(runs: Sequence[Run]) -> Table:
     """A head, and a row per key of the configuration that is not the same in all runs; without such a key the head."""
-    flat = [dict(_flat(run.config)) for run in runs]
-    keys = sorted({key for config in flat for key in config if not key.startswith(_OWN_TO_A_RUN)})
-    rows = [[key, *(config.get(key, "–") for config in flat)] for key in keys]
+    configs = [{key: _text_of(value) for key, value in flat(run.config)} for run in runs]
+    keys = sorted({key for config in configs for key in config if not key.startswith(_OWN_TO_A_RUN)})
+    rows = [[key, *(config.get(key, "–") for config in configs)] for key in keys]
     return [["key", *names(runs)], *(row for row in rows if len(set(row[1:])) > 1)]
 
 
@@ -109,12 +110,8 @@ def _text(value: float, text: Callable[[float], str]) -> str:
     return "–" if math.isnan(value) else text(value)
 
 
-def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
+def _text_of(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from paddlevit.config import with_values
+from paddlevit.config import flat, with_values
 from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text, read_class_names
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import process
@@ -153,20 +153,12 @@ def describe(folder: Path, config: CfgNode, class_names: Sequence[str], resumed:
 def _changes(path: Path, text: str) -> list[str]:
     """Every key with another value in the yaml file `path` than in the yaml `text`, with both values."""
     try:
-        before = dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        before = dict(flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         return [f"settings that {path} had cannot be told ({' '.join(str(error).split())})"]
-    now = dict(_flat(yaml.safe_load(text)))
+    now = dict(flat(yaml.safe_load(text)))
     keys = [key for key in sorted({*before, *now} - {"OUTPUT"}) if before.get(key) != now.get(key)]
     return [f"{key} was {before.get(key)}, now {now.get(key)}" for key in keys]
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _refuse_other_classes(path: Path, names: str) -> None:
