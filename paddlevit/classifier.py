@@ -81,6 +81,8 @@ class Classifier:
         if precision not in ("auto", "f32"):
             raise UserError(f"precision {precision} of trained weights, allowed: auto, f32 (bf16, int8: export them)")
         settings.turn_off_stride_kernels()
+        if self.config.AMP:
+            process.check_amp(self.config.AMP_DTYPE)
         self.name, self.precision = self.config.MODEL.NAME, "f32"
         self.model = build_model(self.config)
         load_weights(self.model, weights)

@@ -123,13 +123,15 @@ def find_variant(typed: str) -> str:
     key = _key(stem)
     sizes = [other for other in by_key if re.fullmatch(re.escape(key) + r" \d{3}", other)]
     found = by_key.get(sizes[0] if key not in by_key and len(sizes) == 1 else key)
+    if found is None and os.path.isdir(typed):
+        raise MissingFileError(f"{typed} is a folder: name a yaml file or a variant")
     if found is None:
         raise MissingFileError(
             f"there is no configuration file and no variant '{typed}'{_nearest(key, by_key)} "
             "(paddlevit.list_models() names all)"
         )
     if found != typed and os.environ.get("PADDLE_TRAINER_ID", "0") == "0":  # one process says it for all
-        logger.warning("there is no file '%s': taking the shipped variant %s", typed, found)
+        logger.warning("'%s' is no file here: taking the shipped variant %s", typed, found)
     return found
 
 
@@ -229,7 +231,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        problem = getattr(error, "problem", None) or f"not a yaml file ({getattr(error, 'reason', error)})"
         raise ConfigError(f"{path}{f':{mark.line + 1}' if mark else ''}: {problem}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys")

@@ -40,7 +40,7 @@ def test_what_is_meant_is_taken_and_said_in_one_line(typed, name, caplog):
     assert get_config(typed) == get_config(name)
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert record.getMessage() == f"there is no file '{typed}': taking the shipped variant {name}"
+    assert record.getMessage() == f"'{typed}' is no file here: taking the shipped variant {name}"
 
 
 def test_one_of_many_processes_says_it(monkeypatch, caplog):
@@ -99,3 +99,12 @@ def test_an_existing_file_wins(tmp_path, monkeypatch, caplog):
         (tmp_path / path).write_text("MODEL: {NAME: mine}\n", encoding="utf-8")
         assert get_config(path).MODEL.NAME == "mine"
     assert not caplog.records
+
+
+def test_a_folder_is_no_configuration_but_does_not_hide_a_variant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pit_digits").mkdir()
+    assert get_config("pit_digits").MODEL.NAME == "pit_digits"
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(MissingFileError, match="photos is a folder: name a yaml file or a variant"):
+        get_config("photos")

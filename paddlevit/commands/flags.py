@@ -11,8 +11,13 @@ def add_flags(parser: Parser, *, exported: bool = False) -> None:
     weights = parser.add_mutually_exclusive_group(required=True)
     flag("pretrained", group=weights, metavar="FILE", help="the weights, of any source")
     if exported:
-        flag("exported", group=weights, metavar="DIR", help="what export_model.py wrote: folder or file")
-        flag("precision", choices=("auto", "f32", "bf16", "int8"), default="auto", help="of OpenVINO's files")
+        flag("exported", group=weights, metavar="DIR", help="folder or file of an exported model")
+        flag(
+            "precision",
+            choices=("auto", "f32", "bf16", "int8"),
+            default="auto",
+            help="of an OpenVINO model",
+        )
     flag("cfg", metavar="FILE", help="yaml file, variant, or a run's config.yaml (default: the one beside the weights)")
     flag("labels", metavar="FILE", help="names of the classes, one a line (default: found beside the weights or data)")
     flag("data_path", metavar="DIR", help="the data set, if its classes have the names")

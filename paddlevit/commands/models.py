@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(
         description="List the shipped variants.",
         usage="%(prog)s [PATTERN]",
-        examples=("", "'pit_*'", "'*384*'"),
+        examples=("'pit_*'", "'*384*'"),
     )
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="of names, such as 'pit_*'")
     args = parser.parse_args(argv)

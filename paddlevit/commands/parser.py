@@ -107,9 +107,10 @@ class Parser(argparse.ArgumentParser):
     def _nearest(self, name: str) -> str:
         candidates = {**dict(zip(self._flags, self._flags)), **self._synonyms, **self._meant}
         said = {other: f"-{ours}" for other, ours in candidates.items()}
-        if "opts" in self._flags:
-            said = {**_keys(), **said}
-        near = difflib.get_close_matches(name.lower(), said, n=1)
+        near = difflib.get_close_matches(name.lower(), said, n=1, cutoff=0.7)
+        if not near and "opts" in self._flags:
+            said = _keys()
+            near = difflib.get_close_matches(name.lower(), said, n=1, cutoff=0.7)
         return f"; did you mean {said[near[0]]}?" if near else ""
 
 

@@ -69,8 +69,12 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
         raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
     args.eval = args.eval or command == "eval"
     if args.eval and args.resume:  # as official HVT and HRFormer have it
-        if args.pretrained or args.resume == "auto":
-            raise UserError("-eval needs the weights to evaluate by -pretrained FILE, and does not take -resume")
+        if args.pretrained:
+            raise UserError(
+                f"-eval: name the weights once, got -pretrained {args.pretrained} and -resume {args.resume}"
+            )
+        if args.resume == "auto":
+            raise UserError("-eval: -resume auto is for training; name the weights with -pretrained FILE")
         args.pretrained, args.resume = args.resume, None
     return args
 
@@ -85,7 +89,7 @@ def _add_flags(parser: Parser) -> None:
     flag("image_size", type=int, help="side of the square input image")
     flag("num_classes", type=int, help="number of classes (default: what the data has)")
     flag("epochs", type=int, help="epochs to train")
-    flag("lr", type=float, help="learning rate for TRAIN.LINEAR_SCALED_LR images a step")
+    flag("lr", type=float, help="TRAIN.BASE_LR, scaled by the images of a step where the recipe does so")
     flag("warmup_epochs", type=float, help="epochs in which the learning rate rises")
     flag("weight_decay", type=float, help="weight decay of AdamW")
     flag("drop_path", type=float, help="stochastic depth of the deepest block")
@@ -94,7 +98,11 @@ def _add_flags(parser: Parser) -> None:
     flag("num_workers", type=int, help="decoding processes per process (-1: chosen by the cores)")
     flag("pretrained", metavar="FILE", help="weights to start from, or to evaluate; of any source")
     flag("reinit_head", action="store_true", help="start with a new classifier, not with that of -pretrained")
-    flag("resume", metavar="WHERE", help="a checkpoint, a run's folder, or auto: the newest checkpoint in -output")
+    flag(
+        "resume",
+        metavar="WHERE",
+        help="checkpoint, run's folder, or auto: the newest in -output (-eval: the weights)",
+    )
     flag("last_epoch", type=int, help="epochs to count as done")
     flag("teacher", metavar="VARIANT", help="the teacher (default regnety_160)")
     flag("teacher_model_path", metavar="FILE", help="weights of the teacher (default: ./<teacher>.pdparams)")

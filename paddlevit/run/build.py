@@ -128,12 +128,6 @@ def _objective(config: CfgNode) -> Objective:
     )
 
 
-def check_amp(config: CfgNode) -> None:
-    """Say that -amp does nothing on a CPU, and refuse a precision that the GPU does not have."""
-    if config.AMP and not process.half_precision(config.AMP_DTYPE):
-        logger.warning("-amp does nothing on a CPU: computing in float32")
-
-
 def autocast(config: CfgNode) -> Callable[[], AbstractContextManager]:
     """The context for forward passes; nothing on a CPU, where Paddle would warn that it does nothing."""
     enable = config.AMP and process.half_precision(config.AMP_DTYPE)

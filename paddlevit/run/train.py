@@ -24,7 +24,7 @@ from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_tra
 from paddlevit.errors import UserError
 from paddlevit.models import build_model
 from paddlevit.report import Predictions, write_report
-from paddlevit.run.build import autocast, build_trainer, check_amp, load_pretrained, log_start, with_classes
+from paddlevit.run.build import autocast, build_trainer, load_pretrained, log_start, with_classes
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, STOP_SIGNALS, launched
@@ -63,7 +63,8 @@ def train(config: CfgNode) -> int:
 
 
 def _prepare(config: CfgNode, folder: Path) -> _Run:
-    check_amp(config)
+    if config.AMP:
+        process.check_amp(config.AMP_DTYPE)
     resumed = resumed_state(config, folder)
     config = with_classes(config, "train")
     ranks = {"rank": process.rank(), "world_size": process.world_size()}
@@ -245,10 +246,11 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
 def validate(config: CfgNode) -> int:
     """Evaluate the weights that `config` names on the validation images and write eval.json; 0."""
     if not config.MODEL.PRETRAINED or config.MODEL.RESUME:
-        raise UserError("-eval needs the weights to evaluate, -pretrained FILE, and does not take -resume")
+        raise UserError("-eval needs the weights to evaluate: -pretrained FILE")
     config = with_values(config, {"MODEL.REINIT_HEAD": False})  # the run's own file has it; its head is trained by now
     with open_folder(config) as folder:
-        check_amp(config)
+        if config.AMP:
+            process.check_amp(config.AMP_DTYPE)
         config = with_classes(config, "val")
         loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size())
         model = build_model(config)

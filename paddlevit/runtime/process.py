@@ -97,6 +97,12 @@ def half_precision(dtype: str) -> bool:
     return device != "cpu"
 
 
+def check_amp(dtype: str) -> None:
+    """Warn that -amp does nothing on a CPU. Raises UserError as `half_precision` does."""
+    if not half_precision(dtype):
+        logger.warning("-amp does nothing on a CPU: computing in float32")
+
+
 def process_count(asked: int | None, kind: str) -> int:
     """How many processes to start on 'gpu' or 'cpu' (None: one per visible GPU, 1 on CPU); UserError for too many."""
     if kind == "cpu":

@@ -74,7 +74,9 @@ def find(path: PathLike) -> str:
     folder = Path(path)
     for candidate in (folder, Path(f"{path}.pdparams"), *(folder / name for name in _IN_A_FOLDER)):
         if candidate.is_file():
-            return str(candidate)
+            # A checkpoint's state stands beside its weights, which are meant.
+            weights = candidate.with_suffix(".pdparams") if candidate.suffix == ".pdstate" else candidate
+            return str(weights if weights.is_file() else candidate)
     if folder.is_dir():
         raise WeightsError(f"the folder {path} has none of {', '.join(_IN_A_FOLDER)}: name the weights file")
     other = "" if str(path).endswith(".pdparams") else f", and no {path}.pdparams"

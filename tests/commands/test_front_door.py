@@ -147,6 +147,7 @@ def test_the_json_of_official_hvt_with_its_flag_for_cifar(caplog):
         (["-gpus", "2"], "did you mean -nprocs?"),
         (["-bach_size", "2"], "did you mean -batch_size?"),
         (["-epoch", "2"], "did you mean -epochs?"),
+        (["-ecphs", "2"], "did you mean -epochs?"),  # nearer to a flag than to any key
         (["-seed=1", "-see", "2"], "did you mean -seed?"),
         (["-hangtimeout", "2"], "did you mean -hang_timeout?"),
         (["--model", "pit_ti"], "did you mean -cfg?"),
@@ -157,8 +158,8 @@ def test_the_json_of_official_hvt_with_its_flag_for_cifar(caplog):
         (["-qqq"], "there is no flag -qqq (-h lists the flags)"),
         (["-epochs", "many"], "-epochs must be an integer, got 'many'"),
         (["-lr", "high"], "-lr must be a number, got 'high'"),
-        (["-eval", "-resume", "auto"], "-pretrained FILE, and does not take -resume"),
-        (["-eval", "-resume", "a", "-pretrained", "b"], "-pretrained FILE, and does not take -resume"),
+        (["-eval", "-resume", "auto"], "-resume auto is for training; name the weights with -pretrained FILE"),
+        (["-eval", "-resume", "a", "-pretrained", "b"], "name the weights once, got -pretrained b and -resume a"),
         (["-drop_path", "2"], "MODEL.DROPPATH must be"),
     ],
 )

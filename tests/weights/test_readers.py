@@ -183,6 +183,12 @@ def test_model_comes_before_its_average(tmp_path):
     assert read_state_dict(tmp_path / "w.pdparams")["w"] == 1
 
 
+def test_the_state_of_a_checkpoint_means_the_weights_beside_it(tmp_path):
+    paddle.save({"w": paddle.ones([2])}, str(tmp_path / "epoch_001.pdparams"))
+    (tmp_path / "epoch_001.pdstate").write_bytes(b"PK")
+    assert_same(read_state_dict(tmp_path / "epoch_001.pdstate"), {"w": np.ones(2, "f4")})
+
+
 def test_suffix_may_be_left_out_and_need_not_be_right(tmp_path):
     (tmp_path / "w.pdparams").write_bytes((DATA / "zip.pth").read_bytes())
     assert_same(read_state_dict(str(tmp_path / "w")), EXPECTED)
