@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import re
 import signal
 import subprocess
 import sys
@@ -219,11 +218,11 @@ def test_other_settings_are_told_and_taken_and_so_is_that_nothing_is_left(data, 
     assert (tmp_path / "config.1.yaml").is_file() and (tmp_path / "config.2.yaml").is_file()
 
 
-def start(tool, data, output, *more, **options):
-    command = [sys.executable, ROOT / "tools" / tool, *args(data, output, *more)]
+def start(tool, data, output, *more, epochs=EPOCHS, **options):
+    command = [sys.executable, ROOT / "tools" / tool, *args(data, output, *more), "TRAIN.NUM_EPOCHS", str(epochs)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
     deadline, log = time.monotonic() + 300, output / "log.txt"
-    while not (log.is_file() and re.search("epoch 1/2  step 1/", log.read_text())):
+    while not (log.is_file() and f"epoch 1/{epochs}  step 1/" in log.read_text()):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.005)
     return process
@@ -248,7 +247,7 @@ def test_a_run_under_nohup_ignores_the_end_of_its_terminal(data, tmp_path):
 )
 def test_the_end_of_a_terminal_reaches_the_whole_group(data, tmp_path, tool, more, signum, code):
     more = [*more, "-num_workers", 1]
-    process = start(tool, data, tmp_path / "run", *more, start_new_session=True)
+    process = start(tool, data, tmp_path / "run", *more, epochs=1000, start_new_session=True)
     os.killpg(process.pid, signum)
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, out + err

@@ -20,7 +20,7 @@ from paddlevit.commands import train
 from paddlevit.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-EPOCHS = 3
+EPOCHS = 20  # so many that no signal comes after the last one, however slowly a launcher hands it on
 OPTS = ["-opts", "TRAIN.NUM_EPOCHS", EPOCHS, "TRAIN.WARMUP_EPOCHS", "1.0", "REPORT_FREQ", "1"]
 LAUNCH = ["-m", "paddle.distributed.launch", "--nproc_per_node", "1"]
 
@@ -89,7 +89,7 @@ def test_a_run_whose_process_hangs_is_started_again_and_ends_the_same(data, undi
     folder, out = tmp_path / "run", tmp_path / "out"
     args = flags(data, folder, "-nprocs", 2, "-max_restarts", 3, "-hang_timeout", 5)
     with started(out, ROOT / "tools/main_multi_gpu.py", *args) as process:
-        wait_for(r"epoch 2/3  step 3/6", folder, process)
+        wait_for(rf"epoch 2/{EPOCHS}  step 3/6", folder, process)
         os.kill(children(process)[1], signal.SIGSTOP)
         assert process.wait(timeout=300) == 0, out.read_text()
     log = (folder / "log.txt").read_text()
@@ -111,7 +111,7 @@ def test_two_machines_stop_and_go_on_together(data, undisturbed, tmp_path):
     with contextlib.ExitStack() as stack:
         port = free_port()
         machines = [machine(stack, rank, port) for rank in range(2)]
-        wait_for(r"epoch 2/3  step 1/6", tmp_path / "run", *machines)
+        wait_for(rf"epoch 2/{EPOCHS}  step 1/6", tmp_path / "run", *machines)
         machines[1].terminate()
         codes = [each.wait(timeout=300) for each in machines]
     assert codes == [143, 15], (tmp_path / "out0").read_text()  # 15 is Paddle's own way to say it
@@ -136,7 +136,7 @@ def test_a_signal_to_the_whole_group_reaches_the_data_workers_in_vain(data, tmp_
     folder, out = tmp_path / "run", tmp_path / "out"
     args = [*flags(data, folder, "-num_workers", 2), "TRAIN.ACCUM_ITER", 3]
     with started(out, ROOT / "tools/main_single_gpu.py", *args) as process:
-        wait_for(r"epoch 2/3  step 1/12", folder, process)
+        wait_for(rf"epoch 2/{EPOCHS}  step 1/12", folder, process)
         workers = children(process)
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(timeout=300) == 143, out.read_text()
