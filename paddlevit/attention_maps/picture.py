@@ -9,10 +9,12 @@ from typing import Any, Optional
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from paddlevit.attention_maps.heat import stretched
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image
 Captioned = tuple[str, Optional[Image.Image]]
 
-# From cold to hot: the brightness rises evenly, so that the order is seen without colours too.
+# From cold to hot: the brightness rises evenly, so that the order is seen without colors too.
 _PALETTE = ((10, 8, 50), (70, 15, 110), (140, 30, 115), (205, 60, 80), (243, 115, 40), (252, 185, 50), (250, 250, 180))
 _GAMMA = 0.7  # below 1: what is lukewarm shows too
 _STRENGTH = 0.75  # of the hottest colour over the image
@@ -53,9 +55,7 @@ def tiles(feature_map: np.ndarray, count: int, side: int) -> list[Image.Image]:
     channels = feature_map[np.argsort(-feature_map.std(axis=(1, 2)), kind="stable")[:count]]
     height, width = channels.shape[1:]
     size = (round(side * width / max(height, width)), round(side * height / max(height, width)))
-    low, high = (edge(channels, axis=(1, 2), keepdims=True) for edge in (np.min, np.max))
-    pictures = coloured((channels - low) / np.where(high > low, high - low, 1))
-    return [Image.fromarray(picture).resize(size, Image.Resampling.NEAREST) for picture in pictures]
+    return [Image.fromarray(x).resize(size, Image.Resampling.NEAREST) for x in coloured(stretched(channels))]
 
 
 def fitted(image: Image.Image, box: Box, side: int) -> tuple[Image.Image, Box]:
@@ -77,9 +77,8 @@ def sheet(rows: Sequence[Sequence[Captioned]]) -> Image.Image:
         left = _MARGIN
         for caption, picture in row:
             placed.append((left, top, caption, picture))
-            width = max(width, left + math.ceil(font.getlength(caption)))
+            width = max(width, left + math.ceil(font.getlength(caption)), left + (picture.width if picture else 0))
             left += picture.width + _MARGIN if picture else 0
-        width = max(width, left - _MARGIN)
         top += _LINE + max(picture.height + _MARGIN if picture else 0 for _, picture in row)
     page = Image.new("RGB", (width + _MARGIN, top + _MARGIN), _GROUND)
     draw = ImageDraw.Draw(page)

@@ -21,7 +21,7 @@ from paddlevit.attention_maps import (
     methods,
     overlay,
 )
-from paddlevit.attention_maps.align import on_pixels
+from paddlevit.attention_maps.heat import on_pixels
 from paddlevit.attention_maps.picture import coloured
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
