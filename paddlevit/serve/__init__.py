@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from paddlevit.serve.app import create_app
-from paddlevit.serve.connection import Connection
-from paddlevit.serve.guard import is_loopback
-from paddlevit.serve.limits import Limits, Model
+from paddlevit.serve.batches import Model
+from paddlevit.serve.guard import Connection, is_loopback
+from paddlevit.serve.uploads import Limits
 
 __all__ = ["Connection", "Limits", "Model", "create_app", "is_loopback"]

@@ -20,10 +20,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from paddlevit.errors import UserError
-from paddlevit.serve.batches import Batcher
+from paddlevit.serve.batches import Batcher, Model
 from paddlevit.serve.guard import Guard
-from paddlevit.serve.limits import Admission, Limits, Model, busy
-from paddlevit.serve.uploads import check_image, read_upload
+from paddlevit.serve.uploads import Admission, Limits, busy, check_image, read_upload
 
 T = TypeVar("T")
 

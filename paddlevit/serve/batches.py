@@ -1,15 +1,35 @@
-"""Images of several requests, classified at once."""
+"""The model, and the queue before it: images of several requests are classified at once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Protocol
 
 import numpy as np
 
-from paddlevit.serve.limits import Limits, Model
+from paddlevit.serve.uploads import Limits
+
+
+class Model(Protocol):
+    """A classifier. `prepare` and `overlay` are called by several threads at a time, `classify` by one."""
+
+    name: str
+    precision: str
+    num_classes: int
+    explains: bool  # whether `classify` can make heat maps
+
+    def prepare(self, data: bytes) -> np.ndarray:
+        """Pixels uint8 [H, W, C] of an image file; all have the same shape. Raises UserError for a damaged file."""
+
+    def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Probabilities [N, num_classes] of images [N, H, W, C]; for those numbered in `explain`, a heat map [h, w] of
+        the top-1 class, 0 to 1.
+        """
+
+    def overlay(self, data: bytes, heat: np.ndarray) -> bytes:
+        """The heat map over the part of the image that the model sees, as a PNG file."""
 
 
 class Outcome(NamedTuple):
@@ -51,18 +71,15 @@ class Batcher:
         try:
             while True:
                 jobs = await self._next()
-                outcomes: Sequence[Outcome | Exception]
                 try:
                     outcomes = await loop.run_in_executor(self._thread, self._run, jobs)
+                    for job, outcome in zip(jobs, outcomes):
+                        if not job.outcome.done():  # whoever asked may have gone
+                            job.outcome.set_result(outcome)
                 except Exception as error:
-                    outcomes = [error] * len(jobs)
-                for job, outcome in zip(jobs, outcomes):
-                    if job.outcome.done():  # whoever asked has gone
-                        continue
-                    if isinstance(outcome, Exception):
-                        job.outcome.set_exception(outcome)
-                    else:
-                        job.outcome.set_result(outcome)
+                    for job in jobs:
+                        if not job.outcome.done():
+                            job.outcome.set_exception(error)
         finally:
             self._thread.shutdown(wait=True)
 

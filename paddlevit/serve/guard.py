@@ -1,16 +1,18 @@
-"""Who may ask: under which names the server is known, and whether a page of another site is behind a request."""
+"""Who may ask: under which name, from which page, and how slowly."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import time
 from collections.abc import Iterable
-from typing import Callable
+from typing import Any, Callable
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -89,3 +91,24 @@ def _split(url: str) -> SplitResult:
         return urlsplit(url)
     except ValueError:  # as of http://[::1
         return urlsplit("")
+
+
+class Connection(H11Protocol):
+    """Closed where it asks for nothing, however many bytes it sends: uvicorn's own waits for headers for ever."""
+
+    patience = 10.0  # seconds; a request that has begun has limits of its own
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.patience, self._look, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _look(self, last: Any) -> None:
+        """Close where `last` is over and still the newest request."""
+        if self.cycle is last and (last is None or last.response_complete):
+            self.transport.close()
+        else:
+            self._timer = self.loop.call_later(self.patience, self._look, self.cycle)

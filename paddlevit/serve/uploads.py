@@ -1,18 +1,77 @@
-"""The image file in a request: its body as it is, or the only part of a form."""
+"""What is let in: how many requests and bytes at a time, and the image file in a request, as its body or in a form."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Callable
 
 from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from paddlevit.serve.limits import Limits
-
 _FORM_HEADERS = 2**16  # bytes of a form that are not the image
 _MOST_SCANS = 100  # of a JPEG file; usual ones have 1 to 12, and every one costs time for all pixels
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one request and of all together."""
+
+    formats: tuple[str, ...] = ("JPEG", "PNG")  # of an uploaded image, as Pillow calls them
+    max_bytes: int = 10 * 2**20  # of an uploaded file
+    max_pixels: int = 25_000_000  # of its image; three bytes each once it is decoded
+    max_requests: int = 256  # under way at a time; more are sent away
+    max_overlays: int = 16  # of them, that want one: gradients and a picture cost many times the classes
+    max_memory: int = 256 * 2**20  # bytes of uploads that are held at a time
+    max_batch: int = 16  # images that the model sees at once
+    max_wait: float = 0.005  # seconds that the first image of a batch waits for others
+    timeout: float = 30.0  # seconds for an upload, and as many for the answer
+
+
+class Admission:
+    """Counts what is under way and sends away what would be too much; for one thread."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.requests = 0
+        self.overlays = 0
+        self.bytes = 0
+
+    @contextlib.contextmanager
+    def enter(self, *, overlay: bool) -> Iterator[Callable[[int], None]]:
+        """Hold a place to the end of the block; yields what the request calls with every number of bytes that it keeps.
+
+        Both raise HTTPException where there is too much under way.
+        """
+        if self.requests >= self._limits.max_requests:
+            raise busy(f"{self.requests} requests are under way: try again")
+        if overlay and self.overlays >= self._limits.max_overlays:
+            raise busy(f"{self.overlays} overlays are under way: try again, or without")
+        kept = 0
+
+        def keep(count: int) -> None:
+            nonlocal kept
+            if self.bytes + count > self._limits.max_memory:
+                raise busy("too many uploads are under way: try again")
+            self.bytes += count
+            kept += count
+
+        self.requests += 1
+        self.overlays += overlay
+        try:
+            yield keep
+        finally:
+            self.requests -= 1
+            self.overlays -= overlay
+            self.bytes -= kept
+
+
+def busy(message: str, status: int = 503) -> HTTPException:
+    """To come again in a second, in which about as many images are classified as are let in."""
+    return HTTPException(status, message, {"Retry-After": "1"})
 
 
 async def read_upload(request: Request, keep: Callable[[int], None], *, limits: Limits) -> bytes:
