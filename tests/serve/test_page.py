@@ -106,6 +106,17 @@ def test_mistakes_are_told_and_the_next_image_goes_on(page, tmp_path):
     assert not visible(page, "error") and text(page, "status").startswith("red")
 
 
+def test_a_photograph_that_is_too_large_is_scaled_down_in_the_browser(chromium, model, tmp_path):
+    photo = tmp_path / "phone.jpg"
+    photo.write_bytes(picture((240, 90, 30), size=(4000, 1000), kind="JPEG") + bytes(2 * 2**20))
+    with Server(create_app(model, NAMES, limits=Limits(max_bytes=2**20, max_pixels=2048 * 512))) as server:
+        assert server.predict(photo.read_bytes()).status == 413
+        chromium.open(f"{server.url}/")
+        chromium.choose("#file", photo)
+        answered(chromium)
+        assert text(chromium, "status").startswith("red") and not visible(chromium, "error")
+
+
 def test_model_that_explains_nothing_and_server_that_is_gone(chromium, tmp_path):
     model = ColourModel()
     model.explains = False

@@ -36,13 +36,25 @@ async function show(files) {
   at("status").textContent = `Looking at ${file.name} …`;
   await about;
   try {
-    if (file.size > server.max_bytes)
-      throw new Error(`the file has ${mebibytes(file.size)}, allowed: ${mebibytes(server.max_bytes)}`);
-    const found = await ask(file, server.overlay);
+    const sent = await fitting(file);
+    if (sent.size > server.max_bytes)
+      throw new Error(`the file has ${mebibytes(sent.size)}, allowed: ${mebibytes(server.max_bytes)}`);
+    const found = await ask(sent, server.overlay);
     if (mine === latest) await draw(file, found);
   } catch (error) {
     if (mine === latest) fail(`${file.name}: ${error.message}`);
   }
+}
+
+// Phones take larger photographs than the server accepts: these become JPEGs of at most 2048 pixels a side, upright.
+async function fitting(file) {
+  const bitmap = await createImageBitmap(file).catch(() => null);
+  if (!bitmap || file.size <= server.max_bytes && bitmap.width * bitmap.height <= server.max_pixels) return file;
+  const scale = Math.min(1, 2048 / Math.max(bitmap.width, bitmap.height));
+  const size = { width: Math.ceil(bitmap.width * scale), height: Math.ceil(bitmap.height * scale) };
+  const canvas = Object.assign(document.createElement("canvas"), size);
+  canvas.getContext("2d").drawImage(bitmap, 0, 0, size.width, size.height);
+  return new Promise(done => canvas.toBlob(done, "image/jpeg", 0.95));
 }
 
 async function ask(file, overlay) {
