@@ -50,7 +50,9 @@ setup(
     python_requires=">=3.9",
     entry_points={"console_scripts": ["paddlevit = paddlevit.__main__:main"]},
     packages=find_packages(include=["paddlevit", "paddlevit.*"]),
-    package_data={"paddlevit": ["py.typed", "configs/*/*.yaml", "report/templates/*", "serve/page/*"]},
+    package_data={
+        "paddlevit": ["py.typed", "configs/*/*.yaml", "weights/*.yaml", "report/templates/*", "serve/page/*"]
+    },
     install_requires=[
         "jinja2>=3.0",
         "numpy>=1.21",

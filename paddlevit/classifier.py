@@ -25,6 +25,7 @@ from paddlevit.export import data_values, exported_file, open_exported, read_des
 from paddlevit.models import build_model
 from paddlevit.runtime import process, settings
 from paddlevit.weights import load_weights
+from paddlevit.weights.hub import official, variant_of
 from paddlevit.weights.readers import find
 
 FilePath = Union[str, "os.PathLike[str]"]
@@ -37,11 +38,12 @@ _BATCH_SIZE = 32
 class Classifier:
     """Says which classes images are of. Threads may share one: they decode at the same time and compute in turns.
 
-    `weights`: a run's folder, a file of weights as `load_weights` takes it, or what export_model.py wrote, a folder or
-    one of its files. `cfg` and `opts`: of weights, as in `get_config` (default: the config.yaml beside them). `device`:
-    auto (Paddle's current one), gpu or cpu. `precision`: auto (what the export was made for, else f32), f32, and for
-    OpenVINO's files bf16 or int8. `labels`: names of the classes, or a file with one a line (default: those that the
-    run or the export has saved, or those of the data in DATA.DATA_PATH). Raises UserError.
+    `weights`: a run's folder, weights as `load_weights` takes them, or what export_model.py wrote, a folder or one of
+    its files. `cfg` and `opts`: of weights, as in `get_config` (default: the config.yaml beside them, or the variant
+    that they are published for). `device`: auto (Paddle's current one), gpu or cpu. `precision`: auto (what the export
+    was made for, else f32), f32, and for OpenVINO's files bf16 or int8. `labels`: names of the classes, or a file with
+    one a line (default: those that the run or the export has saved, or those of the data in DATA.DATA_PATH). Raises
+    UserError.
     """
 
     def __init__(
@@ -61,10 +63,11 @@ class Classifier:
         best = Path(weights).expanduser() / "best.pdparams"
         file = None if best.is_file() else exported_file(weights)
         if file is None:
-            of_a_run = cfg is None or Path(cfg).name == "config.yaml"
+            cfg = cfg or _beside(weights)
+            of_a_run = Path(cfg).name == "config.yaml"
             own = [] if of_a_run else ["DATA.EXIF_ORIENTATION", "apply"]  # as photographs are meant; a run has its own
-            config = get_config(cfg or _beside(weights), [*own, *(opts or ())])
-            folders = [_folder(weights), *([Path(cfg).parent] if cfg and Path(cfg).is_file() else [])]
+            config = get_config(cfg, [*own, *(opts or ())])
+            folders = [_folder(weights), *([Path(cfg).parent] if Path(cfg).is_file() else [])]
             self.config, self.class_names = _with_names(config, labels, folders)
             self._load(best if best.is_file() else weights, precision)
         else:
@@ -85,7 +88,7 @@ class Classifier:
             process.check_amp(self.config.AMP_DTYPE)
         self.name, self.precision = self.config.MODEL.NAME, "f32"
         self.model = build_model(self.config)
-        load_weights(self.model, weights)
+        load_weights(self.model, official(weights, self.config.MODEL.NAME))
         self.model.eval()
 
     def _open(self, file: Path, exported_for: str, precision: str) -> None:
@@ -183,9 +186,13 @@ def _folder(weights: FilePath) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _beside(weights: FilePath) -> Path:
+def _beside(weights: FilePath) -> str | Path:
+    """The config.yaml beside the weights, or the variant that published ones are of."""
     cfg = _folder(weights) / "config.yaml"
     if not cfg.is_file():
+        variant = variant_of(str(weights))
+        if variant:
+            return variant
         if not Path(weights).expanduser().is_dir():
             find(Path(weights).expanduser())  # raises where the weights themselves are missing
         raise UserError(f"-cfg FILE is missing, and there is no {cfg} of a run beside the weights")

@@ -16,6 +16,7 @@ from paddlevit.pit import build_pit
 from paddlevit.regnet import build_regnet
 from paddlevit.runtime import settings
 from paddlevit.weights import load_weights
+from paddlevit.weights.hub import official
 
 FAMILIES: dict[str, Callable[[CfgNode], nn.Layer]] = {
     "cvt": build_cvt,
@@ -35,9 +36,9 @@ def build_model(
 ) -> nn.Layer:
     """The model of a configuration, a variant's name or a yaml file: images [N, C, H, W] -> logits [N, num_classes].
 
-    `weights` is a file as `load_weights` takes; where it has another number of classes, the classifier is a new one,
-    which a warning says, and position embeddings are interpolated to `image_size`. Raises ConfigError,
-    MissingFileError and WeightsError, all UserErrors.
+    `weights` is a file as `load_weights` takes, or 'official', the published ones; where it has another number of
+    classes, the classifier is a new one, which a warning says, and position embeddings are interpolated to
+    `image_size`. Raises ConfigError, MissingFileError and WeightsError, all UserErrors.
     """
     settings.warn_of_stride_kernels()
     config = config_or_name if isinstance(config_or_name, CfgNode) else get_config(os.fspath(config_or_name))
@@ -47,7 +48,7 @@ def build_model(
         config = with_values(config, given)
     model = FAMILIES[config.MODEL.TYPE](config)
     if weights is not None:
-        load_weights(model, weights, new_head=True)
+        load_weights(model, official(weights, config.MODEL.NAME), new_head=True)
     return model
 
 

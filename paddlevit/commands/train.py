@@ -65,6 +65,10 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
     )
     _add_flags(parser)
     args = parser.parse_args(argv)
+    if args.cfg is None and args.pretrained:
+        from paddlevit.weights.hub import variant_of
+
+        args.cfg = variant_of(args.pretrained)
     if args.cfg is None:
         raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
     args.eval = args.eval or command == "eval"
@@ -96,7 +100,11 @@ def _add_flags(parser: Parser) -> None:
     flag("freeze", nargs="+", metavar="PATTERN", help="parameters that stay as they are, such as 'patch_embed*'")
     flag("accum_iter", type=int, help="batches per optimizer step")
     flag("num_workers", type=int, help="decoding processes per process (-1: chosen by the cores)")
-    flag("pretrained", metavar="FILE", help="weights to start from, or to evaluate; of any source")
+    flag(
+        "pretrained",
+        metavar="FILE",
+        help="weights to start from, or to evaluate: a file of any source, hf:OWNER/NAME, a variant, or official",
+    )
     flag("reinit_head", action="store_true", help="start with a new classifier, not with that of -pretrained")
     flag(
         "resume",

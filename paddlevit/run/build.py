@@ -28,6 +28,7 @@ from paddlevit.training.recompute import recompute_blocks
 from paddlevit.training.schedule import build_lr_schedule, peak_lr
 from paddlevit.training.sharding import Shards
 from paddlevit.weights import WeightsError, load_weights
+from paddlevit.weights.hub import official
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def load_pretrained(config: CfgNode, model: nn.Layer) -> None:
     """Fill `model` from the file MODEL.PRETRAINED, but for its classifier where MODEL.REINIT_HEAD is set."""
     reinit = type(model).head_prefixes if config.MODEL.REINIT_HEAD else ()
     try:
-        report = load_weights(model, config.MODEL.PRETRAINED, reinit=reinit)
+        report = load_weights(model, official(config.MODEL.PRETRAINED, config.MODEL.NAME), reinit=reinit)
     except WeightsError as error:
         hint = "\n-reinit_head starts with a new classifier" if error.reinit and not config.EVAL else ""
         raise UserError(f"{error}{hint}") from None

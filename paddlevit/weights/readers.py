@@ -19,7 +19,7 @@ import numpy as np
 
 from paddlevit.errors import MissingFileError
 from paddlevit.safe_pickle import LazyArray, Refused, Unpickler, copied, sizes
-from paddlevit.weights import torch_files
+from paddlevit.weights import hub, torch_files
 from paddlevit.weights.report import WeightsError
 from paddlevit.weights.unwrap import StateDict, unwrap
 
@@ -57,8 +57,9 @@ def read_state_dict(path: PathLike, *, which: str = "model") -> dict[str, np.nda
 def open_state_dict(path: PathLike, which: str = "model") -> StateDict:
     """As `read_state_dict`, but the arrays stay in the file until each is read.
 
-    `path` may lack its `.pdparams` suffix, be a folder or the index of a sharded file. The weights may lie in the dicts
-    of a training checkpoint and have the prefixes of wrappers, which are taken off; `which` 'ema' takes their average.
+    `path` may lack its `.pdparams` suffix, be a folder or the index of a sharded file, or what `hub.fetch` takes.
+    Weights may lie in the dicts of a training checkpoint and have the prefixes of wrappers, which are taken off;
+    `which` 'ema' takes their average.
     """
     path = find(path)
     with naming(path):
@@ -70,7 +71,7 @@ def open_state_dict(path: PathLike, which: str = "model") -> StateDict:
 
 
 def find(path: PathLike) -> str:
-    """The file that `path` names: itself, with `.pdparams` added, or in the folder. Raises MissingFileError."""
+    """The file that `path` names: itself, with `.pdparams`, in the folder, or fetched. Raises MissingFileError."""
     folder = Path(path)
     for candidate in (folder, Path(f"{path}.pdparams"), *(folder / name for name in _IN_A_FOLDER)):
         if candidate.is_file():
@@ -79,6 +80,9 @@ def find(path: PathLike) -> str:
             return str(weights if weights.is_file() else candidate)
     if folder.is_dir():
         raise WeightsError(f"the folder {path} has none of {', '.join(_IN_A_FOLDER)}: name the weights file")
+    fetched = hub.fetch(str(path))
+    if fetched:
+        return str(fetched)
     other = "" if str(path).endswith(".pdparams") else f", and no {path}.pdparams"
     raise MissingFileError(f"there is no weights file {path}{other}")
 
