@@ -30,9 +30,8 @@ from paddlevit.runtime import process
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, STOP_SIGNALS, launched
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
-from paddlevit.training.journal import Journal, progress, with_nulls
+from paddlevit.training.journal import Journal, open_scalars, progress, with_nulls
 from paddlevit.training.objectives import Distilled
-from paddlevit.training.scalars import open_scalars
 from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import math
@@ -12,17 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+import numpy as np
+import paddle
 from paddle import Tensor
 from tqdm import tqdm
 
 from paddlevit.errors import UserError
-from paddlevit.runtime.process import is_main, peak_memory
+from paddlevit.runtime.process import all_reduce_sum, is_main, peak_memory, world_size
 from paddlevit.training.checkpoint import write_text
-from paddlevit.training.metrics import StepLosses
 
 logger = logging.getLogger(__name__)
 
 _CURVES = {"train": ("loss", "lr", "images_per_sec", "data_wait"), "val": ("loss", "acc1", "acc5")}
+_PACKAGES = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}
 
 
 def progress(batches: Iterable, total: int, what: str) -> Iterator:
@@ -52,7 +55,7 @@ class Journal:
     write_curves: Callable[[dict[str, float], int], None] | None = None  # (values by tag, images seen)
 
     def __post_init__(self) -> None:
-        self._losses = StepLosses()
+        self._losses: list[Tensor] = []  # since the last line
         self._progress = tqdm(disable=True)
 
     def rewind(self, epoch: int, step: int, *, evaluated: int) -> None:
@@ -81,7 +84,7 @@ class Journal:
         Returns None, or, where a line was written, the steps since the line before whose losses are not finite on this
         process, counted from 0 in the epoch.
         """
-        self._losses.add(loss)
+        self._losses.append(loss.detach().astype("float32").reshape([1]))
         self._waited += waited
         self._step += 1
         self._progress.update()
@@ -106,7 +109,7 @@ class Journal:
         )
 
     def _report(self, lr: float) -> list[int]:
-        loss, not_finite = self._losses.read()
+        loss, not_finite = self._read_losses()
         steps, seconds = self._step - self._reported, time.perf_counter() - self._since
         speed, waiting, memory = steps * self.images_per_batch / seconds, self._waited / seconds, peak_memory()
         record = {"phase": "train", "epoch": self._epoch, "step": self._step, "steps_per_epoch": self.steps_per_epoch}
@@ -123,6 +126,17 @@ class Journal:
         )
         first, self._reported, self._waited, self._since = self._reported, self._step, 0.0, time.perf_counter()
         return [first + i for i in not_finite]
+
+    def _read_losses(self) -> tuple[float, list[int]]:
+        """The mean of the finite losses of all processes, which read at the same time (NaN without any), and which of
+        the steps since the last line have a loss on this process that is not finite.
+        """
+        mine = paddle.concat(self._losses)
+        self._losses = []
+        not_finite = np.flatnonzero(~np.isfinite(mine.numpy())).tolist()
+        losses = all_reduce_sum(mine).numpy() / world_size()
+        finite = losses[np.isfinite(losses)]
+        return (float(finite.mean()) if len(finite) else math.nan), not_finite
 
     def _write(self, record: dict[str, Any]) -> None:
         """Append a line."""
@@ -160,3 +174,37 @@ def _before(line: str, epoch: int, step: int, evaluated: int) -> bool:
         return (record["epoch"] - 1, record["step"]) <= (epoch, step)
     except (ValueError, KeyError):
         return False
+
+
+def open_scalars(kind: str, folder: Path) -> Callable[[dict[str, float], int], None]:
+    """write(values by tag, step), for TensorBoard or VisualDL, into a new file in `folder`/tensorboard or /visualdl.
+
+    Points in earlier files no longer count: the journal of a resumed run writes them again. Raises UserError where the
+    package is missing or the folder cannot be written.
+    """
+    try:
+        module = importlib.import_module(_PACKAGES[kind])
+        writer = _writer(kind, module, folder / kind)
+    except ImportError as error:
+        raise UserError(f"LOG_TO is {kind}, but: {error} (pip install {_PACKAGES[kind]})") from None
+    except OSError as error:
+        raise UserError(f"cannot write {folder / kind}: {error.strerror}") from None
+    logger.info("curves: %s --logdir %s", kind, folder)
+
+    def write(values: dict[str, float], step: int) -> None:
+        for tag, value in values.items():
+            writer.add_scalar(tag, value, step)
+        if kind == "visualdl":
+            writer.flush()  # at the end of the program nobody else does
+
+    return write
+
+
+def _writer(kind: str, module: Any, folder: Path) -> Any:
+    if kind == "tensorboard":
+        # Step 0 withdraws all earlier points; a TensorBoard that is running would not notice that files are gone. A
+        # queue without an end: where the disk is full nobody empties it, and training would wait for that.
+        return module.SummaryWriter(str(folder), purge_step=0, max_queue=0, flush_secs=10)
+    for file in folder.glob("vdlrecords.*"):  # it has no other way to withdraw points
+        file.unlink()
+    return module.LogWriter(str(folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Callable
 
 import numpy as np
@@ -20,6 +20,10 @@ from paddlevit.paddle_internals import (
     stepped_parameters,
     use_running_statistics,
 )
+
+_SLOTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")  # what AdamW keeps for a parameter
+_MASTER = "master_weights"
+_OF_MASTER = "fp32_master_0"  # ends the name of a float32 copy, from which Paddle makes those of its slots
 
 
 def decay_split(model: nn.Layer, excluded: Sequence[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -122,8 +126,19 @@ def optimizer_arrays(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> 
 
     Paddle keys it by Tensor.name, which depends on how many layers the process built before; parameter names do not.
     """
-    names = {param.name: name for name, param in model.named_parameters()}
-    return {f"{names[tensor_name]}/{slot}": value.numpy() for tensor_name, slot, value in _slots(optimizer, set(names))}
+    state = {**restored_state(optimizer), **optimizer.state_dict()}
+    state.pop("LR_Scheduler", None)
+    masters = state.pop(_MASTER, {})
+    arrays = {}
+    for name, param in model.named_parameters():
+        if param.name in masters:
+            arrays[f"{name}/{_MASTER}"] = masters[param.name].numpy()
+        for slot in _SLOTS:
+            for key in (f"{param.name}_{slot}", f"{param.name}_{_OF_MASTER}_{slot}"):
+                if key in state:
+                    arrays[f"{name}/{slot}"] = state.pop(key).numpy()
+    assert not state, f"not saved: {list(state)}"
+    return arrays
 
 
 def load_optimizer_arrays(
@@ -142,43 +157,19 @@ def load_optimizer_arrays(
         )
     state: dict[str, Any] = {}
     stepped = {param.name for param in stepped_parameters(optimizer)}
-    for key, value in arrays.items():
+    for key, array in arrays.items():
         name, slot = key.rsplit("/", 1)
-        if trainable[name].name in stepped:
-            _put_back(trainable[name], slot, paddle.to_tensor(value), state)
+        param, value = trainable[name], paddle.to_tensor(array)
+        if param.name not in stepped:
+            continue
+        half = param.dtype in (paddle.float16, paddle.bfloat16)
+        own = f"{param.name}_{_OF_MASTER}" if half else param.name
+        if slot != _MASTER:
+            state[f"{own}_{slot}"] = value
+        elif half:
+            value.name = own
+            state.setdefault(_MASTER, {})[param.name] = value
+        else:
+            param.set_value(value)  # more exact than what was saved in half precision
     if state:
         optimizer.set_state_dict(state)
-
-
-_MASTER = "master_weights"
-_OF_MASTER = "fp32_master_0"  # ends the name of a float32 copy, from which Paddle makes those of its slots
-
-
-def _put_back(param: Tensor, slot: str, value: Tensor, state: dict[str, Any]) -> None:
-    """Add a slot of a parameter, which is in full or half precision, to an optimizer's `state`."""
-    half = param.dtype in (paddle.float16, paddle.bfloat16)
-    name = f"{param.name}_{_OF_MASTER}" if half else param.name
-    if slot != _MASTER:
-        state[f"{name}_{slot}"] = value
-    elif half:
-        value.name = name
-        state.setdefault(_MASTER, {})[param.name] = value
-    else:
-        param.set_value(value)  # more exact than what was saved in half precision
-
-
-def _slots(optimizer: paddle.optimizer.Optimizer, tensor_names: set) -> Iterator[tuple[str, str, Tensor]]:
-    for key, value in {**restored_state(optimizer), **optimizer.state_dict()}.items():
-        if key == _MASTER:
-            yield from ((tensor_name, _MASTER, master) for tensor_name, master in value.items())
-        elif key != "LR_Scheduler":
-            tensor_name = _owner(key, tensor_names)
-            yield tensor_name, key[len(tensor_name) + 1 :].removeprefix(f"{_OF_MASTER}_"), value
-
-
-def _owner(key: str, tensor_names: set) -> str:
-    """The longest tensor name that `key`, '<tensor name>_<slot>', begins with."""
-    end = key.rfind("_")
-    while key[:end] not in tensor_names:
-        end = key.rindex("_", 0, end)
-    return key[:end]

@@ -13,8 +13,7 @@ from PIL import Image
 
 from paddlevit.commands.train import main
 from paddlevit.errors import UserError
-from paddlevit.training.journal import Journal
-from paddlevit.training.scalars import open_scalars
+from paddlevit.training.journal import Journal, open_scalars
 
 RESULT = {"loss": 0.5, "acc1": 80.0, "acc5": 99.0, "num_images": 30}
 KINDS = ["tensorboard", "visualdl"]
