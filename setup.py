@@ -18,9 +18,10 @@ EXPORT = [
     "openvino>=2024.0",
     "nncf>=2.14",  # int8
 ]
-NOTEBOOKS = ["ipykernel>=6", "matplotlib>=3.4"]
+FAST = ["opencv-python-headless>=4.5", "simplejpeg>=1.7"]  # training images twice as fast as by Pillow
+KERNEL = ["ipykernel>=6", "matplotlib>=3.4"]
 TEST = [
-    *NOTEBOOKS,
+    *KERNEL,
     "nbclient>=0.6",
     *DOCS,
     *SERVE,
@@ -33,8 +34,7 @@ TEST = [
     "mypy==1.19.1; python_version < '3.10'",
     "types-PyYAML",
     "scikit-learn>=1.0",
-    "opencv-python-headless>=4.5",
-    "simplejpeg>=1.7",
+    *FAST,
     "tensorboardX>=2.6",
     "setuptools>=70.1",  # builds the wheel that a test looks into
 ]
@@ -65,11 +65,11 @@ setup(
     extras_require={
         # A GPU user's build must not be overwritten by the CPU one. It has no extra: on PyPI they end at 2.6.2.
         "cpu": ["paddlepaddle>=3.0,<4"],
-        "demo": ["scikit-learn>=1.0"],
-        "fast": ["opencv-python-headless>=4.5", "simplejpeg>=1.7"],  # training images twice as fast as by Pillow
+        "demo": ["scikit-learn>=1.0", *FAST],
+        "fast": FAST,
         "export": EXPORT,
         "log": ["tensorboardX>=2.6", "visualdl>=2.5"],
-        "notebooks": [*NOTEBOOKS],
+        "notebooks": [*KERNEL, "jupyterlab>=4"],
         "serve": [*SERVE],
         "docs": DOCS,
         "test": TEST,
