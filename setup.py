@@ -51,7 +51,14 @@ setup(
     entry_points={"console_scripts": ["paddlevit = paddlevit.__main__:main"]},
     packages=find_packages(include=["paddlevit", "paddlevit.*"]),
     package_data={
-        "paddlevit": ["py.typed", "configs/*/*.yaml", "weights/*.yaml", "report/templates/*", "serve/page/*"]
+        "paddlevit": [
+            "py.typed",
+            "configs/*/*.yaml",
+            "data/imagenet_classes.txt",
+            "weights/*.yaml",
+            "report/templates/*",
+            "serve/page/*",
+        ]
     },
     install_requires=[
         "jinja2>=3.0",

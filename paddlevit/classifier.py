@@ -228,8 +228,8 @@ def _given(labels: FilePath | Sequence[str], config: CfgNode) -> Sequence[str]:
 
 
 def _names_of_data(config: CfgNode) -> Sequence[str]:
-    """The names of the classes of the data in DATA.DATA_PATH, or ImageNet's, if its file of names is there; where there
-    are as many as the model has classes. Or none.
+    """The names of the classes of the data in DATA.DATA_PATH, or ImageNet's; where there are as many as the model has
+    classes. Or none.
     """
     for split in ("val", "train"):
         with contextlib.suppress(UserError):

@@ -96,8 +96,8 @@ def class_names_text(names: Sequence[str]) -> str:
 
 
 def readable(names: Sequence[str], root: Path) -> Sequence[str]:
-    """`names`, in words where they are ImageNet's identifiers ('n01440764') and its LOC_synset_mapping.txt lies in
-    `root` or above it. Where the file is in `root` itself, plain numbers of as many classes are named by it too.
+    """`names`, in words where they are ImageNet's identifiers ('n01440764'). Plain numbers are named by a
+    LOC_synset_mapping.txt of as many classes in `root` itself.
     """
     words = imagenet_names(root)
     if all(name in words for name in names):
@@ -107,14 +107,18 @@ def readable(names: Sequence[str], root: Path) -> Sequence[str]:
 
 
 def imagenet_names(root: Path) -> dict[str, str]:
-    """Names by identifier, in the order of the labels, of the LOC_synset_mapping.txt in `root` or up to three folders
-    above it; empty where there is none.
+    """Names by identifier, in the order of the labels: of the LOC_synset_mapping.txt in `root` or up to three folders
+    above it, else those that the package has.
     """
     for folder in [root, *list(root.absolute().parents)[:_FOLDERS_ABOVE]]:  # no slices of parents in Python 3.9
         if (folder / _MAPPING_FILE).is_file():
-            pairs = (line.split(maxsplit=1) for line in sorted(text_lines(folder / _MAPPING_FILE)))
-            return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
-    return {}
+            return _synsets(folder / _MAPPING_FILE)
+    return _synsets(Path(__file__).with_name("imagenet_classes.txt"))
+
+
+def _synsets(file: Path) -> dict[str, str]:
+    pairs = (line.split(maxsplit=1) for line in sorted(text_lines(file)))
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0] != "#"}
 
 
 @dataclass(frozen=True)

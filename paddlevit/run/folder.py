@@ -18,7 +18,7 @@ import yaml
 from yacs.config import CfgNode
 
 from paddlevit.config import flat, with_values
-from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text, read_class_names
+from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text, read_class_names, readable
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import process
 from paddlevit.training import checkpoint
@@ -162,7 +162,7 @@ def _changes(path: Path, text: str) -> list[str]:
 
 
 def _refuse_other_classes(path: Path, names: str) -> None:
-    before = read_class_names(path) or []
+    before = readable(read_class_names(path) or [], path.parent)  # an earlier version left identifiers as they were
     for i, (old, new) in enumerate(zip(before, names.split("\n"))):
         if old != new.strip():
             raise UserError(

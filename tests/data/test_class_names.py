@@ -56,9 +56,12 @@ def test_identifiers_in_words(tmp_path, below):
 
 
 def test_file_far_above_or_missing(tmp_path):
-    assert readable(IDENTIFIERS, tmp_path) == IDENTIFIERS
+    """Then names are the package's, from WordNet: all different, in the order of the labels."""
     (tmp_path / "LOC_synset_mapping.txt").write_text(MAPPING)
-    assert imagenet_names(tmp_path / "a/b/c/d") == {}
+    shipped = imagenet_names(tmp_path / "a/b/c/d")
+    assert readable(IDENTIFIERS, tmp_path / "a/b/c/d") == ["tench", "kit fox", "crane (lifting device)"]
+    assert len(set(shipped.values())) == 1000 and list(shipped) == sorted(shipped)
+    assert [list(shipped.values())[i] for i in (0, 8, 281, 999)] == ["tench", "hen", "tabby", "toilet tissue"]
 
 
 @pytest.mark.parametrize("lists", [False, True])
@@ -69,7 +72,7 @@ def test_data_of_identifiers_has_words(tmp_path, lists):
     if lists:
         lines = [f"train/{name}/0.png {label}\n" for label, name in enumerate(IDENTIFIERS)]
         (tmp_path / "train_list.txt").write_text("".join(lines))
-    assert open_imagenet(tmp_path, "train").class_names == IDENTIFIERS
+    assert open_imagenet(tmp_path, "train").class_names == ["tench", "kit fox", "crane (lifting device)"]
     (tmp_path / "LOC_synset_mapping.txt").write_text(MAPPING)
     assert open_imagenet(tmp_path, "train").class_names == WORDS
     (tmp_path / "class_names.txt").write_text("fish\nfox\nbird\n")

@@ -146,3 +146,4 @@ def test_the_table_names_variants_and_the_commands_know_them(tmp_path, monkeypat
         build_model("pit_digits", weights="official")
     classifier = Classifier("pit_ti_224")
     assert (classifier.name, classifier.config.DATA.EXIF_ORIENTATION) == ("pit_ti_224", "apply")
+    assert classifier.label(0) == "tench"
