@@ -30,7 +30,7 @@ COMMANDS = {
     "export": Command("write a model for Paddle Inference, ONNX or OpenVINO", "export_model"),
     "explain": Command("show what a model looks at in an image", "visualize_attention"),
     "prepare": Command("make and check data sets", "prepare_data"),
-    "convert": Command("write weights of any source as .pdparams", "convert_weights"),
+    "convert": Command("write weights of any source for this or another project", "convert_weights"),
     "weights": Command("list published weights, and fetch them", "weights"),
     "flops": Command("count parameters and multiply-accumulates", "count_flops"),
     "benchmark": Command("measure the speed of a model, or of the data path", "benchmark"),

@@ -1,4 +1,4 @@
-"""tools/convert_weights.py: a weights file of any known source, written as our `.pdparams`."""
+"""tools/convert_weights.py: a weights file of any known source, written with our names or those of another project."""
 
 from __future__ import annotations
 
@@ -12,33 +12,54 @@ from paddlevit.errors import UserError
 def main(argv: list[str]) -> int:
     """Convert the file that `argv` names and print what was loaded; the exit code."""
     parser = Parser(
-        description="Write a weights file of any known source as a .pdparams file.",
+        description="Write a weights file of any known source as a file for this or another project.",
         usage="%(prog)s -cfg VARIANT -input FILE -output FILE [flags]",
         examples=(
             "-cfg pit_ti_224 -input pit_ti_730.pth -output pit_ti_224.pdparams",
+            "-cfg pit_ti_224 -input output/run/best.pdparams -output pit_ti_224.safetensors -layout timm",
             "-cfg cvt-13-224x224 -input model.safetensors -output flowers.pdparams -opts MODEL.NUM_CLASSES 5",
         ),
     )
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
     parser.flag("input", required=True, metavar="FILE", help=".pdparams, .pth, .pt, .bin or .safetensors")
-    parser.flag("output", required=True, metavar="FILE", help="the .pdparams file to write")
+    parser.flag("output", required=True, metavar="FILE", help="the .pdparams, .safetensors or .pth file to write")
     parser.flag(
         "weights", choices=("model", "ema"), default="model", help="the model or its moving average (default: model)"
     )
     parser.flag("source", default="auto", help="official, timm, hf, paddlevit or ours (default: by names and shapes)")
     parser.flag(
+        "layout",
+        choices=("ours", "paddlevit", "official", "timm", "hf"),
+        default="ours",
+        help="whose names and order of axes to write (default: ours)",
+    )
+    parser.flag(
         "opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration"
     )
     args = parser.parse_args(argv)
-    if not args.output.endswith(".pdparams"):
-        raise UserError(f"-output {args.output} does not end in .pdparams")
+    output = Path(args.output)
+    if output.suffix not in (".pdparams", ".safetensors", ".pth"):
+        raise UserError(f"-output must end in .pdparams, .safetensors or .pth, got {args.output}")
+    import numpy as np
+    import paddle
+
     from paddlevit.config import get_config
     from paddlevit.models import build_model
-    from paddlevit.training.checkpoint import write_weights
-    from paddlevit.weights import load_weights
+    from paddlevit.training.checkpoint import write_file
+    from paddlevit.weights import export_state_dict, load_weights
+    from paddlevit.weights.writers import WRITERS
 
-    model = build_model(get_config(args.cfg, args.opts))
-    report = load_weights(model, args.input, which=args.weights, source=args.source)
-    write_weights(Path(args.output), model.state_dict())
-    print(f"{report}\nwritten to {args.output}")
+    config = get_config(args.cfg, args.opts)
+    model = build_model(config)
+    model.eval()
+    print(load_weights(model, args.input, which=args.weights, source=args.source))
+    size = config.DATA.IMAGE_SIZE
+    images = paddle.to_tensor(np.random.default_rng(0).standard_normal((1, 3, size, size)).astype("float32"))
+    with paddle.no_grad():
+        logits = model(images)
+        state = export_state_dict(model, args.layout)
+        write_file(output, lambda part: WRITERS[output.suffix](part, state))
+        load_weights(model, output, source=args.layout)
+        difference = (model(images) - logits).abs().max().item()
+    print(f"written to {output}, layout {args.layout}; read again, its logits differ by {difference:g} at most")
     return 0

@@ -6,45 +6,51 @@ erf GELU that `transformers` itself computes and trains with: `MODEL.ACT` says w
 
 from __future__ import annotations
 
-_HF_ATTENTION = r"\.attention\.attention\."
+_ATTENTION = ".attention.attention."
+_CONVOLUTION = "convolution_projection.convolution"
+_NORMALIZATION = "convolution_projection.normalization"
 
 SOURCES = {
     "official": {
         "layout": "torch",
         "rules": (
-            (r"^stage(\d+)\.", r"stages.\1."),
-            (r"\.(conv_proj_[qkv])\.conv\.", r".\1.0."),
-            (r"\.(conv_proj_[qkv])\.bn\.", r".\1.1."),
+            ("stage{0}.", "stages.{0}."),
+            *(
+                (f".conv_proj_{letter}.{part}.", f".conv_proj_{letter}.{number}.")
+                for letter in "qkv"
+                for part, number in (("conv", 0), ("bn", 1))
+            ),
         ),
     },
     "hf": {
         "layout": "torch",
         "notes": (
             "names of Hugging Face: microsoft/cvt-* need MODEL.ACT quickgelu (the default), a CvT that was trained in "
-            "transformers needs MODEL.ACT gelu",
+            "transformers needs MODEL.ACT gelu, which is what transformers computes with any weights",
         ),
         "rules": (
-            (r"^(?:cvt\.)?encoder\.", ""),
-            (r"\.embedding\.convolution_embeddings\.projection\.", ".patch_embed.proj."),
-            (r"\.embedding\.convolution_embeddings\.normalization\.", ".patch_embed.norm."),
-            (r"^(stages\.\d+)\.layers\.", r"\1.blocks."),
-            (
-                _HF_ATTENTION + r"convolution_projection_([qkv])[a-z]+\.convolution_projection\.convolution\.",
-                r".attn.conv_proj_\1.0.",
+            ("encoder.stages.", "stages."),  # of a model without a head
+            ("cvt.encoder.stages.", "stages."),
+            (".layers.", ".blocks."),
+            (".embedding.convolution_embeddings.projection.", ".patch_embed.proj."),
+            (".embedding.convolution_embeddings.normalization.", ".patch_embed.norm."),
+            *(
+                rule
+                for word in ("query", "key", "value")
+                for rule in (
+                    (f"{_ATTENTION}convolution_projection_{word}.{_CONVOLUTION}.", f".attn.conv_proj_{word[0]}.0."),
+                    (f"{_ATTENTION}convolution_projection_{word}.{_NORMALIZATION}.", f".attn.conv_proj_{word[0]}.1."),
+                    (f"{_ATTENTION}projection_{word}.", f".attn.proj_{word[0]}."),
+                )
             ),
-            (
-                _HF_ATTENTION + r"convolution_projection_([qkv])[a-z]+\.convolution_projection\.normalization\.",
-                r".attn.conv_proj_\1.1.",
-            ),
-            (_HF_ATTENTION + r"projection_([qkv])[a-z]+\.", r".attn.proj_\1."),
-            (r"\.attention\.output\.dense\.", ".attn.proj."),
-            (r"\.intermediate\.dense\.", ".mlp.fc1."),
-            (r"\.output\.dense\.", ".mlp.fc2."),
-            (r"\.layernorm_before\.", ".norm1."),
-            (r"\.layernorm_after\.", ".norm2."),
-            (r"^layernorm\.", "norm."),
-            (r"^classifier\.", "head."),
+            (".attention.output.dense.", ".attn.proj."),
+            (".intermediate.dense.", ".mlp.fc1."),
+            (".output.dense.", ".mlp.fc2."),
+            (".layernorm_before.", ".norm1."),
+            (".layernorm_after.", ".norm2."),
+            ("layernorm.", "norm."),
+            ("classifier.", "head."),
         ),
     },
-    "paddlevit": {"layout": "paddle", "rules": ()},
+    "paddlevit": {"layout": "paddle"},
 }

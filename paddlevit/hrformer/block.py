@@ -71,7 +71,7 @@ class RelativeAttention(nn.Layer):
 
     def _number_positions(self) -> None:
         place = self.relative_position_bias_table.place
-        index = paddle.to_tensor(relative_position_index([self.length, self.length]).ravel(), place=place)
+        index = paddle.to_tensor(relative_position_index(self.relative_position_bias_table.shape).ravel(), place=place)
         self.register_buffer("relative_position_index", index, persistable=False)
 
     def position_bias(self) -> Tensor:

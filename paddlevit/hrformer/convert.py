@@ -1,7 +1,6 @@
 """Names of HRFormer's parameters in other people's checkpoints (`paddlevit/hvt/convert.py` explains the tables).
 
-Our names are the official ones. `structural` names buffers that follow from the architecture: the file's content is
-compared with the function's and dropped.
+Our names are the official ones.
 """
 
 from __future__ import annotations
@@ -12,18 +11,19 @@ import numpy as np
 
 
 def relative_position_index(shape: Sequence[int]) -> np.ndarray:
-    """Row of the bias table for each pair of tokens of a window, [W * W, W * W] (Liu et al. 2021, section 3.2)."""
-    window = round(shape[0] ** 0.5)
+    """Row of the bias table, of `shape` [(2 W - 1)^2, heads], for each pair of tokens of a window, [W^2, W^2].
+
+    Liu et al. 2021, section 3.2.
+    """
+    side = round(shape[0] ** 0.5)
+    window = (side + 1) // 2
     row, col = np.divmod(np.arange(window * window), window)
-    row_offset = row[:, None] - row[None, :] + window - 1
-    col_offset = col[:, None] - col[None, :] + window - 1
-    return row_offset * (2 * window - 1) + col_offset
+    return (row[:, None] - row + window - 1) * side + col[:, None] - col + window - 1
 
 
 SOURCES = {
     "official": {
         "layout": "torch",
-        "rules": (),
-        "structural": {"relative_position_index": relative_position_index},
+        "computed": {".relative_position_index": (".relative_position_bias_table", relative_position_index)},
     },
 }

@@ -1,12 +1,12 @@
 """Names of HVT's parameters in other people's checkpoints.
 
-A source's table is plain data, read by `paddlevit.weights`: `layout` (torch keeps linear weights as [out, in], paddle
-as [in, out]) and `rules`, regular expressions and their replacements that lead to our names.
+A source's table is plain data that `paddlevit.weights` reads in both directions: `layout` (torch keeps linear weights
+as [out, in], paddle as [in, out]) and `rules`, pairs of their words and ours (see `paddlevit.weights.convert.Table`).
 """
 
 from __future__ import annotations
 
 SOURCES = {
-    "official": {"layout": "torch", "rules": ((r"^blocks\.", "layers."),)},
-    "paddlevit": {"layout": "paddle", "rules": ()},
+    "official": {"layout": "torch", "rules": (("blocks.", "layers."),)},
+    "paddlevit": {"layout": "paddle"},
 }

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 SOURCES = {
-    "official": {"layout": "torch", "rules": ()},
+    "official": {"layout": "torch"},
     # timm counts a pooling among the layers of the stage after it.
-    "timm": {
-        "layout": "torch",
-        "rules": ((r"^transformers\.(\d+)\.pool\.", lambda match: f"pools.{int(match[1]) - 1}."),),
-    },
-    "paddlevit": {"layout": "paddle", "rules": ()},
+    "timm": {"layout": "torch", "rules": (("transformers.{1}.pool.", "pools.{0}."),)},
+    "paddlevit": {"layout": "paddle"},
 }

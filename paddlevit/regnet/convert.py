@@ -1,32 +1,43 @@
 """Names of RegNetY's parameters in other people's checkpoints (`paddlevit/hvt/convert.py` explains the tables).
 
 The official teacher file of DeiT has timm's names. PaddleViT gives the last convolution of a block a bias, which the
-model does not have: the BatchNorm after it absorbs the bias, (x + b) - mean = x - (mean - b). `subtracted` names
-such arrays and what they are subtracted from.
+model does not have: the BatchNorm after it absorbs the bias, (x + b) - mean = x - (mean - b).
 """
 
 from __future__ import annotations
 
+_TIMM = {
+    "layout": "torch",
+    "rules": (
+        ("s{1}.b{1}.", "stages.{0}.blocks.{0}."),
+        ("stem.conv.", "stem.0."),
+        ("stem.bn.", "stem.1."),
+        (".downsample.conv.", ".downsample.conv1x1."),
+        (".conv{1}.bn.", ".bn{1}."),
+        (".conv{1}.conv.", ".conv{1}."),
+        (".se.fc{1}.", ".se.conv{1}_1x1."),
+        ("head.fc.", "head.2."),
+    ),
+}
+
 SOURCES = {
-    "timm": {
+    "timm": _TIMM,
+    "official": _TIMM,
+    "hf": {
         "layout": "torch",
         "rules": (
-            (
-                r"^s(\d+)\.b(\d+)\.",
-                lambda match: f"stages.{int(match[1]) - 1}.blocks.{int(match[2]) - 1}.",
-            ),
-            (r"^stem\.conv\.", "stem.0."),
-            (r"^stem\.bn\.", "stem.1."),
-            (r"\.downsample\.conv\.", ".downsample.conv1x1."),
-            (r"\.conv(\d)\.conv\.", r".conv\1."),
-            (r"\.conv(\d)\.bn\.", r".bn\1."),
-            (r"\.se\.fc(\d)\.", r".se.conv\1_1x1."),
-            (r"^head\.fc\.", "head.2."),
+            ("regnet.embedder.embedder.convolution.", "stem.0."),
+            ("regnet.embedder.embedder.normalization.", "stem.1."),
+            ("regnet.encoder.stages.{0}.layers.{0}.", "stages.{0}.blocks.{0}."),
+            (".shortcut.convolution.", ".downsample.conv1x1."),
+            (".shortcut.normalization.", ".downsample.bn."),
+            (".layer.2.attention.0.", ".se.conv1_1x1."),
+            (".layer.2.attention.2.", ".se.conv2_1x1."),
+            (".layer.3.", ".layer.2."),
+            (".layer.{0}.convolution.", ".conv{1}."),
+            (".layer.{0}.normalization.", ".bn{1}."),
+            ("classifier.1.", "head.2."),
         ),
     },
-    "paddlevit": {
-        "layout": "paddle",
-        "rules": (),
-        "subtracted": ((r"\.conv3\.bias$", ".bn3._mean"),),
-    },
+    "paddlevit": {"layout": "paddle", "subtracted": {".conv3.bias": ".bn3._mean"}},
 }

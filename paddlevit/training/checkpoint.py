@@ -84,7 +84,7 @@ def _write_all(path: Path, state: dict[str, Any]) -> None:
         with part.open("wb") as file:
             np.savez(file, **arrays)
 
-    _write(path, write)
+    write_file(path, write)
 
 
 def _remove_weights(path: Path) -> None:
@@ -96,17 +96,17 @@ def _remove_weights(path: Path) -> None:
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a plain state dict, atomically; weights in half precision as float32, which every program reads."""
     full = {name: value.astype("float32") if value.dtype in _HALF else value for name, value in weights.items()}
-    _write(path, lambda part: paddle.save(full, str(part)))
+    write_file(path, lambda part: paddle.save(full, str(part)))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, atomically."""
-    _write(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file, atomically."""
-    _write(target, lambda part: shutil.copyfile(source, part))
+    write_file(target, lambda part: shutil.copyfile(source, part))
 
 
 def drop_newer(path: Path) -> list[str]:
@@ -195,7 +195,7 @@ def _damage(path: Path) -> str:
     return ""
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
+def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file next to `path`, flush it to the disk, and put it in `path`'s place in one step."""
     part = path.with_name(f"{path.name}.part")
     try:

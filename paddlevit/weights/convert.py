@@ -1,32 +1,62 @@
-"""From other people's parameter names and array layouts to ours, by the tables that the model classes carry.
-
-A table is {'layout': 'torch' or 'paddle', 'rules': ((pattern, replacement), ...)} and, where a family needs them,
-'structural': {last part of a name: function(shape) -> the only right content}, for buffers that the model builds
-itself, 'subtracted': ((pattern, replacement), ...), for arrays to be subtracted from the one that the replacement
-names, and 'notes', what a user should know of such files. Patterns and rules apply in their order, to our names after
-the rules for `subtracted`.
-"""
+"""Other people's parameter names and array layouts to ours and back, by the tables that the model classes carry."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Callable
 
 import numpy as np
+import paddle
 from paddle import nn
 
 from paddlevit.safe_pickle import LazyArray
 from paddlevit.weights.report import WeightsError, listing
 from paddlevit.weights.unwrap import unwrap
 
-# The parts of BatchNorm's names in which torch and Paddle differ; Paddle counts no batches.
-_STATISTICS = {"running_mean": "_mean", "running_var": "_variance"}
+# What torch calls otherwise in BatchNorm; Paddle counts no batches.
+_BATCH_NORM = ((".running_mean", "._mean"), (".running_var", "._variance"))
 _COUNTER = "num_batches_tracked"
-_OURS = {"ours": {"layout": "paddle", "rules": ()}}
+_HALF = (paddle.float16, paddle.bfloat16)
 
-Table = Mapping[str, Any]
+Beside = tuple[str, Callable[[tuple[int, ...]], np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """How a source stores the weights of a family, whose model class has these fields as a dict.
+
+    `layout`: torch keeps linear weights as [out, in], paddle as [in, out]. `rules`: pairs of a part of their names and
+    what it is in ours, which apply one after the other. Parts that begin with a dot are looked for anywhere, others at
+    the beginning; {0} is a number that is counted from 0, {1} one from 1. By the end of our name come `computed`, what
+    the model builds itself: (the end of the name beside it, function(shape of that) -> content); and `subtracted`,
+    what is subtracted from the array whose name ends so. `notes`: what a user should know of such files.
+    """
+
+    layout: str
+    rules: tuple[tuple[str, str], ...] = ()
+    computed: Mapping[str, Beside] = field(default_factory=dict)
+    subtracted: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def torch(self) -> bool:
+        return self.layout == "torch"
+
+    def ours(self, name: str) -> str:
+        return _renamed(name, [*self.rules, *(_BATCH_NORM if self.torch else ())])
+
+    def theirs(self, name: str) -> str:
+        rules = [*self.rules, *(_BATCH_NORM if self.torch else ())]
+        return _renamed(name, [(ours, theirs) for theirs, ours in reversed(rules)])
+
+    def beside(self) -> dict[str, Beside]:
+        """All that their files have and our models do not, as `computed` has it."""
+        counter: Beside = ("._variance", lambda _: np.zeros((), np.int64))
+        zeros = {end: (other, lambda shape: np.zeros(shape, np.float32)) for end, other in self.subtracted.items()}
+        return {**self.computed, **zeros, **({f".{_COUNTER}": counter} if self.torch else {})}
 
 
 @dataclass(frozen=True)
@@ -43,24 +73,31 @@ class Target:
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         layers = model.named_sublayers(include_self=True)
         linear = frozenset(f"{name}.weight".lstrip(".") for name, layer in layers if isinstance(layer, nn.Linear))
-        return cls(shapes, linear, {**getattr(model, "weight_sources", {}), **_OURS})
+        sources = {**getattr(model, "weight_sources", {}), "ours": {"layout": "paddle"}}
+        return cls(shapes, linear, {name: Table(**fields) for name, fields in sources.items()})
 
 
 @dataclass(frozen=True)
 class Translated:
-    """A state dict under our names, in our layout; `origin` gives the file's name for each of ours."""
+    """A state dict under our names, in our layout; `origin` gives the file's name for each of ours.
+
+    `fitting`: names whose arrays have the model's shapes. The source with the highest `score` is right.
+    """
 
     source: str
+    table: Table
     arrays: dict[str, LazyArray]
     origin: dict[str, str]
+    fitting: set[str]
+    score: tuple[int, int]
 
 
 def convert_state_dict(state: Mapping[str, Any], model: nn.Layer, source: str = "auto") -> dict[str, np.ndarray]:
     """`state` under our names and in Paddle's layout, dtypes kept (bfloat16 as float32), shapes not compared.
 
     `source` is one of official, timm, hf, paddlevit, ours, as far as the model's family has it; 'auto' recognises it.
-    Raises WeightsError where the source is not recognised, an array has no counterpart in the model, or a structural
-    buffer has an unexpected content.
+    Raises WeightsError where the source is not recognised, an array has no counterpart in the model, or what
+    the model computes itself has another content.
     """
     target = Target.of(model)
     flat = unwrap(state).arrays
@@ -72,6 +109,26 @@ def convert_state_dict(state: Mapping[str, Any], model: nn.Layer, source: str = 
     return {name: np.asarray(array.read(), dtypes[name], order="C") for name, array in translated.arrays.items()}
 
 
+def export_state_dict(model: nn.Layer, layout: str) -> dict[str, np.ndarray]:
+    """The inverse of `convert_state_dict`: the model's weights as `layout`, one of its sources, stores them.
+
+    Half precision becomes float32. Raises WeightsError where that project does not have the model's family.
+    """
+    target = Target.of(model)
+    if layout not in target.tables:
+        raise WeightsError(f"layout must be one of {', '.join(target.tables)} for this model, got {layout!r}")
+    table = target.tables[layout]
+    exported = {}
+    for name, tensor in model.state_dict().items():
+        values = (tensor.astype("float32") if tensor.dtype in _HALF else tensor).numpy()
+        transposed = table.torch and name in target.linear
+        exported[table.theirs(name)] = np.asarray(values.T if transposed else values, order="C")
+        for end, (other, content) in table.beside().items():
+            if name.endswith(other):
+                exported[table.theirs(name[: -len(other)] + end)] = content(values.shape)
+    return exported
+
+
 def recognise(state: dict[str, LazyArray], target: Target, source: str) -> Translated:
     """`state` translated from `source`, or for 'auto' from the source whose names and shapes fit best.
 
@@ -79,92 +136,89 @@ def recognise(state: dict[str, LazyArray], target: Target, source: str) -> Trans
     """
     if source not in ("auto", *target.tables):
         raise WeightsError(f"source '{source}' is unknown for this model, allowed: auto, {', '.join(target.tables)}")
-    names = list(target.tables) if source == "auto" else [source]
-    candidates = [_translate(state, name, target) for name in names]
+    candidates = [_translate(state, name, target) for name in (target.tables if source == "auto" else [source])]
     # Where a head of another size leaves it open which way round its matrix is, ours is the more likely.
-    best = max(candidates, key=lambda known: (_score(known, target), target.tables[known.source]["layout"] == "paddle"))
+    best = max(candidates, key=lambda known: (known.score, not known.table.torch))
     if source == "auto":
         _check_recognised(best, candidates, state, target)
-    _check_structural(state, target.tables[best.source])
+    _check_computed(best, state, target)
     return best
 
 
 def _translate(state: dict[str, LazyArray], source: str, target: Target) -> Translated:
     table = target.tables[source]
-    structural = table.get("structural", ())
     arrays: dict[str, LazyArray] = {}
     origin: dict[str, str] = {}
     for theirs, array in state.items():
-        leaf = theirs.rsplit(".", 1)[-1]
-        if leaf == _COUNTER or leaf in structural:
+        ours = table.ours(theirs)
+        if ours.endswith((_COUNTER, *table.computed)):
             continue
-        ours = _renamed(theirs, table)
         if ours in arrays:
             raise WeightsError(f"{theirs} and {origin[ours]} both stand for {ours}")
-        if table["layout"] == "torch" and ours in target.linear and len(array.shape) == 2:
+        if table.torch and ours in target.linear and len(array.shape) == 2:
             array = array.then(np.transpose, array.shape[::-1])
         arrays[ours], origin[ours] = array, theirs
-    for pattern, replacement in table.get("subtracted", ()):
-        _subtract(arrays, pattern, replacement)
-    return Translated(source, arrays, origin)
-
-
-def _renamed(name: str, table: Table) -> str:
-    for pattern, replacement in table["rules"]:
-        name = re.sub(pattern, replacement, name)
-    if table["layout"] == "torch":
-        parent, dot, leaf = name.rpartition(".")
-        name = parent + dot + _STATISTICS.get(leaf, leaf)
-    return name
-
-
-def _subtract(arrays: dict[str, LazyArray], pattern: str, replacement: str) -> None:
-    """Takes the arrays that match out and subtracts each from its partner, as long as that has the same shape.
-
-    In float64, so that nothing is rounded before it is known how exact the model is.
-    """
-    for name in [name for name in arrays if re.search(pattern, name)]:
-        partner = re.sub(pattern, replacement, name)
-        if partner in arrays and arrays[partner].shape == arrays[name].shape:
-            arrays[partner] = _difference(arrays[partner], arrays.pop(name))
+    for end, other in table.subtracted.items():
+        for name in [name for name in arrays if name.endswith(end)]:
+            partner = name[: -len(end)] + other
+            if partner in arrays and arrays[partner].shape == arrays[name].shape:
+                arrays[partner] = _difference(arrays[partner], arrays.pop(name))
+    known = [name for name in arrays if name in target.shapes]
+    fitting = {name for name in known if target.shapes[name] == arrays[name].shape}
+    return Translated(source, table, arrays, origin, fitting, (2 * len(known) - len(arrays), len(fitting)))
 
 
 def _difference(array: LazyArray, term: LazyArray) -> LazyArray:
-    return array.then(lambda value: value.astype(np.float64) - term.read(), term.shape)
+    """In float64, so that nothing is rounded before it is known how exact the model is."""
+    return array.then(lambda values: values.astype(np.float64) - term.read(), term.shape)
 
 
-def _score(candidate: Translated, target: Target) -> tuple[int, int]:
-    found = [name for name in candidate.arrays if name in target.shapes]
-    return 2 * len(found) - len(candidate.arrays), len(_fitting(candidate, target))
+def _renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for old, new in rules:
+        name = _rule(old, new)(name)
+    return name
 
 
-def _fitting(candidate: Translated, target: Target) -> set[str]:
-    return {name for name, array in candidate.arrays.items() if target.shapes.get(name) == array.shape}
+@cache
+def _rule(old: str, new: str) -> Callable[[str], str]:
+    """Replaces `old`, parts of names as in `Table.rules`, by `new`."""
+    place = re.compile(r"\{(\d)\}")
+    first = [int(number) for number in place.findall(old)]
+    words = r"(\d+)".join(re.escape(words) for words in re.split(r"\{\d\}", old))
+    pattern = re.compile(words if old.startswith(".") else f"^{words}")
+
+    def replacement(match: re.Match[str]) -> str:
+        counts = (int(number) - start for number, start in zip(match.groups(), first))
+        return place.sub(lambda start: str(next(counts) + int(start[1])), new)
+
+    return lambda name: pattern.sub(replacement, name)
 
 
 def _check_recognised(
     best: Translated, candidates: list[Translated], state: dict[str, LazyArray], target: Target
 ) -> None:
-    if _score(best, target)[0] <= 0:
+    if best.score[0] <= 0:
         raise WeightsError(
             f"the weights are of no source known for this model ({', '.join(target.tables)}): they are called "
             f"{listing(list(state))}; the model's are called {listing(list(target.shapes)[:3])}, ..."
         )
-    if any(name.endswith(tuple(_STATISTICS.values())) for name in state):
+    if any(name.endswith(("_mean", "_variance")) for name in state):
         return  # names that only Paddle gives: of two layouts that fit alike, ours has been taken
-    linear = _fitting(best, target) & target.linear
+    linear = best.fitting & target.linear
     for other in candidates:
-        layouts = {target.tables[candidate.source]["layout"] for candidate in (best, other)}
-        equal = _score(other, target) == _score(best, target) and _fitting(other, target) & target.linear == linear
-        if linear and equal and len(layouts) == 2:
+        equal = other.score == best.score and other.fitting & target.linear == linear
+        if linear and equal and other.table.torch != best.table.torch:
             raise WeightsError(
                 f"the weights fit both {best.source} and {other.source}, which store linear weights transposed to "
                 f"each other: name the source (source='{best.source}' or -source {best.source})"
             )
 
 
-def _check_structural(state: dict[str, LazyArray], table: Table) -> None:
-    for leaf, content in table.get("structural", {}).items():
+def _check_computed(best: Translated, state: dict[str, LazyArray], target: Target) -> None:
+    for end, (other, content) in best.table.computed.items():
         for name, array in state.items():
-            if name.rsplit(".", 1)[-1] == leaf and not np.array_equal(array.read(), content(array.shape)):
-                raise WeightsError(f"{name} is not what the model builds for the shape {list(array.shape)}")
+            ours = best.table.ours(name)
+            beside = ours[: -len(end)] + other
+            known = ours.endswith(end) and beside in best.fitting
+            if known and not np.array_equal(array.read(), content(target.shapes[beside])):
+                raise WeightsError(f"{name} is not what the model computes from its shapes")

@@ -52,7 +52,7 @@ def load_weights(
     reinit = (reinit,) if isinstance(reinit, str) else tuple(reinit)
     _check_prefixes(reinit, heads, [*target.shapes, *translated.arrays])
     report, arrays = _compare(translated, target, reinit)
-    report.notes = [*state.notes, *target.tables[translated.source].get("notes", ())]
+    report.notes = [*state.notes, *translated.table.notes]
     misfits = _misfits(report, translated, target, reinit)
     if any(misfits.values()):
         names = [name for kind in misfits.values() for name in kind]

@@ -34,7 +34,7 @@ _IN_A_FOLDER = (
 # neither it nor a zip file with a length as short as this and a brace.
 _LONGEST_HEADER = 100_000_000
 # bfloat16 as the bits that NumPy can hold, as in Paddle.
-_SAFETENSORS = {
+SAFETENSORS = {
     **{"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2", "BOOL": "b1"},
     **{f"{kind.upper()}{8 * width}": f"{kind}{width}" for kind in "iu" for width in (1, 2, 4, 8)},
 }
@@ -167,9 +167,9 @@ def _read_safetensors(path: str, data: memoryview) -> dict[str, Any]:
 
 def _safetensor(entry: dict[str, Any], data: memoryview) -> LazyArray:
     shape, (start, end) = sizes(tuple(entry["shape"])), sizes(tuple(entry["data_offsets"]))
-    if entry["dtype"] not in _SAFETENSORS:
+    if entry["dtype"] not in SAFETENSORS:
         return LazyArray(shape, lambda: np.empty(()), f"an array of dtype {entry['dtype']}")
-    dtype = np.dtype("<" + _SAFETENSORS[entry["dtype"]])
+    dtype = np.dtype("<" + SAFETENSORS[entry["dtype"]])
     if end - start != prod(shape) * dtype.itemsize or end > len(data):
         raise ValueError(f"an array of shape {list(shape)} and dtype {dtype} in {end - start} bytes")
     return LazyArray(shape, lambda: copied(data[start:end], dtype).reshape(shape))

@@ -1,11 +1,18 @@
-"""What torch.save writes, read without torch: a zip archive, or before torch 1.6 pickles followed by the storages."""
+"""What torch.save writes, read and written without torch.
+
+It is a zip archive, or before torch 1.6 pickles followed by the storages.
+"""
 
 from __future__ import annotations
 
+import pickle
 import struct
+import sys
 import zipfile
 import zlib
+from collections.abc import Mapping
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,3 +163,34 @@ def read_legacy(data: memoryview, at: int) -> Any:
         if count != storage.size or at > len(data):
             raise EOFError(f"storage {key} is cut short")
     return content
+
+
+def write_zip(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays, in C order, as the tensors of a dict that `torch.load(path, weights_only=True)` reads."""
+    tensors = b"".join(_pickled(name, array, key) for key, (name, array) in enumerate(arrays.items()))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}(" + tensors + b"u.")  # protocol 2, as torch wants it
+        archive.writestr("archive/byteorder", sys.byteorder)
+        for key, array in enumerate(arrays.values()):
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+        archive.writestr("archive/version", "3\n")
+
+
+def _pickled(name: str, array: np.ndarray, key: int) -> bytes:
+    """The opcodes of a dict's entry: the name, and a call of torch's function that makes a tensor of a storage."""
+    kind = next(kind for kind, code in _STORAGES.items() if code == array.dtype.str[1:])
+    storage = _ops("storage") + _global(kind) + _ops(str(key)) + _ops("cpu") + _ops(array.size)
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    hooks = _global("collections.OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    arguments = pickle.MARK + storage + pickle.TUPLE + pickle.BINPERSID + _ops(0) + _ops(array.shape) + _ops(strides)
+    call = pickle.MARK + arguments + pickle.NEWFALSE + hooks + pickle.TUPLE + pickle.REDUCE
+    return _ops(name) + _global("torch._utils._rebuild_tensor_v2") + call
+
+
+def _ops(value: Any) -> bytes:
+    return pickle.dumps(value, 2)[2:-1]  # without the protocol's number and the end
+
+
+def _global(name: str) -> bytes:
+    module, _, last = name.rpartition(".")
+    return pickle.GLOBAL + f"{module}\n{last}\n".encode()

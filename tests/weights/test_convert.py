@@ -14,7 +14,7 @@ from golden import cases, golden_array, golden_state, info, manifest, names_and_
 from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.safe_pickle import LazyArray
-from paddlevit.weights import WeightsError, convert_state_dict, load_weights
+from paddlevit.weights import WeightsError, convert_state_dict, export_state_dict, load_weights
 from paddlevit.weights.convert import Target, recognise
 from paddlevit.weights.unwrap import unwrap
 
@@ -61,6 +61,30 @@ def test_every_format_leads_to_our_names_and_shapes_one_to_one(model, fmt):
     assert sorted(found.origin[name] for name in found.arrays) == sorted(n for n in state if not n.endswith(dropped))
 
 
+class FilledNetwork(Network):
+    """A network of which each parameter is full of one number."""
+
+    def state_dict(self):
+        tensors = super().state_dict()
+        for number, tensor in enumerate(tensors.values()):
+            values = np.broadcast_to(np.uint8(number % 251), tensor.shape)
+            tensor.dtype, tensor.numpy = paddle.uint8, lambda values=values: values
+        return tensors
+
+
+@pytest.mark.parametrize(("model", "fmt"), cases())
+def test_every_network_is_written_as_its_publisher_does_and_comes_back(model, fmt):
+    network, entries = FilledNetwork(model), manifest(model, fmt)["entries"]
+    exported = export_state_dict(network, fmt)
+    assert {name: list(array.shape) for name, array in exported.items()} == {name: shape for name, shape, *_ in entries}
+    assert all(str(exported[name].dtype) in ("uint8", dtype) for name, _, dtype, _ in entries)
+    again = convert_state_dict(exported, network, fmt)
+    assert sorted(again) == sorted(network.shapes)
+    for name, tensor in network.state_dict().items():
+        assert list(again[name].shape) == tensor.shape
+        assert again[name].flat[-1] == tensor.numpy().flat[-1], name
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_our_own_files_are_recognised(model):
     state = {name: LazyArray(shape, None) for name, shape in names_and_shapes(model).items()}
@@ -95,7 +119,7 @@ def test_a_file_of_another_family_says_what_was_tried():
 
 def test_linear_weights_are_transposed_by_layer_not_by_rank():
     class Layer(nn.Layer):
-        weight_sources = {"official": {"layout": "torch", "rules": ()}}
+        weight_sources = {"official": {"layout": "torch"}}
 
         def __init__(self):
             super().__init__()
@@ -116,7 +140,7 @@ def test_linear_weights_are_transposed_by_layer_not_by_rank():
 
 def test_square_weights_alone_do_not_say_who_wrote_them():
     class Layer(nn.Linear):
-        weight_sources = {"official": {"layout": "torch", "rules": ()}}
+        weight_sources = {"official": {"layout": "torch"}}
 
     state = {"weight": np.arange(4.0).reshape(2, 2), "bias": np.zeros(2)}
     with pytest.raises(WeightsError, match="name the source"):
