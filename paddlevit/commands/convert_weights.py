@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
         logits = model(images)
         state = export_state_dict(model, args.layout)
         write_file(output, lambda part: WRITERS[output.suffix](part, state))
-        load_weights(model, output, source=args.layout)
+        again = load_weights(model, output, source=args.layout)
         difference = (model(images) - logits).abs().max().item()
-    print(f"written to {output}, layout {args.layout}; read again, its logits differ by {difference:g} at most")
+    said = f"written to {output}, layout {args.layout}; read again, its logits differ by {difference:g} at most"
+    print("\n".join([said, *again.notes]))
     return 0
