@@ -10,7 +10,7 @@ from typing import Any, Callable
 import paddle
 from paddle import Tensor, nn
 
-from paddlevit.layers import learnable
+from paddlevit.layers import evaluating, learnable
 from paddlevit.paddle_internals import conv_options
 
 Counts = dict[str, int]
@@ -25,8 +25,6 @@ def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
     linear layers and matrix products return. "parts" has params, macs and activations by stage or layer, in order.
     """
     counter = _Counter()
-    was_training = model.training
-    model.eval()
     removers = [hook for name, part in _parts(model) for hook in counter.follow(name, part)]
     removers += [
         layer.register_forward_post_hook(counter.layer)
@@ -34,13 +32,11 @@ def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
         if isinstance(layer, (nn.Conv2D, nn.Linear))
     ]
     try:
-        with counter.listening(), paddle.no_grad():
+        with evaluating(model), counter.listening(), paddle.no_grad():
             model(paddle.zeros([1, _channels(model), image_size, image_size], dtype=paddle.get_default_dtype()))
     finally:
         for remover in removers:
             remover.remove()
-        if was_training:
-            model.train()
     parts = {name: {"params": parameters(part), **counter.counts(name)} for name, part in _parts(model)}
     params = parameters(model)
     outside = {"params": params - sum(part["params"] for part in parts.values()), **counter.counts("")}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Callable
 
 import paddle
@@ -17,6 +18,18 @@ from paddlevit.paddle_internals import has_hooks
 
 # Up to this many attention probabilities stay in a CPU's cache: attention takes all images at once.
 CACHED = 2**21
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Layer) -> Iterator[None]:
+    """`model` in evaluation; afterwards its layers are as they were."""
+    training = [layer for layer in model.sublayers(include_self=True) if layer.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer in training:
+            layer.training = True
 
 
 def learnable(model: nn.Layer) -> dict[str, Tensor]:

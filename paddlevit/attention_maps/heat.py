@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -12,6 +12,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from paddlevit.errors import UserError
+from paddlevit.layers import evaluating
 from paddlevit.views import Grid, StageView, Window
 
 OF_A_CLASS = ("grad-cam", "grad-rollout")
@@ -308,19 +309,8 @@ def _run_watched(
     with contextlib.ExitStack() as stack:
         for layer in set(layers):
             stack.callback(layer.register_forward_post_hook(keep).remove)
-        stack.enter_context(_evaluation(model))
+        stack.enter_context(evaluating(model))
         return model(images), [kept[layer] for layer in layers]
-
-
-@contextlib.contextmanager
-def _evaluation(model: nn.Layer) -> Iterator[None]:
-    training = [layer for layer in model.sublayers(include_self=True) if layer.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for layer in training:
-            layer.training = True
 
 
 def _as_leaves(output: Any) -> Any:

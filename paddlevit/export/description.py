@@ -70,14 +70,15 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION_FILE
     try:
         description = {"precision": {}, **json.loads(path.read_text(encoding="utf-8"))}
-        complete = all(key in description["preprocessing"] for key in _PREPROCESSING)
-        complete = complete and all(isinstance(description[key], list) for key in ("files", "class_names"))
-        complete = complete and bool(description["files"]) and isinstance(description["num_classes"], int)
+        files, names, num_classes = (description[key] for key in ("files", "class_names", "num_classes"))
+        complete = set(_PREPROCESSING) <= set(description["preprocessing"]) and isinstance(num_classes, int)
+        complete &= isinstance(files, list) and bool(files)
+        complete &= isinstance(names, list) and len(names) in (0, num_classes)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError(f"there is no {path}: name a folder that export_model.py has written") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from None
-    if not complete or len(description["class_names"]) not in (0, description["num_classes"]):
+    if not complete:
         raise UserError(
             f"{path} is damaged: it needs files, num_classes, as many class_names or none, and "
             f"{', '.join(_PREPROCESSING)}"

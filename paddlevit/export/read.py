@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import paddle
 
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export.description import DESCRIPTION_FILE, read_description
-from paddlevit.export.packages import needs
 from paddlevit.paddle_internals import set_cpu_threads
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,17 @@ def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu", pr
     except Exception as error:  # each package has its own
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged, or of another version: {said}") from error
+
+
+def needs(package: str) -> Any:
+    """The module `package`, of the extra for export. Raises UserError where it cannot be imported."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        hint = "pip install '.[export]' in the clone"
+        if package == "paddle2onnx" and sys.version_info >= (3, 13):
+            hint = "it has no build for Python 3.13: export with 3.12 or older; any Python opens what that wrote"
+        raise UserError(f"this format needs {package}: {hint} ({error})") from error
 
 
 def _process_threads() -> int:

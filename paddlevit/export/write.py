@@ -16,7 +16,8 @@ from paddle import nn
 
 from paddlevit.errors import UserError
 from paddlevit.export.description import DESCRIPTION_FILE, read_description
-from paddlevit.export.packages import needs
+from paddlevit.export.read import needs
+from paddlevit.layers import evaluating
 from paddlevit.runtime.streams import quiet
 
 FORMATS = ("paddle", "onnx", "openvino")
@@ -80,17 +81,11 @@ def complete_in(folder: Path) -> Iterator[Path]:
 
 
 def _save_program(model: nn.Layer, image_shape: Sequence[int], path: Path) -> None:
-    was_training = model.training
-    model.eval()
-    try:
-        spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
+    spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
+    with evaluating(model), paddle.no_grad():
         program = paddle.jit.to_static(model, input_spec=[spec], full_graph=True)
-        with paddle.no_grad():
-            paddle.jit.save(program, str(path.with_suffix("")))
+        paddle.jit.save(program, str(path.with_suffix("")))
         program.forward.rollback()  # to_static puts itself into the model
-    finally:
-        if was_training:
-            model.train()
     text = path.read_text(encoding="utf-8")
     assert text.count(_OUTPUT) == 1, "a model has one output"
     path.write_text(text.replace(_OUTPUT, '"logits"'), encoding="utf-8")

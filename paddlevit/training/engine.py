@@ -14,6 +14,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from paddlevit.errors import UserError
+from paddlevit.layers import evaluating
 from paddlevit.paddle_internals import master_weights
 from paddlevit.runtime.launcher import heartbeat
 from paddlevit.runtime.process import all_reduce_max, all_reduce_sum, world_size
@@ -215,20 +216,17 @@ def evaluate(
 
     `on_batch` is called with the logits of each batch of this process, in order.
     """
-    was_training = model.training
-    model.eval()
     total_loss = paddle.zeros([1], dtype="float64")
     counts = paddle.zeros([3], dtype="int64")
-    for images, labels in batches:
-        with autocast():
-            logits = model(images)
-        loss, counted = _counted(logits.astype("float32"), labels)
-        total_loss += loss
-        counts += counted
-        on_batch(logits)
-        heartbeat()
-    if was_training:
-        model.train()
+    with evaluating(model):
+        for images, labels in batches:
+            with autocast():
+                logits = model(images)
+            loss, counted = _counted(logits.astype("float32"), labels)
+            total_loss += loss
+            counts += counted
+            on_batch(logits)
+            heartbeat()
     top1, top5, images = all_reduce_sum(counts).tolist()
     return {
         "loss": all_reduce_sum(total_loss).item() / images,
