@@ -174,7 +174,7 @@ KEYS: dict[str, Any] = {
         "TEACHER_MODEL_PATH": "",
     },
     "OUTPUT": "",  # "": ./output/<variant>-<train or eval>-<time>
-    "DEVICE": Key("auto", ("auto", "gpu", "cpu")),
+    "DEVICE": "auto",  # gpu where there is one, else cpu; custom:NAME is another maker's plug-in
     "NPROCS": Key(None, ">= 1", like=1),  # processes to start; null: one per visible GPU, 1 on CPU
     "MAX_RESTARTS": Key(0, ">= 0"),  # times that a run which died, failed or hung is started again
     "HANG_TIMEOUT": Key(1800, ">= 0"),  # seconds without progress after which a process counts as hung; 0: never

@@ -25,5 +25,5 @@ def add_flags(parser: Parser, *, exported: bool = False) -> None:
     flag("data_path", metavar="DIR", help="the data set, if its classes have the names")
     flag("num_classes", type=int, help="classes of the model (default: as many as there are names)")
     flag("image_size", type=int, help="side of the square input image")
-    flag("device", help="auto (default: a GPU where there is one), gpu or cpu")
+    flag("device", help="auto (default: a GPU where there is one), gpu, cpu, custom:NAME")
     flag("amp", action="store_true", help="mixed precision")

@@ -118,7 +118,7 @@ def _add_flags(parser: Parser) -> None:
     flag("eval", action="store_true", help="evaluate and stop")
     flag("amp", action="store_true", help="mixed precision")
     flag("amp_dtype", metavar="TYPE", help="float16 (default) or bfloat16")
-    flag("device", metavar="NAME", help="auto (default: a GPU where there is one), gpu or cpu")
+    flag("device", metavar="NAME", help="auto (default: a GPU where there is one), gpu, cpu, custom:NAME")
     flag("nprocs", type=int, help="processes to start (default: one per visible GPU)")
     flag("max_restarts", type=int, help="times that a run which died, failed or hung is started again (default 0)")
     flag("hang_timeout", type=int, metavar="SECONDS", help="without progress a process counts as hung (0: never)")

@@ -55,7 +55,7 @@ class Normalize:
         """float32 [N, C, H, W] on the current device, of uint8 [N, H, W, C]."""
         if paddle.get_device() == "cpu":
             return from_dlpack(self._planes(pixels))
-        images = from_dlpack(pixels).cuda()
+        images = paddle.to_tensor(pixels)
         # Channel by channel with plain numbers: broadcasting [1, C, 1, 1] takes longer.
         channels = zip(self.mean, self.std)
         planes = [(images[..., c].astype("float32") - 255.0 * m) / (255.0 * s) for c, (m, s) in enumerate(channels)]

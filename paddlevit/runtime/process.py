@@ -71,8 +71,19 @@ def barrier() -> None:
 
 
 def choose_device(name: str) -> str:
-    """'gpu' or 'cpu' for auto, gpu or cpu; UserError where a GPU is asked for and there is none."""
+    """What Paddle calls the device that a user names auto, gpu, cpu or custom:NAME: 'gpu', 'cpu' or NAME.
+
+    Raises UserError where there is no such device.
+    """
     gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+    if name.startswith("custom:"):  # another maker's plug-in
+        custom = paddle.device.get_all_custom_device_type()
+        if name[7:] not in custom:
+            found = ", ".join(f"custom:{each}" for each in custom) or "none (CUSTOM_DEVICE_ROOT names their folder)"
+            raise UserError(f"-device {name}: there is no such plug-in; found: {found}")
+        return name[7:]
+    if name not in ("auto", "gpu", "cpu"):
+        raise UserError(f"-device must be auto, gpu, cpu or custom:NAME, got {name!r}")
     if name == "gpu" and gpus == 0:
         why = "this PaddlePaddle is built for CPU" if not paddle.device.is_compiled_with_cuda() else "no GPU is visible"
         raise UserError(f"-device gpu: {why}; use -device cpu, or install paddlepaddle-gpu and check nvidia-smi")
@@ -82,7 +93,7 @@ def choose_device(name: str) -> str:
 def half_precision(dtype: str) -> bool:
     """Whether this device computes in `dtype`, 'float16' or 'bfloat16'; a CPU does not.
 
-    Raises UserError for a GPU that is too old for it: Paddle would compute in float32 there.
+    Raises UserError for a device that has no such arithmetic: Paddle would compute in float32 there.
     """
     device = paddle.device.get_device()
     if device.startswith("gpu") and not paddle.is_compiled_with_rocm():
@@ -94,6 +105,8 @@ def half_precision(dtype: str) -> bool:
                 f"-amp_dtype {dtype}: it needs a GPU of compute capability {need}, this one has {have}; "
                 f"{'use ' + usable if usable else 'train without -amp'}"
             )
+    elif dtype == "bfloat16" and device != "cpu" and not device.startswith("gpu"):
+        raise UserError(f"-amp_dtype bfloat16: Paddle has it on GPUs only, not on {device}; use -amp_dtype float16")
     return device != "cpu"
 
 
@@ -104,8 +117,9 @@ def check_amp(dtype: str) -> None:
 
 
 def process_count(asked: int | None, kind: str) -> int:
-    """How many processes to start on 'gpu' or 'cpu' (None: one per visible GPU, 1 on CPU); UserError for too many."""
-    if kind == "cpu":
+    """How many processes to start on 'gpu' or another device (None: one per visible GPU, 1 on any other); UserError for
+    too many."""
+    if kind != "gpu":
         return asked or 1
     gpus = paddle.device.cuda.device_count()
     if asked is not None and asked > gpus:
@@ -115,7 +129,7 @@ def process_count(asked: int | None, kind: str) -> int:
 
 def peak_memory() -> int:
     """Peak memory of this process in MiB: of the GPU, or on a CPU of the process."""
-    if paddle.device.get_device() != "cpu":
+    if paddle.device.get_device().startswith("gpu"):
         return round(paddle.device.cuda.max_memory_allocated() / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
@@ -129,8 +143,9 @@ def setup(device: str, seed: int) -> None:
     paddle_internals.check()
     # A harmless warning of every BatchNorm in training.
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
-    if choose_device(device) == "gpu":
-        paddle.set_device(f"gpu:{dist.ParallelEnv().device_id}")  # its local_rank is the rank among all machines
+    chosen = choose_device(device)
+    if chosen != "cpu":
+        paddle.set_device(f"{chosen}:{dist.ParallelEnv().device_id}")  # its local_rank is the rank among all machines
     else:
         paddle.set_device("cpu")
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
