@@ -17,11 +17,12 @@ from yacs.config import CfgNode
 
 from paddlevit.config import get_config, with_values
 from paddlevit.data import build_decoding, build_preparation, open_source
+from paddlevit.data.classes import Classes, classes_beside, folder_of, refuse_difference
 from paddlevit.data.decode import decode, to_rgb
-from paddlevit.data.index import CLASS_NAMES_FILE, imagenet_names, read_class_names
+from paddlevit.data.index import imagenet_names, read_class_names
 from paddlevit.data.sources import FileSource
 from paddlevit.errors import MissingFileError, UserError
-from paddlevit.export import data_values, exported_file, open_exported, read_description
+from paddlevit.export import DESCRIPTION_FILE, data_values, exported_file, open_exported, read_description
 from paddlevit.models import build_model
 from paddlevit.runtime import process, settings
 from paddlevit.weights import load_weights
@@ -59,23 +60,28 @@ class Classifier:
         if device != "auto":
             paddle.set_device(process.choose_device(device))
         self.model: nn.Layer | None = None
+        self.classes: Classes | None  # as the run or the export has them; `class_names` are what they are called
         self._lock = threading.Lock()
         best = Path(weights).expanduser() / "best.pdparams"
         file = None if best.is_file() else exported_file(weights)
         if file is None:
             cfg = cfg or _beside(weights)
-            of_a_run = Path(cfg).name == "config.yaml"
-            own = [] if of_a_run else ["DATA.EXIF_ORIENTATION", "apply"]  # as photographs are meant; a run has its own
+            own = ["MODEL.WEIGHTS", "model"]  # a run's file says which it started from
+            if Path(cfg).name != "config.yaml":
+                own += ["DATA.EXIF_ORIENTATION", "apply"]  # as photographs are meant; a run has its own
             config = get_config(cfg, [*own, *(opts or ())])
-            folders = [_folder(weights), *([Path(cfg).parent] if Path(cfg).is_file() else [])]
-            self.config, self.class_names = _with_names(config, labels, folders)
+            self.classes = classes_beside(weights) or (classes_beside(cfg) if Path(cfg).is_file() else None)
+            self.config, self.class_names = _with_names(config, labels, self.classes)
+            if self.classes and "DATA.DATA_PATH" in (opts or ()):
+                _compare_with_data(self.config, self.classes)
             self._load(best if best.is_file() else weights, precision)
         else:
             if cfg or opts:
                 raise UserError(f"{cfg or opts} cannot be combined with {file}: its export.json defines it")
             description = read_description(file.parent)
             self.config = with_values(get_config(), data_values(description))
-            self.class_names = _given(labels, self.config) if labels else description["class_names"]
+            self.classes = Classes(description["class_names"], str(file.parent / DESCRIPTION_FILE))
+            self.class_names = _chosen(labels, self.classes, self.config)
             self._open(file, description["precision"].get(file.name, "f32"), precision)
         self._decoding = build_decoding(self.config)
         self._prepare, self._normalize = build_preparation(self.config)
@@ -88,7 +94,7 @@ class Classifier:
             process.check_amp(self.config.AMP_DTYPE)
         self.name, self.precision = self.config.MODEL.NAME, "f32"
         self.model = build_model(self.config)
-        load_weights(self.model, official(weights, self.config.MODEL.NAME))
+        load_weights(self.model, official(weights, self.config.MODEL.NAME), which=self.config.MODEL.WEIGHTS)
         self.model.eval()
 
     def _open(self, file: Path, exported_for: str, precision: str) -> None:
@@ -181,14 +187,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
         return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _folder(weights: FilePath) -> Path:
-    path = Path(weights).expanduser()
-    return path if path.is_dir() else path.parent
-
-
 def _beside(weights: FilePath) -> str | Path:
     """The config.yaml beside the weights, or the variant that published ones are of."""
-    cfg = _folder(weights) / "config.yaml"
+    cfg = folder_of(weights) / "config.yaml"
     if not cfg.is_file():
         variant = variant_of(str(weights))
         if variant:
@@ -200,12 +201,10 @@ def _beside(weights: FilePath) -> str | Path:
 
 
 def _with_names(
-    config: CfgNode, labels: FilePath | Sequence[str] | None, folders: Sequence[Path]
+    config: CfgNode, labels: FilePath | Sequence[str] | None, known: Classes | None
 ) -> tuple[CfgNode, Sequence[str]]:
-    """`config`, with the number of classes where it infers that, and the names: `labels`, or those in `folders`."""
-    saved = [file for file in (folder / CLASS_NAMES_FILE for folder in folders) if file.is_file()]
-    labels = labels or (saved[0] if saved else None)
-    names = _given(labels, config) if labels else _names_of_data(config)
+    """`config`, with the number of classes where it infers that, and the names: `labels`, `known`, or those of data."""
+    names = _chosen(labels, known, config) if labels or known else _names_of_data(config)
     if names and config.DATA.INFER_NUM_CLASSES:
         config = with_values(config, {"MODEL.NUM_CLASSES": len(names), "DATA.INFER_NUM_CLASSES": False})
     if not config.MODEL.NUM_CLASSES:
@@ -213,18 +212,29 @@ def _with_names(
     return config, names
 
 
-def _given(labels: FilePath | Sequence[str], config: CfgNode) -> Sequence[str]:
+def _chosen(labels: FilePath | Sequence[str] | None, known: Classes | None, config: CfgNode) -> Sequence[str]:
+    """`labels`, which may rename all `known` classes, or else these. Raises UserError for any other difference."""
+    chosen = known or Classes([], "")
     if isinstance(labels, (str, os.PathLike)):
-        where, names = str(labels), read_class_names(Path(labels))
+        names = read_class_names(Path(labels))
         if names is None:
             raise MissingFileError(f"-labels {labels}: there is no such file")
-    else:
-        where, names = "labels", list(labels)
-    if len(names) != config.MODEL.NUM_CLASSES and not config.DATA.INFER_NUM_CLASSES:
-        raise UserError(
-            f"{where} has {len(names)} names, but the model has {config.MODEL.NUM_CLASSES} classes (MODEL.NUM_CLASSES)"
-        )
-    return names
+        chosen = Classes(names, str(labels))
+    elif labels:
+        chosen = Classes(list(labels), "labels")
+    count, allowed = len(chosen.names), config.MODEL.NUM_CLASSES
+    if count != allowed and count and not config.DATA.INFER_NUM_CLASSES:
+        raise UserError(f"{chosen.where} has {count} names, but the model has {allowed} classes (MODEL.NUM_CLASSES)")
+    if known and not set(known.names).isdisjoint(chosen.names):
+        refuse_difference(known, chosen)
+    return chosen.names
+
+
+def _compare_with_data(config: CfgNode, classes: Classes) -> None:
+    for split in ("val", "train"):
+        with contextlib.suppress(MissingFileError):
+            open_source(config, split, classes)
+            return
 
 
 def _names_of_data(config: CfgNode) -> Sequence[str]:

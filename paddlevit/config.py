@@ -37,6 +37,8 @@ _ALIASES = {
     "base": "b",
     "distill": "distilled",
 }
+OF_IMAGES = r"DATA\.(IMAGE_\w+|IMAGENET_\w+|CROP_PCT|RESIZE_MODE|INTERPOLATION|EXIF_ORIENTATION)"  # what a model sees
+_OF_A_START = {"OUTPUT", "MODEL.RESUME"}  # differ where a run is resumed
 _MOST_VALUES = 10_000  # in one file: aliases of aliases multiply
 
 
@@ -103,6 +105,17 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def changes(path: Path, config: CfgNode, pattern: str = ".*") -> list[str]:
+    """Keys, of those that the pattern fits, that differ between the yaml file `path` and `config`, with both values."""
+    try:
+        before = dict(flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        return [f"settings that {path} had cannot be told ({' '.join(str(error).split())})"]
+    now = dict(flat(yaml.safe_load(config.dump())))
+    keys = [key for key in sorted({*before, *now} - _OF_A_START) if re.fullmatch(pattern, key)]
+    return [f"{key} was {before.get(key)}, now {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
 
 
 def variant_names(pattern: str = "*") -> list[str]:

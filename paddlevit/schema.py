@@ -106,6 +106,7 @@ KEYS: dict[str, Any] = {
         "NAME": "",
         "NUM_CLASSES": Key(1000, ">= 0"),  # 0: no head, the model returns features
         "PRETRAINED": "",
+        "WEIGHTS": Key("model", ("model", "ema")),  # which of PRETRAINED, where it has both
         "REINIT_HEAD": False,  # start with a new classifier, not with that of PRETRAINED
         "RESUME": "",  # a checkpoint, a run's folder, or auto
     },
@@ -204,6 +205,7 @@ FLAGS: dict[str, str] = {
     "num_workers": "DATA.NUM_WORKERS",
     "num_classes": "MODEL.NUM_CLASSES",
     "pretrained": "MODEL.PRETRAINED",
+    "weights": "MODEL.WEIGHTS",
     "reinit_head": "MODEL.REINIT_HEAD",
     "resume": "MODEL.RESUME",
     "epochs": "TRAIN.NUM_EPOCHS",

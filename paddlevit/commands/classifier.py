@@ -10,7 +10,7 @@ from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export import DESCRIPTION_FILE, exported_file
 from paddlevit.schema import FLAGS
 
-_IN_THE_DESCRIPTION = ("cfg", "data_path", "num_classes", "image_size", "amp")
+_IN_THE_DESCRIPTION = ("cfg", "data_path", "num_classes", "image_size", "amp", "weights")
 
 
 def open_classifier(args: argparse.Namespace, *, precision: str = "auto") -> Classifier:

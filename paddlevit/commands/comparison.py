@@ -89,7 +89,8 @@ def comparison_images(classifier: Classifier, args: argparse.Namespace) -> tuple
 
 
 def _of_data(classifier: Classifier, split: str, most: int) -> Iterable[Batch]:
-    loader = build_sample_loader(with_values(classifier.config, {"DATA.BATCH_SIZE_EVAL": _BATCH_SIZE}), split, most)
+    config = with_values(classifier.config, {"DATA.BATCH_SIZE_EVAL": _BATCH_SIZE})
+    loader = build_sample_loader(config, split, most, classifier.classes)
     for images, labels in progress(loader, len(loader), "images"):
         yield images.numpy(), labels.numpy()
 

@@ -20,6 +20,7 @@ def add_flags(parser: Parser, *, exported: bool = False) -> None:
             default="auto",
             help="of an OpenVINO model",
         )
+    flag("weights", metavar="WHICH", help="model (default) or ema, where -pretrained has both")
     flag("cfg", metavar="FILE", help="yaml file, variant, or a run's config.yaml (default: the one beside the weights)")
     flag("labels", metavar="FILE", help="names of the classes, one a line (default: found beside the weights or data)")
     flag("data_path", metavar="DIR", help="the data set, if its classes have the names")

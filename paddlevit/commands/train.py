@@ -72,6 +72,8 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
     if args.cfg is None:
         raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
     args.eval = args.eval or command == "eval"
+    if args.eval and args.weights is None:
+        args.weights = "model"  # a run's own config.yaml says which it started from
     if args.eval and args.resume:  # as official HVT and HRFormer have it
         if args.pretrained:
             raise UserError(
@@ -105,6 +107,7 @@ def _add_flags(parser: Parser) -> None:
         metavar="FILE",
         help="weights to start from, or to evaluate: a file of any source, hf:OWNER/NAME, a variant, or official",
     )
+    flag("weights", metavar="WHICH", help="model (default) or ema, where -pretrained has both")
     flag("reinit_head", action="store_true", help="start with a new classifier, not with that of -pretrained")
     flag(
         "resume",

@@ -13,6 +13,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from paddlevit.data.cifar import open_cifar
+from paddlevit.data.classes import Classes, follow, imagenet_classes
 from paddlevit.data.dataset import MODES, ImageDataset
 from paddlevit.data.decode import Decoding
 from paddlevit.data.erasing import build_erasing
@@ -28,13 +29,20 @@ logger = logging.getLogger(__name__)
 _MOST_WORKERS = 8
 
 
-def open_source(config: CfgNode, split: str) -> Source:
-    """The images and labels of a split, 'train' or 'val'. Raises MissingFileError or UserError."""
+def open_source(config: CfgNode, split: str, classes: Classes | None = None) -> Source:
+    """The images and labels of a split, 'train' or 'val', by the names of `classes`, or for a model of ImageNet's
+    classes by these. Raises MissingFileError or UserError.
+    """
     path = Path(config.DATA.DATA_PATH)
     if config.DATA.DATASET != "imagenet2012":
-        return open_cifar(path, config.DATA.DATASET, split=split)
-    source = open_imagenet(path, split)
-    source.decoding = build_decoding(config)
+        source: Source = open_cifar(path, config.DATA.DATASET, split=split)
+    else:
+        source = open_imagenet(path, split)
+        source.decoding = build_decoding(config)
+    if classes is None and (config.EVAL or not config.DATA.INFER_NUM_CLASSES):
+        classes = imagenet_classes(source.class_names, path, config.MODEL.NUM_CLASSES)
+    if classes is not None:
+        follow(source, classes, path, split)
     return source
 
 
@@ -43,12 +51,14 @@ def build_decoding(config: CfgNode) -> Decoding:
     return Decoding(upright=config.DATA.EXIF_ORIENTATION == "apply", max_pixels=config.DATA.MAX_PIXELS)
 
 
-def build_train_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -> TrainLoader:
-    """What process `rank` of `world_size` trains on.
+def build_train_loader(
+    config: CfgNode, *, rank: int = 0, world_size: int = 1, classes: Classes | None = None
+) -> TrainLoader:
+    """What process `rank` of `world_size` trains on, with labels by the names of `classes`.
 
     Raises MissingFileError or UserError where the data cannot be used as the configuration says.
     """
-    source = _checked_source(config, "train")
+    source = _checked_source(config, "train", classes)
     dataset = _train_dataset(config, source)
     sampler = TrainBatchSampler(
         len(source),
@@ -63,22 +73,24 @@ def build_train_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -
     return TrainLoader(stream, sampler, normalize=_normalize(config), erase=build_erasing(config))
 
 
-def build_eval_loader(config: CfgNode, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
-    """What process `rank` of `world_size` evaluates on.
+def build_eval_loader(
+    config: CfgNode, *, rank: int = 0, world_size: int = 1, classes: Classes | None = None
+) -> EvalLoader:
+    """What process `rank` of `world_size` evaluates on, with labels by the names of `classes`.
 
     Raises MissingFileError or UserError where the data cannot be used as the configuration says.
     """
-    source = _checked_source(config, "val")
+    source = _checked_source(config, "val", classes)
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
     return _eval_loader(config, dataset, rank=rank, world_size=world_size)
 
 
-def build_sample_loader(config: CfgNode, split: str, most: int) -> EvalLoader:
-    """At most `most` images of a split, evenly spread over it, as evaluation sees them.
+def build_sample_loader(config: CfgNode, split: str, most: int, classes: Classes | None = None) -> EvalLoader:
+    """At most `most` images of a split, evenly spread over it, as evaluation sees them, with labels by `classes`.
 
     Raises MissingFileError or UserError where the data cannot be used as the configuration says.
     """
-    source = _checked_source(config, split)
+    source = _checked_source(config, split, classes)
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
     # One process of n would evaluate every n-th image.
     return _eval_loader(config, dataset, world_size=-(-len(source) // most))
@@ -111,8 +123,8 @@ def _eval_loader(config: CfgNode, dataset: ImageDataset, *, rank: int = 0, world
     return EvalLoader(stream, sampler, normalize=_normalize(config))
 
 
-def _checked_source(config: CfgNode, split: str) -> Source:
-    source = open_source(config, split)
+def _checked_source(config: CfgNode, split: str, classes: Classes | None) -> Source:
+    source = open_source(config, split, classes)
     num_classes = config.MODEL.NUM_CLASSES
     if num_classes and source.labels.max() >= num_classes:
         i = int(source.labels.argmax())

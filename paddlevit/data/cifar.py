@@ -63,6 +63,9 @@ class CifarSource(Source):
     def labels(self) -> np.ndarray:
         return self._labels
 
+    def relabel(self, labels: np.ndarray) -> None:
+        self._labels = labels
+
     def read(self, i: int) -> bytes:
         return self._pixels[i].tobytes()
 

@@ -159,12 +159,12 @@ class Index:
 
     @functools.cached_property
     def folders(self) -> list[str] | None:
-        """Per label the name of the folder in which all its images lie; None where there is a label without one, or
-        two have the same. Images in folders of that folder count as its own.
+        """Per label the name of the folder in which all its images lie, or the label where it has none; None where an
+        image lies in no folder, or two labels have the same. Images in folders of that folder count as its own.
         """
         first = self.first().tolist()
-        names = [self.folder(i) for i in first]
-        if -1 in first or "" in names or len(set(names)) < len(names):
+        names = [str(label) if i < 0 else self.folder(i) for label, i in enumerate(first)]
+        if "" in names or len(set(names)) < len(names):
             return None
         places = [self.path(i).rpartition(b"/")[0] + b"/" for i in first]
         for start in range(0, len(self), _ROWS):

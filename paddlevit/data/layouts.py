@@ -74,15 +74,17 @@ def _in_the_order_of(names: Sequence[str], folders: Sequence[str], file: Path) -
 def _names_of_lists(root: Path, files: Sequence[Path]) -> Sequence[str]:
     """Names of the classes that any of the list files has."""
     indexes = [read_list(file) for file in files]
-    names = read_class_names(root / CLASS_NAMES_FILE)
+    where = root / CLASS_NAMES_FILE
+    names: Sequence[str] | None = read_class_names(where)
     if names is None:
         num_classes = max(index.num_labels for index in indexes)
         unused = set(range(num_classes)).difference(*(np.flatnonzero(index.first() >= 0).tolist() for index in indexes))
         if unused:
             say_once(f"{files[0]}: no image has label {min(unused)}, of 0 to {num_classes - 1}: labels count from 0")
-        by_folder = (index.folders for index in indexes if index.num_labels == num_classes)
-        folders = next(filter(None, by_folder), None)
-        return readable(folders or [str(label) for label in range(num_classes)], root)
+        by_folder = ((file, index.folders) for index, file in zip(indexes, files) if index.num_labels == num_classes)
+        where, names = next((found for found in by_folder if found[1]), (where, None))
+    if names is None:
+        return readable([str(label) for label in range(num_classes)], root)
     for index, file in zip(indexes, files):
         for label, i in enumerate(index.first().tolist()):
             folder = index.folder(i)
@@ -90,7 +92,7 @@ def _names_of_lists(root: Path, files: Sequence[Path]) -> Sequence[str]:
                 continue
             said = f"has '{names[label]}' for it" if label < len(names) else f"names {len(names)} classes, from 0 on"
             place = f"{file}, line {index.line(i)}: label {label} for an image in folder '{folder}'"
-            raise UserError(f"{place}, but {root / CLASS_NAMES_FILE} {said}")
+            raise UserError(f"{place}, but {where} {said}")
     return readable(names, root)
 
 

@@ -7,6 +7,7 @@ person would look for it.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import logging
 import os
@@ -62,6 +63,10 @@ class Source(ABC):
         """Where the label of the i-th image is written."""
         return self.name(i)
 
+    def relabel(self, labels: np.ndarray) -> None:
+        """Give all images other labels [N]."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -80,6 +85,9 @@ class _IndexedSource(Source):
     @property
     def labels(self) -> np.ndarray:
         return self._index.labels
+
+    def relabel(self, labels: np.ndarray) -> None:
+        self._index = dataclasses.replace(self._index, labels=labels)
 
     def name(self, i: int) -> str:
         return os.path.join(self._root, self.relative_path(i))

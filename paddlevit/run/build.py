@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Callable
 
 import paddle
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.config import get_config, with_values
+from paddlevit.config import OF_IMAGES, changes, get_config, with_values
 from paddlevit.data import EvalLoader, TrainLoader, open_source
+from paddlevit.data.classes import Classes, classes_beside, folder_of, refuse_difference
 from paddlevit.data.mixup import build_mixup
 from paddlevit.errors import UserError
 from paddlevit.layers import learnable
@@ -111,9 +114,10 @@ def _teacher(config: CfgNode) -> nn.Layer:
     try:
         report = load_weights(teacher, config.TRAIN.TEACHER_MODEL_PATH)
     except UserError as error:
+        only_head = isinstance(error, WeightsError) and error.reinit
+        must = f" must be trained on the same {config.MODEL.NUM_CLASSES} classes" if only_head else ""
         raise UserError(
-            f"the teacher (-teacher {config.TRAIN.TEACHER_MODEL}, -teacher_model_path) must be trained on the same "
-            f"{config.MODEL.NUM_CLASSES} classes: {error}"
+            f"the teacher (-teacher {config.TRAIN.TEACHER_MODEL}, -teacher_model_path){must}: {error}"
         ) from None
     logger.info("teacher %s: %s", config.TRAIN.TEACHER_MODEL, report)
     theirs, ours = ((c.DATA.IMAGENET_MEAN, c.DATA.IMAGENET_STD) for c in (own, config))
@@ -135,23 +139,53 @@ def autocast(config: CfgNode) -> Callable[[], AbstractContextManager]:
     return functools.partial(paddle.amp.auto_cast, enable=enable, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL)
 
 
-def with_classes(config: CfgNode, split: str) -> CfgNode:
-    """`config` with the number of classes that the data has, where the user gave none."""
+def known_classes(config: CfgNode, resumed: Path | None) -> Classes | None:
+    """The classes of the weights that a run starts from, which is the checkpoint `resumed` or MODEL.PRETRAINED."""
+    if resumed is not None:
+        classes, advice = classes_beside(resumed), "resume with the same classes, or start another run with -pretrained"
+    else:
+        keeps_head = config.MODEL.PRETRAINED and not config.MODEL.REINIT_HEAD
+        classes = classes_beside(config.MODEL.PRETRAINED) if keeps_head else None
+        advice = "-reinit_head starts with a new classifier"
+    if classes is None or config.EVAL:
+        return classes
+    return classes._replace(advice=f"\n{advice}", whole=config.DATA.INFER_NUM_CLASSES)
+
+
+def with_classes(config: CfgNode, split: str, classes: Classes | None) -> tuple[CfgNode, Classes | None]:
+    """`config` with the number of classes, where the user gave none: that of the data, or of weights to evaluate; and
+    `classes`, the weights', unless there are more or fewer of them, which loading the weights complains about.
+    """
     if not config.DATA.INFER_NUM_CLASSES:
-        return config
-    num_classes = open_source(config, split).num_classes
-    return with_values(config, {"MODEL.NUM_CLASSES": num_classes, "DATA.INFER_NUM_CLASSES": False})
+        return config, classes
+    known = len(classes.names) if classes else 0
+    num_classes = known if known and config.EVAL else open_source(config, split).num_classes
+    config = with_values(config, {"MODEL.NUM_CLASSES": num_classes, "DATA.INFER_NUM_CLASSES": False})
+    return config, classes if num_classes == known else None
+
+
+def check_teacher(config: CfgNode, classes: Sequence[str]) -> None:
+    """Raises UserError where the teacher's classes are called otherwise than `classes`, the student's."""
+    theirs = config.TRAIN.DISTILLATION_TYPE != "none" and classes_beside(config.TRAIN.TEACHER_MODEL_PATH)
+    if theirs:
+        advice = "\nthe teacher must be trained on the same classes"
+        refuse_difference(theirs._replace(advice=advice), Classes(classes, config.DATA.DATA_PATH))
 
 
 def load_pretrained(config: CfgNode, model: nn.Layer) -> None:
     """Fill `model` from the file MODEL.PRETRAINED, but for its classifier where MODEL.REINIT_HEAD is set."""
     reinit = type(model).head_prefixes if config.MODEL.REINIT_HEAD else ()
     try:
-        report = load_weights(model, official(config.MODEL.PRETRAINED, config.MODEL.NAME), reinit=reinit)
+        file = official(config.MODEL.PRETRAINED, config.MODEL.NAME)
+        report = load_weights(model, file, which=config.MODEL.WEIGHTS, reinit=reinit)
     except WeightsError as error:
         hint = "\n-reinit_head starts with a new classifier" if error.reinit and not config.EVAL else ""
         raise UserError(f"{error}{hint}") from None
     logger.info("weights: %s", report)
+    of_their_run = folder_of(config.MODEL.PRETRAINED) / "config.yaml"
+    if of_their_run.is_file():
+        for line in changes(of_their_run, config, OF_IMAGES):
+            logger.warning("in the run of these weights %s", line)
 
 
 def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval_loader: EvalLoader) -> None:

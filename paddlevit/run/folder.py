@@ -14,11 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
-from paddlevit.config import flat, with_values
-from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text, read_class_names, readable
+from paddlevit.config import changes, with_values
+from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import process
 from paddlevit.training import checkpoint
@@ -132,43 +131,18 @@ def describe(folder: Path, config: CfgNode, class_names: Sequence[str], resumed:
     """Write what the run is, config.yaml, and what its classes are called.
 
     What differs from the run that is resumed is logged, key by key; an earlier config.yaml stays as config.<n>.yaml.
-    Raises UserError where the classes are not those of the run that is resumed.
     """
     if not process.is_main():
         return
     path, text = folder / "config.yaml", with_values(config, {"MODEL.RESUME": ""}).dump()
-    names = class_names_text(class_names)
     if resumed is not None:
-        source = resumed["path"].parent
-        _refuse_other_classes(source / CLASS_NAMES_FILE, names)
-        for line in _changes(source / path.name, text):
+        for line in changes(resumed["path"].parent / path.name, config):
             logger.warning("changed on resume: %s", line)
     if path.exists() and path.read_bytes() != text.encode():
         number = next(n for n in itertools.count(1) if not (folder / f"config.{n}.yaml").exists())
         checkpoint.copy_file(path, folder / f"config.{number}.yaml")
-    checkpoint.write_text(folder / CLASS_NAMES_FILE, names)
+    checkpoint.write_text(folder / CLASS_NAMES_FILE, class_names_text(class_names))
     checkpoint.write_text(path, text)
-
-
-def _changes(path: Path, text: str) -> list[str]:
-    """Every key with another value in the yaml file `path` than in the yaml `text`, with both values."""
-    try:
-        before = dict(flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        return [f"settings that {path} had cannot be told ({' '.join(str(error).split())})"]
-    now = dict(flat(yaml.safe_load(text)))
-    keys = [key for key in sorted({*before, *now} - {"OUTPUT"}) if before.get(key) != now.get(key)]
-    return [f"{key} was {before.get(key)}, now {now.get(key)}" for key in keys]
-
-
-def _refuse_other_classes(path: Path, names: str) -> None:
-    before = readable(read_class_names(path) or [], path.parent)  # an earlier version left identifiers as they were
-    for i, (old, new) in enumerate(zip(before, names.split("\n"))):
-        if old != new.strip():
-            raise UserError(
-                f"class {i} is '{old}' in {path} and '{new}' in the data: resume with the same classes, or start "
-                "another run with -pretrained"
-            )
 
 
 def best_path(folder: Path) -> Path:

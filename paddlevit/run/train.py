@@ -24,7 +24,15 @@ from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_tra
 from paddlevit.errors import UserError
 from paddlevit.models import build_model
 from paddlevit.report import Predictions, write_report
-from paddlevit.run.build import autocast, build_trainer, load_pretrained, log_start, with_classes
+from paddlevit.run.build import (
+    autocast,
+    build_trainer,
+    check_teacher,
+    known_classes,
+    load_pretrained,
+    log_start,
+    with_classes,
+)
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, STOP_SIGNALS, launched
@@ -65,9 +73,11 @@ def _prepare(config: CfgNode, folder: Path) -> _Run:
     if config.AMP:
         process.check_amp(config.AMP_DTYPE)
     resumed = resumed_state(config, folder)
-    config = with_classes(config, "train")
-    ranks = {"rank": process.rank(), "world_size": process.world_size()}
-    train_loader, eval_loader = build_train_loader(config, **ranks), build_eval_loader(config, **ranks)
+    classes = known_classes(config, None if resumed is None else resumed["path"])
+    config, classes = with_classes(config, "train", classes)
+    options: Any = {"rank": process.rank(), "world_size": process.world_size(), "classes": classes}
+    train_loader, eval_loader = build_train_loader(config, **options), build_eval_loader(config, **options)
+    check_teacher(config, train_loader.class_names)
     every = -(-len(eval_loader.indices) // _IMAGES_TO_TRY)
     for i in eval_loader.indices[:: max(every, 1)]:  # or an epoch is trained before one that cannot be read is met
         eval_loader.source.image(int(i))
@@ -250,8 +260,8 @@ def validate(config: CfgNode) -> int:
     with open_folder(config) as folder:
         if config.AMP:
             process.check_amp(config.AMP_DTYPE)
-        config = with_classes(config, "val")
-        loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size())
+        config, classes = with_classes(config, "val", known_classes(config, None))
+        loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size(), classes=classes)
         model = build_model(config)
         load_pretrained(config, model)
         result = evaluate(model, progress(loader, len(loader), "evaluation"), autocast=autocast(config))

@@ -94,7 +94,7 @@ def test_folders_name_the_labels_where_they_can(rows):
     by_label = {}
     for _, folder, label in rows:
         by_label.setdefault(label, set()).add(folder)
-    names = [by_label.get(label, set()) for label in range(max(by_label) + 1)]
+    names = [by_label.get(label, {str(label)}) for label in range(max(by_label) + 1)]
     unique = all(len(name) == 1 for name in names) and len(set.union(*names)) == len(names)
     assert index.folders == ([name.pop() for name in names] if unique else None)
 

@@ -217,14 +217,6 @@ def test_settings_are_compared_with_those_of_the_folder_that_is_resumed_from(tmp
     assert "settings that" in said()[1] and "old/config.yaml had cannot be told" in said()[1]
 
 
-def test_other_classes_are_refused_and_written_nowhere(tmp_path):
-    described(tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="class 1 is 'b' in .*class_names.txt and 'c' in the data"):
-        described(tmp_path, source=tmp_path, names=("a", "c"))
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
 def test_default_names_of_runs_that_start_in_the_same_second_are_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command.time, "strftime", lambda format: "20261128-120000")
