@@ -53,6 +53,7 @@ setup(
     package_data={
         "paddlevit": [
             "py.typed",
+            "configs/*.yaml",
             "configs/*/*.yaml",
             "data/imagenet_classes.txt",
             "weights/*.yaml",

@@ -80,10 +80,13 @@ def get_config(cfg: str | Path | None = None, opts: Sequence[Any] | None = None)
 def update_config(config: CfgNode, args: Namespace) -> CfgNode:
     """A new frozen configuration: `config`, or the one that `args.cfg` names, with the flags and `opts` of `args`.
 
-    `args` has attributes named as the flags of `schema.FLAGS`; None and False count as not given. Raises as
-    `get_config`.
+    `args` has attributes named as the flags of `schema.FLAGS`; None and False count as not given. `args.recipe` is
+    official (the variant's own), or another of configs/_<recipe>.yaml. Raises as `get_config`.
     """
     start = _read(args.cfg) if getattr(args, "cfg", None) else list(_flat(config, "config"))
+    recipe = getattr(args, "recipe", None) or "official"
+    if recipe != "official":
+        start += _read(CONFIG_DIR / f"_{recipe}.yaml")
     given = {flag: getattr(args, flag, None) for flag in FLAGS}
     flags = [
         _Source(FLAGS[flag], value, f"-{flag}")

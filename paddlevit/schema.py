@@ -129,6 +129,8 @@ KEYS: dict[str, Any] = {
         "RECOMPUTE": False,  # blocks keep no activations and compute them again: less memory, about a third more time
         "TO_STATIC": False,  # train on a static program of the model
         "SHARD_OPTIMIZER": False,  # every process keeps a part of the optimizer's state only (ZeRO stage 1)
+        # Fit the new classifier to the features of the body: before training, or that only (a linear probe).
+        "PROBE": Key("none", ("none", "first", "only")),
         "LAYER_DECAY": Key(1.0, _SHARE),  # factor of the learning rate from each layer to the one below; 1 at the head
         # Names of parameters that stay as they are, as file name patterns; "!..." takes some back.
         "FREEZE": Key(None, like=[""]),

@@ -40,7 +40,7 @@ _EXAMPLES = {
     "train": (
         "-cfg pit_ti_224 -data_path data/imagenet -batch_size 256 -output output/pit_ti",
         "-cfg pit_ti_224 -data_path data/imagenet -output output/pit_ti -resume auto",
-        "-cfg pit_s_224 -data_path data/flowers -pretrained pit_s_224.pdparams -reinit_head -epochs 30 -lr 5e-5",
+        "-recipe finetune -pretrained pit_s_224 -data_path data/flowers -output output/flowers",
     ),
     "eval": (
         "-cfg pit_b_224 -data_path data/imagenet -pretrained pit_b_224.pdparams",
@@ -94,6 +94,11 @@ def _add_flags(parser: Parser) -> None:
     flag("batch_size_eval", type=int, help="images per process and step of the evaluation")
     flag("image_size", type=int, help="side of the square input image")
     flag("num_classes", type=int, help="number of classes (default: what the data has)")
+    flag(
+        "recipe",
+        choices=("official", "finetune", "probe"),
+        help="official (default), finetune: for few images of one's own, or probe: a linear classifier in seconds",
+    )
     flag("epochs", type=int, help="epochs to train")
     flag("lr", type=float, help="TRAIN.BASE_LR, scaled by the images of a step where the recipe does so")
     flag("warmup_epochs", type=float, help="epochs in which the learning rate rises")

@@ -74,13 +74,13 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    config: CfgNode, *, rank: int = 0, world_size: int = 1, classes: Classes | None = None
+    config: CfgNode, split: str = "val", *, rank: int = 0, world_size: int = 1, classes: Classes | None = None
 ) -> EvalLoader:
     """What process `rank` of `world_size` evaluates on, with labels by the names of `classes`.
 
     Raises MissingFileError or UserError where the data cannot be used as the configuration says.
     """
-    source = _checked_source(config, "val", classes)
+    source = _checked_source(config, split, classes)
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
     return _eval_loader(config, dataset, rank=rank, world_size=world_size)
 

@@ -21,6 +21,7 @@ from paddlevit.data.mixup import build_mixup
 from paddlevit.errors import UserError
 from paddlevit.layers import learnable
 from paddlevit.models import build_model
+from paddlevit.run.probe import fit_heads
 from paddlevit.runtime import process
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.engine import Trainer
@@ -47,6 +48,11 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
     model = build_model(config)
     if config.MODEL.PRETRAINED and pretrained:
         load_pretrained(config, model)
+    if train.PROBE != "none" and pretrained:
+        if not (config.MODEL.PRETRAINED and config.MODEL.REINIT_HEAD):
+            what = f"-recipe finetune and probe (TRAIN.PROBE {train.PROBE}) start from weights"
+            raise UserError(f"{what}: -pretrained FILE -reinit_head")
+        fit_heads(config, model)
     freeze(model, train.FREEZE or ())
     ema = ModelEma(model, decay=train.MODEL_EMA_DECAY, warmup=train.MODEL_EMA_WARMUP) if train.MODEL_EMA else None
     trainable = {name: param for name, param in model.named_parameters() if not param.stop_gradient}

@@ -23,7 +23,7 @@ from paddlevit.config import with_values
 from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
 from paddlevit.errors import UserError
 from paddlevit.models import build_model
-from paddlevit.report import Predictions, write_report
+from paddlevit.report import Predictions, read_run, write_report
 from paddlevit.run.build import (
     autocast,
     build_trainer,
@@ -98,6 +98,8 @@ def _prepare(config: CfgNode, folder: Path) -> _Run:
         run.try_teacher(trainer.objective.teacher)
     describe(folder, config, train_loader.class_names, resumed)
     journal.rewind(trainer.epoch, trainer.step, evaluated=trainer.epoch - trainer.to_evaluate)
+    if config.TRAIN.PROBE != "none" and resumed is None:
+        run.evaluate_epoch()
     return run
 
 
@@ -115,6 +117,8 @@ class _Run:
     def fit(self) -> None:
         """Train until the last epoch, evaluating and saving on the way."""
         config, trainer = self.config, self.trainer
+        if config.TRAIN.PROBE == "only":
+            return
         if trainer.epoch >= config.TRAIN.NUM_EPOCHS:
             logger.info("nothing left to train: %d of %d epochs are done", trainer.epoch, config.TRAIN.NUM_EPOCHS)
         while trainer.epoch < config.TRAIN.NUM_EPOCHS or trainer.to_evaluate:
@@ -123,7 +127,7 @@ class _Run:
             last = trainer.epoch == config.TRAIN.NUM_EPOCHS
             trainer.to_evaluate |= last or trainer.epoch % config.VALIDATE_FREQ == 0
             if trainer.to_evaluate:
-                self._evaluate_epoch()
+                self.evaluate_epoch()
                 trainer.to_evaluate = False
             if last or trainer.epoch % config.SAVE_FREQ == 0:
                 save(self.folder, trainer, config.KEEP_LAST)
@@ -151,7 +155,7 @@ class _Run:
         if skipped:
             logger.warning("skipped %d optimizer steps: a gradient was not finite", skipped)
 
-    def _evaluate_epoch(self) -> None:
+    def evaluate_epoch(self) -> None:
         """Evaluate the model and its EMA; where one is better than any before, save it as best.pdparams."""
         trainer, path = self.trainer, best_path(self.folder)
         models = {"model": trainer.model} if trainer.ema is None else {"model": trainer.model, "ema": trainer.ema.model}
@@ -188,7 +192,7 @@ class _Run:
     def finish(self) -> None:
         """Evaluate the saved best weights once more, as a user would, and write the report."""
         if not self.trainer.best:
-            self._evaluate_epoch()
+            self.evaluate_epoch()
         process.barrier()
         best, path = self.trainer.best, best_path(self.folder)
         model = build_model(self.config)
@@ -200,7 +204,15 @@ class _Run:
         if process.is_main():
             report = write_report(self.folder, predictions)
             logger.info("best weights: %s (%s, epoch %d)", path, best["weights"], best["epoch"])
+            self._log_probe()
             logger.info("report: %s", report)
+
+    def _log_probe(self) -> None:
+        """Say what fine-tuning has added to the probe that it started with."""
+        evaluations = read_run(self.folder).history.series["model"]
+        if self.config.TRAIN.PROBE == "first" and evaluations and evaluations[0].epoch == 0:
+            probe = evaluations[0].number("acc1")
+            logger.info("top-1 of the linear probe %.2f %%, fine-tuned %.2f %%", probe, self.trainer.best["acc1"])
 
 
 def _top1(logits: Tensor) -> tuple[Tensor, Tensor]:

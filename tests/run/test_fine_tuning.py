@@ -14,6 +14,7 @@ from PIL import Image
 from paddlevit import build_model
 from paddlevit.commands.train import main
 from paddlevit.config import get_config
+from paddlevit.run.probe import logistic_regression
 
 CLASSES = 3
 TINY = ["MODEL.PATCH_SIZE", "8", "MODEL.STRIDE", "4", "MODEL.BASE_DIMS", "[8, 8, 8]", "MODEL.DEPTH", "[1, 1, 1]"]
@@ -187,3 +188,62 @@ def test_cifar_with_hvts_recipe(archives, tmp_path, dataset, classes, packed):
     assert classes == config.MODEL.NUM_CLASSES
     best = ["-eval", "-dataset", dataset, "-image_size", 64, "-pretrained", tmp_path / "best"]
     assert go("hvt_ti_1_cifar100", place, tmp_path / "eval", *best, opts=opts) == 0
+
+
+def test_logistic_regression_is_scikit_learns():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 120)
+    features = (rng.standard_normal((120, 10)) * 5 + 3 + 4 * np.eye(4, 10)[labels]).astype("float32")
+    weight, bias = logistic_regression(features, labels, 4)
+    mean, std = features.mean(axis=0), features.std(axis=0)
+    theirs = LogisticRegression(C=0.1, max_iter=1000).fit((features - mean) / std, labels)
+    expected = theirs.decision_function((features - mean) / std)
+    logits = features @ weight + bias
+    np.testing.assert_allclose(logits - logits.mean(axis=1, keepdims=True), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("cfg", ["pit_ti_224", "pit_ti_distilled_224"])
+def test_a_probe_fits_the_heads_and_leaves_the_body(photographs, tmp_path, cfg):
+    body = weights_of(tmp_path / "w.pdparams", cfg, [*TINY, *SIZE, "MODEL.NUM_CLASSES", 7])
+    assert (
+        go(cfg, photographs, tmp_path / "run", "-recipe", "probe", "-pretrained", tmp_path / "w", opts=[*TINY, *SIZE])
+        == 0
+    )
+    fitted = {name: value.numpy() for name, value in paddle.load(str(tmp_path / "run" / "best.pdparams")).items()}
+    heads = {name for name in fitted if name.startswith("head")}
+    assert heads == (
+        {"head.weight", "head.bias"} | ({"head_dist.weight", "head_dist.bias"} if "dist" in cfg else set())
+    )
+    for name in set(fitted) - heads:
+        np.testing.assert_array_equal(fitted[name], body[name])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["phase"], line["epoch"], line["acc1"]) for line in lines] == [("val", 0, 100.0)] * 2, (
+        "colours are easy"
+    )
+    assert "64 features of the frozen body (linear probe)" in log(tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_fine_tuning_starts_with_the_probe_and_says_what_it_adds(photographs, tmp_path):
+    weights_of(tmp_path / "w.pdparams", "pit_ti_224", [*TINY, *SIZE, "MODEL.NUM_CLASSES", 7])
+    more = ["-recipe", "finetune", "-pretrained", tmp_path / "w", "-lr", 1e-5]
+    assert go("pit_ti_224", photographs, tmp_path / "run", *more, opts=[*TINY, *SIZE, "TRAIN.SMOOTHING", 0.05]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["phase"] == "val"] == [0, 1, 2, 0]
+    assert "top-1 of the linear probe 100.00 %, fine-tuned 100.00 %" in log(tmp_path / "run")
+    config = get_config(tmp_path / "run" / "config.yaml")
+    assert (config.TRAIN.BASE_LR, config.TRAIN.SMOOTHING, config.TRAIN.MIXUP_ALPHA) == (1e-5, 0.05, 0.0)
+    assert (config.DATA.EXIF_ORIENTATION, config.MODEL.REINIT_HEAD) == ("apply", True)
+    assert (
+        go("pit_ti_224", photographs, tmp_path / "run", *more, "-resume", "auto", "-epochs", 3, opts=[*TINY, *SIZE])
+        == 0
+    )
+    assert log(tmp_path / "run").count("linear probe)") == 1
+
+
+def test_the_recipes_start_from_weights(photographs, tmp_path, capsys):
+    assert go("pit_ti_224", photographs, tmp_path / "run", "-recipe", "probe", opts=[*TINY, *SIZE]) == 2
+    error = "error: -recipe finetune and probe (TRAIN.PROBE only) start from weights: -pretrained FILE -reinit_head\n"
+    assert capsys.readouterr().err == error

@@ -1,0 +1,91 @@
+"""A classifier fitted to the features of the frozen body: a linear probe, with which fine-tuning can start."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import paddle
+from paddle import nn
+from yacs.config import CfgNode
+
+from paddlevit.data import build_eval_loader
+from paddlevit.errors import UserError
+from paddlevit.runtime import process
+from paddlevit.training.journal import progress
+
+logger = logging.getLogger(__name__)
+
+_STEPS = 500
+_PENALTY = 10.0  # of the sum of the losses: scikit-learn's C = 0.1; better than 1 on 5 to 100 images a class
+
+
+def fit_heads(config: CfgNode, model: nn.Layer) -> None:
+    """Give each head of `model` the weights that classify the training images by what it sees of them.
+
+    Images are as in evaluation, and mirrored too where training mirrors them. All processes call this, and compute the
+    features of a share each.
+    """
+    prefixes = type(model).head_prefixes
+    layers = [layer for name, layer in model.named_sublayers() if f"{name}.".startswith(prefixes)]
+    heads = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    if not heads:
+        raise UserError(f"TRAIN.PROBE {config.TRAIN.PROBE} needs a model with a head, MODEL.NUM_CLASSES is 0")
+    begun = time.monotonic()
+    features, labels = _features(config, model, heads)
+    for head, seen in zip(heads, features):
+        weight, bias = logistic_regression(seen, labels, config.MODEL.NUM_CLASSES)
+        head.weight.set_value(weight)
+        head.bias.set_value(bias)
+    what = f"{len(labels):,} features of the frozen body"
+    logger.info(f"new classifier, fitted to {what} (linear probe) in {time.monotonic() - begun:.0f} s")
+
+
+def _features(config: CfgNode, model: nn.Layer, heads: list[nn.Linear]) -> tuple[list[np.ndarray], np.ndarray]:
+    """What each head sees of the training images, float32 [N, D], and their labels [N]."""
+    loader = build_eval_loader(config, "train", rank=process.rank(), world_size=process.world_size())
+    mirrored = [False, True] if config.TRAIN.HFLIP else [False]
+    size = len(mirrored) * loader.num_images
+    features = [np.zeros([size, head.weight.shape[0]], "float32") for head in heads]
+    labels = np.asarray([loader.source.label(i) for i in range(loader.num_images)])
+    seen: list[np.ndarray] = []
+    hooks = [head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy())) for head in heads]
+    model.eval()
+    done = 0
+    with paddle.no_grad():
+        for images, _ in progress(loader, len(loader), "features"):
+            rows = loader.indices[done : done + len(images)]
+            for copy, flip in enumerate(mirrored):
+                seen.clear()
+                model(images.flip([3]) if flip else images)
+                for array, values in zip(features, seen):
+                    array[copy * loader.num_images + rows] = values
+            done += len(images)
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    gathered = [process.all_reduce_sum(paddle.to_tensor(array)).numpy() for array in features]
+    return gathered, np.tile(labels, len(mirrored))
+
+
+def logistic_regression(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [D, K] and biases [K] of multinomial logistic regression on standardised features.
+
+    Minimised by accelerated gradient descent (Nesterov 1983), with the largest step that is safe.
+    """
+    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
+    x = np.concatenate([(features - mean) / std, np.ones([len(features), 1], "float32")], axis=1)
+    targets = np.eye(num_classes, dtype="float32")[labels]
+    penalty = np.full([x.shape[1], 1], _PENALTY / len(x), "float32")
+    penalty[-1] = 0  # of the biases
+    step = len(x) / (0.5 * np.linalg.norm(x, 2) ** 2 + _PENALTY)
+    weights = before = np.zeros([x.shape[1], num_classes], "float32")
+    for i in range(_STEPS):
+        ahead = weights + i / (i + 3) * (weights - before)
+        logits = x @ ahead
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        gradient = x.T @ (powers / powers.sum(axis=1, keepdims=True) - targets) / len(x) + penalty * ahead
+        before, weights = weights, ahead - step * gradient
+    scaled = weights[:-1] / std[:, None]
+    return scaled.astype("float32"), (weights[-1] - mean @ scaled).astype("float32")
