@@ -15,6 +15,17 @@ _MOST_POINTS = 300
 _MOST_MARKERS = 20  # above that only the line is drawn; its points still tell their values
 
 
+class Plot(NamedTuple):
+    """A chart to draw: which metric of which series."""
+
+    title: str
+    key: str
+    series: tuple[str, ...]
+    text: Callable[[float], str]  # writes a value for the legend and the tooltips
+    show: tuple[float, ...] = ()  # values that the vertical axis covers
+    scale: float = 1.0
+
+
 class Series(NamedTuple):
     """A named curve; `style` is its class in style.css: train, model or ema, or run1 and so on."""
 

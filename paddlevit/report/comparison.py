@@ -7,13 +7,11 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
-from paddlevit.config import flat
 from paddlevit.report import formats
-from paddlevit.report.chart import Chart, Series, line_chart
+from paddlevit.report.chart import Chart, Plot, Series, line_chart
 from paddlevit.report.document import write_document
 from paddlevit.report.history import Run
 
@@ -23,24 +21,14 @@ _STROKES = ("", " dashed", " dotted")
 _MIXING = ("TRAIN.SMOOTHING", "TRAIN.MIXUP_ALPHA", "TRAIN.CUTMIX_ALPHA", "TRAIN.MIXUP_PROB")
 
 
-@dataclass(frozen=True)
-class _Plot:
-    title: str
-    series: str
-    key: str
-    text: Callable[[float], str]
-    show: tuple[float, ...] = ()
-
-
 _PLOTS = (
-    _Plot("Top-1 accuracy, %", "model", "acc1", formats.percent),
-    _Plot("Top-1 accuracy of the EMA, %", "ema", "acc1", formats.percent),
-    _Plot("Validation loss", "model", "loss", formats.loss),
-    _Plot("Training loss", "train", "loss", formats.loss),
-    _Plot("Learning rate", "train", "lr", formats.rate, show=(0.0,)),
-    _Plot("Images per second", "train", "images_per_sec", formats.speed, show=(0.0,)),
+    Plot("Top-1 accuracy, %", "acc1", ("model",), formats.percent),
+    Plot("Top-1 accuracy of the EMA, %", "acc1", ("ema",), formats.percent),
+    Plot("Validation loss", "loss", ("model",), formats.loss),
+    Plot("Training loss", "loss", ("train",), formats.loss),
+    Plot("Learning rate", "lr", ("train",), formats.rate, show=(0.0,)),
+    Plot("Images per second", "images_per_sec", ("train",), formats.speed, show=(0.0,)),
 )
-
 _MIXED = "Label smoothing or mixed images differ between the runs, so their training losses do too."
 
 Table = list[list[str]]
@@ -64,7 +52,7 @@ def result_table(runs: Sequence[Run]) -> Table:
 
 def difference_table(runs: Sequence[Run]) -> Table:
     """A head, and a row per key of the configuration that is not the same in all runs; without such a key the head."""
-    configs = [{key: _text_of(value) for key, value in flat(run.config)} for run in runs]
+    configs = [{key: _text_of(value) for key, value in run.config.items()} for run in runs]
     keys = sorted({key for config in configs for key in config if not key.startswith(_OWN_TO_A_RUN)})
     rows = [[key, *(config.get(key, "–") for config in configs)] for key in keys]
     return [["key", *names(runs)], *(row for row in rows if len(set(row[1:])) > 1)]
@@ -82,9 +70,7 @@ def write_comparison(runs: Sequence[Run], path: Path) -> Path:
         results=result_table(runs),
         styles=[_style(i) for i in range(len(runs))],
         curves=_curves(runs),
-        remark="Label smoothing or mixed images differ between the runs, so their training losses do too."
-        if mixed
-        else "",
+        remark=_MIXED if mixed else "",
         differences=difference_table(runs),
     )
 
@@ -99,15 +85,11 @@ def _result(run: Run) -> list[str]:
     else:
         last = [y for _, y in history.points(best.series, "acc1") if not math.isnan(y)]
         weights = f"{best.series}, epoch {best.epoch:g}"
-        row += [_text(best.number("acc1"), formats.percent), weights, formats.percent(last[-1]) if last else "–"]
+        row += [formats.percent(best.number("acc1")), weights, formats.percent(last[-1] if last else math.nan)]
     losses, speeds, seconds = (history.numbers(key) for key in ("loss", "images_per_sec", "seconds"))
     row.append(formats.loss(losses[-1]) if losses else "–")
     row.append(formats.speed(statistics.median(speeds)) if speeds else "–")
     return [*row, formats.duration(sum(seconds)) if seconds else "–"]
-
-
-def _text(value: float, text: Callable[[float], str]) -> str:
-    return "–" if math.isnan(value) else text(value)
 
 
 def _text_of(value: Any) -> str:
@@ -132,8 +114,9 @@ def _curves(runs: Sequence[Run]) -> list[Chart]:
     names_of_runs = names(runs)
     charts = []
     for plot in _PLOTS:
+        (kind,) = plot.series
         series = [
-            Series(name, _style(i), run.history.points(plot.series, plot.key), markers=plot.series != "train")
+            Series(name, _style(i), run.history.points(kind, plot.key), markers=kind != "train")
             for i, (name, run) in enumerate(zip(names_of_runs, runs))
         ]
         charts.append(line_chart(plot.title, series, x_range, text=plot.text, show=plot.show))

@@ -11,8 +11,8 @@ def loss(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Two decimals."""
-    return f"{value:.2f} %"
+    """Two decimals; a dash for NaN."""
+    return f"{value:.2f} %" if value == value else "–"
 
 
 def rate(value: float) -> str:

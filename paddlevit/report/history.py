@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from paddlevit.config import flat
 from paddlevit.errors import MissingFileError, UserError
 
 _AFTER_ALL_STEPS = math.inf
@@ -139,7 +140,7 @@ class Run:
 
     folder: Path
     text: str  # of config.yaml
-    config: dict[str, Any]
+    config: dict[str, Any]  # by dotted key
     history: History
     changed: float  # when metrics.jsonl was, in seconds since 1970
 
@@ -150,10 +151,8 @@ class Run:
 
     def value(self, key: str, default: Any) -> Any:
         """The value of a dotted key of the configuration; `default` where it is missing or null."""
-        node: Any = self.config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        return default if node is None else node
+        value = self.config.get(key)
+        return default if value is None else value
 
 
 def read_run(folder: Path) -> Run:
@@ -177,4 +176,4 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{path} is not a yaml file: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no keys")
-    return text, config
+    return text, dict(flat(config))

@@ -5,32 +5,21 @@ from __future__ import annotations
 import math
 import statistics
 from pathlib import Path
-from typing import Callable, NamedTuple
 
 from paddlevit.report import formats
-from paddlevit.report.chart import Chart, Series, line_chart
+from paddlevit.report.chart import Chart, Plot, Series, line_chart
 from paddlevit.report.document import write_document
 from paddlevit.report.history import History, Record, Run, read_run
 from paddlevit.report.predictions import Predictions, shown_predictions
 
-
-class _Plot(NamedTuple):
-    title: str
-    key: str
-    series: tuple[str, ...]
-    text: Callable[[float], str]  # writes a value for the legend and the tooltips
-    show: tuple[float, ...] = ()  # values that the vertical axis covers
-    scale: float = 1.0
-
-
 _SERIES = {"train": "training", "model": "validation", "ema": "validation, EMA"}
 _PLOTS = (
-    _Plot("Loss", "loss", ("train", "model", "ema"), formats.loss),
-    _Plot("Top-1 accuracy, %", "acc1", ("model", "ema"), formats.percent),
-    _Plot("Top-5 accuracy, %", "acc5", ("model", "ema"), formats.percent),
-    _Plot("Learning rate", "lr", ("train",), formats.rate, show=(0.0,)),
-    _Plot("Images per second", "images_per_sec", ("train",), formats.speed, show=(0.0,)),
-    _Plot("Waiting for data, % of the time", "data_wait", ("train",), formats.percent, show=(0.0, 5.0), scale=100.0),
+    Plot("Loss", "loss", ("train", "model", "ema"), formats.loss),
+    Plot("Top-1 accuracy, %", "acc1", ("model", "ema"), formats.percent),
+    Plot("Top-5 accuracy, %", "acc5", ("model", "ema"), formats.percent),
+    Plot("Learning rate", "lr", ("train",), formats.rate, show=(0.0,)),
+    Plot("Images per second", "images_per_sec", ("train",), formats.speed, show=(0.0,)),
+    Plot("Waiting for data, % of the time", "data_wait", ("train",), formats.percent, show=(0.0, 5.0), scale=100.0),
 )
 
 
