@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Callable
+from typing import Any, Callable, Protocol, runtime_checkable
 
-from paddle import nn
+from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.config import get_config, variant_names, with_values
@@ -17,6 +17,25 @@ from paddlevit.regnet import build_regnet
 from paddlevit.runtime import settings
 from paddlevit.weights import load_weights
 from paddlevit.weights.hub import official
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What the rest of the package asks of a family's model, an nn.Layer: images [N, C, H, W] -> logits [N, K].
+
+    Without `views()` (paddlevit/views.py) it trains and predicts, but nobody can look inside.
+    """
+
+    weight_sources: dict[str, Any]  # other projects' names of its parameters: see weights.convert.Table
+    head_prefixes: tuple[str, ...]  # of the parameters that -reinit_head initialises again
+    no_weight_decay: tuple[str, ...]  # last parts of names that do not decay; tensors with one axis never do
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """What the head sees."""
+
+    def layer_groups(self) -> list[list[str]]:
+        """Names of the parameters by layer, stem first and head last, for TRAIN.LAYER_DECAY."""
+
 
 FAMILIES: dict[str, Callable[[CfgNode], nn.Layer]] = {
     "cvt": build_cvt,

@@ -98,12 +98,7 @@ class HVT(nn.Layer):
             if pool_block_width == 0 or i % pool_block_width:
                 self.layers.append(Block(embed_dim, num_heads, **block))
                 continue
-            if length < pool_kernel_size:
-                raise UserError(
-                    f"pool_kernel_size must be at most {length}, the tokens in block {i}, got {pool_kernel_size}; or "
-                    "use a larger image_size or pool_block_width"
-                )
-            length = (length - pool_kernel_size) // pool_stride + 1
+            length = _pooled_length(length, pool_kernel_size, pool_stride, block=i)
             pool = {"kernel": pool_kernel_size, "stride": pool_stride, "pooled_length": length}
             self.layers.append(PooledBlock(embed_dim, num_heads, **pool, **block))
         self.norm = LayerNorm(embed_dim, epsilon=1e-6)
@@ -148,6 +143,15 @@ class HVT(nn.Layer):
                 )
             )
         return views
+
+
+def _pooled_length(length: int, kernel: int, stride: int, *, block: int) -> int:
+    if length < kernel:
+        raise UserError(
+            f"pool_kernel_size must be at most {length}, the tokens in block {block}, got {kernel}; or use a larger "
+            "image_size or pool_block_width"
+        )
+    return (length - kernel) // stride + 1
 
 
 def build_hvt(config: CfgNode) -> HVT:

@@ -95,18 +95,9 @@ class PiT(nn.Layer):
         drop_path: float = 0.1,
     ) -> None:
         super().__init__()
-        if not len(base_dims) == len(depth) == len(num_heads):
-            raise UserError(
-                "base_dims, depth and num_heads must be lists of equal length, one entry per stage, got "
-                f"{list(base_dims)}, {list(depth)} and {list(num_heads)}"
-            )
         if image_size < patch_size:
             raise UserError(f"image_size must be at least patch_size {patch_size}, got {image_size}")
-        dims = [base * heads for base, heads in zip(base_dims, num_heads)]
-        if any(wide % narrow for narrow, wide in zip(dims, dims[1:])):
-            raise UserError(
-                f"the width of each stage, base_dims x num_heads, must be a multiple of the previous one, got {dims}"
-            )
+        dims = _widths(base_dims, depth, num_heads)
         # Block i has rate * i / total, so the rate itself is never reached: the official schedule.
         rates = iter([drop_path * i / sum(depth) for i in range(sum(depth))])
         block: dict[str, Any] = {"mlp_ratio": mlp_ratio, "dropout": dropout, "attention_dropout": attention_dropout}
@@ -172,6 +163,21 @@ class PiT(nn.Layer):
             )
             grid = grid.pooled(halved)
         return [*views[:-1], views[-1]._replace(read_by_token=self.transformers[-1].blocks[-1].norm1)]
+
+
+def _widths(base_dims: Sequence[int], depth: Sequence[int], num_heads: Sequence[int]) -> list[int]:
+    """The width of each stage, base_dims x num_heads. Raises UserError where the lists do not fit together."""
+    if not len(base_dims) == len(depth) == len(num_heads):
+        raise UserError(
+            "base_dims, depth and num_heads must be lists of equal length, one entry per stage, got "
+            f"{list(base_dims)}, {list(depth)} and {list(num_heads)}"
+        )
+    dims = [base * heads for base, heads in zip(base_dims, num_heads)]
+    if any(wide % narrow for narrow, wide in zip(dims, dims[1:])):
+        raise UserError(
+            f"the width of each stage, base_dims x num_heads, must be a multiple of the previous one, got {dims}"
+        )
+    return dims
 
 
 def build_pit(config: CfgNode) -> PiT:

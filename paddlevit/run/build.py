@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import paddle
 from paddle import Tensor, nn
@@ -61,14 +61,14 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
     if config.AMP and config.AMP_OPT_LEVEL == "O2":
         _to_half_precision(model, optimizer, config.AMP_DTYPE)
     accum_iter = min(train.ACCUM_ITER, steps_per_epoch)  # a step ends with its epoch
-    images_per_batch = config.DATA.BATCH_SIZE * processes
+    images_per_step = config.DATA.BATCH_SIZE * processes * accum_iter
     return Trainer(
         model=model,
         forward=_forward(config, model),
         objective=_objective(config),
         mixup=build_mixup(config),
         optimizer=optimizer,
-        lr_at=build_lr_schedule(config, images_per_batch * accum_iter),
+        lr_at=build_lr_schedule(config, images_per_step),
         steps_per_epoch=steps_per_epoch,
         accum_iter=accum_iter,
         seed=config.SEED,
@@ -78,15 +78,20 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
         loss_scale=LossScale(dynamic=config.AMP and config.AMP_DTYPE == "float16"),
         max_nonfinite=train.MAX_NONFINITE,
         autocast=autocast(config),
-        fixed={
-            "SEED": config.SEED,
-            "TRAIN.REPEATED_AUG": train.REPEATED_AUG,
-            "TRAIN.ACCUM_ITER": accum_iter,
-            "DATA.BATCH_SIZE x processes": images_per_batch,
-            "the number of batches per epoch": steps_per_epoch,
-        },
+        fixed=_fixed(config, accum_iter, steps_per_epoch),
         epoch=train.LAST_EPOCH,
     )
+
+
+def _fixed(config: CfgNode, accum_iter: int, steps_per_epoch: int) -> dict[str, Any]:
+    """What must be the same where a run is resumed in the middle of an epoch."""
+    return {
+        "SEED": config.SEED,
+        "TRAIN.REPEATED_AUG": config.TRAIN.REPEATED_AUG,
+        "TRAIN.ACCUM_ITER": accum_iter,
+        "DATA.BATCH_SIZE x processes": config.DATA.BATCH_SIZE * process.world_size(),
+        "the number of batches per epoch": steps_per_epoch,
+    }
 
 
 def _forward(config: CfgNode, model: nn.Layer) -> Callable:

@@ -29,6 +29,7 @@ from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.hvt import HVT
 from paddlevit.layers import DropPath
+from paddlevit.models import Model
 from paddlevit.pit import PiT
 from paddlevit.weights import load_weights
 
@@ -125,6 +126,7 @@ def test_without_classes_the_features_come_out(name):
     model = build_model(get_config(name, [*SMALL[name], "MODEL.NUM_CLASSES", 0, "DATA.IMAGE_SIZE", 32]))
     model.eval()
     images = paddle.randn([2, 3, 32, 32])
+    assert isinstance(model, Model) and not isinstance(nn.Linear(1, 1), Model)
     assert not any(key.startswith(model.head_prefixes) for key in model.state_dict())
     features = model(images)
     assert features.ndim == 2 and features.shape[0] == 2
