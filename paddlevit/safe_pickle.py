@@ -1,8 +1,8 @@
 """A reader of pickles that cannot run code, for weights files and CIFAR.
 
 Python's own `pickle` imports and calls whatever a file names, and a few bytes can make it take gigabytes or never end.
-`Unpickler` takes its opcodes one by one from the list at the end. A name stands for a builder of ours or, where no
-weight needs it, for a `Placeholder`: nothing is imported. Long strings stay in the buffer that is read.
+`Unpickler` knows only the opcodes that it has a method for or that are listed at the end. A name stands for a builder
+of ours or, where no weight needs it, for a `Placeholder`: nothing is imported. Long strings stay in the buffer.
 """
 
 from __future__ import annotations
@@ -59,12 +59,11 @@ class Placeholder:
 
 
 class LazyArray:
-    """An array with a known `shape`; `read()` fetches a copy of its values. With a `problem` it can be no weight."""
+    """An array with a known `shape`; `read()` fetches a copy of its values."""
 
-    def __init__(self, shape: Sequence[int], read: Callable[[], np.ndarray], problem: str = "") -> None:
+    def __init__(self, shape: Sequence[int], read: Callable[[], np.ndarray]) -> None:
         self.shape = tuple(int(size) for size in shape)
         self.read = read
-        self.problem = problem
 
     def then(self, change: Callable[[np.ndarray], np.ndarray], shape: Sequence[int]) -> LazyArray:
         """The array `change(values)`, which has the shape `shape`."""
@@ -118,26 +117,27 @@ class Dtype:
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class NumpyArray(LazyArray):
-    """A NumPy array while its pickle is being read: what it holds comes when its state is set."""
+class NumpyArray(Placeholder):
+    """A NumPy array while its pickle is being read: it becomes one when its state is set."""
 
     def __init__(self, *_: Any) -> None:
-        super().__init__((), lambda: np.empty(()), "an array without data")
+        super().__init__("an array without data")
 
     def set_state(self, state: tuple) -> None:
         """`state` is (version, shape, dtype, in Fortran's order, data)."""
         _, shape, dtype, fortran, data = state
-        vars(self).update(vars(numpy_array(data, dtype, shape, "F" if fortran else "C")))
+        array = numpy_array(data, dtype, shape, "F" if fortran else "C")
+        self.__class__, self.__dict__ = type(array), vars(array)  # type: ignore[assignment]
 
 
-def numpy_array(data: Any, dtype: Dtype, shape: Any, order: Any, axes: Any = None) -> LazyArray:
+def numpy_array(data: Any, dtype: Dtype, shape: Any, order: Any, axes: Any = None) -> LazyArray | Placeholder:
     """The array of `data`, which is bytes, or text where protocol 2 or Python 2 wrote it.
 
     NumPy 2.3 and later store a transposed array as it lies in memory, with the order of its `axes`.
     """
     kind, shape = dtype.dtype, sizes(shape)
     if kind is None:
-        return LazyArray(shape, lambda: np.empty(()), f"an array of dtype {dtype.code!r}")
+        return Placeholder(f"an array of dtype {dtype.code!r}")
     if isinstance(data, str):
         data = data.encode("latin-1")
     if not isinstance(data, (bytes, memoryview, Text)):
@@ -204,6 +204,21 @@ class _Window:
         return line + newline
 
 
+def _string(width: str, kind: str) -> Callable[[Any], None]:
+    """The operation that reads a length of `struct` code `width` and that many bytes."""
+
+    def load(unpickler: Any) -> None:
+        (length,) = struct.unpack(width, unpickler.read(struct.calcsize(width)))
+        data = unpickler.read(length)
+        if kind == "text":
+            data = data.decode("utf-8") if isinstance(data, bytes) else Text(data)
+        elif kind == "python 2" and isinstance(data, bytes):
+            data = data.decode("latin-1")
+        unpickler.append(data)
+
+    return load
+
+
 class Unpickler(_PurePython):
     """Reads the pickle (protocols 2 to 5) that begins at byte `at` of `data`; `at` of `window` is where it has ended.
 
@@ -223,8 +238,9 @@ class Unpickler(_PurePython):
     ) -> None:
         self.window = _Window(data, at)
         self.names = names
-        self.persistent = persistent
         super().__init__(self.window)
+        if persistent is not None:
+            self.persistent_load = persistent  # which raises UnpicklingError otherwise
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{'builtins' if module == '__builtin__' else module}.{name}"
@@ -232,30 +248,27 @@ class Unpickler(_PurePython):
             raise Refused(full)
         return self.names[full] if full in self.names else Placeholder(full)
 
-    def persistent_load(self, pid: Any) -> Any:
-        if self.persistent is None:
-            raise pickle.UnpicklingError("refers to data outside of the file")
-        return self.persistent(pid)
-
     def load_frame(self) -> None:
         """Frames tell a reader of streams how much to read ahead; here all is at hand."""
         self.read(8)
 
-    def load_call(self) -> None:
+    def load_reduce(self) -> None:
         """Both calling a function and making an instance: the name's builder gets the arguments."""
         arguments, build = self.stack.pop(), self.stack.pop()
         if not isinstance(arguments, tuple) or not callable(build):
             raise pickle.UnpicklingError("calls what is no function")
         self.append(build(*arguments))
 
-    def load_call_with_keywords(self) -> None:
+    load_newobj = load_reduce
+
+    def load_newobj_ex(self) -> None:
         """Only instances of unknown classes are made so."""
         self.stack[-3:] = [Placeholder("an instance made with keywords")]
 
     def load_build(self) -> None:
         """Attributes of an object; those of a dict (an OrderedDict with torch's metadata) are not kept."""
         state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, (Dtype, NumpyArray, Placeholder)):
+        if isinstance(target, (Dtype, Placeholder)):
             target.set_state(state)
         elif not isinstance(target, dict):
             raise pickle.UnpicklingError(f"sets attributes of {type(target).__name__}")
@@ -285,6 +298,11 @@ class Unpickler(_PurePython):
         items = self.pop_mark()  # which changes what `append` appends to
         self.append(frozenset(map(_key, items)))
 
+    load_short_binunicode, load_binunicode, load_binunicode8 = (_string(width, "text") for width in ("<B", "<I", "<Q"))
+    load_short_binstring, load_binstring = (_string(width, "python 2") for width in ("<B", "<i"))
+    load_short_binbytes, load_binbytes, load_binbytes8 = (_string(width, "bytes") for width in ("<B", "<I", "<Q"))
+    load_bytearray8 = load_binbytes8
+
     def load_unknown(self) -> None:
         raise pickle.UnpicklingError("has an opcode that no weights file needs")
 
@@ -296,21 +314,6 @@ def _key(value: Any) -> Any:
     return Placeholder(f"a key of type {type(value).__name__}")
 
 
-def _string(width: str, kind: str) -> Callable[[Any], None]:
-    """The operation that reads a length of `struct` code `width` and that many bytes."""
-
-    def load(unpickler: Any) -> None:
-        (length,) = struct.unpack(width, unpickler.read(struct.calcsize(width)))
-        data = unpickler.read(length)
-        if kind == "text":
-            data = data.decode("utf-8") if isinstance(data, bytes) else Text(data)
-        elif kind == "python 2" and isinstance(data, bytes):
-            data = data.decode("latin-1")
-        unpickler.append(data)
-
-    return load
-
-
 _STANDARD = (
     *(pickle.PROTO, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK),
     *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
@@ -319,28 +322,8 @@ _STANDARD = (
     *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
     *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID),
 )
-_OURS = {
-    pickle.FRAME: Unpickler.load_frame,
-    pickle.REDUCE: Unpickler.load_call,
-    pickle.NEWOBJ: Unpickler.load_call,
-    pickle.NEWOBJ_EX: Unpickler.load_call_with_keywords,
-    pickle.BUILD: Unpickler.load_build,
-    pickle.SETITEM: Unpickler.load_setitem,
-    pickle.SETITEMS: Unpickler.load_setitems,
-    pickle.ADDITEMS: Unpickler.load_additems,
-    pickle.FROZENSET: Unpickler.load_frozenset,
-    pickle.SHORT_BINUNICODE: _string("<B", "text"),
-    pickle.BINUNICODE: _string("<I", "text"),
-    pickle.BINUNICODE8: _string("<Q", "text"),
-    pickle.SHORT_BINSTRING: _string("<B", "python 2"),
-    pickle.BINSTRING: _string("<i", "python 2"),
-    pickle.SHORT_BINBYTES: _string("<B", "bytes"),
-    pickle.BINBYTES: _string("<I", "bytes"),
-    pickle.BINBYTES8: _string("<Q", "bytes"),
-    pickle.BYTEARRAY8: _string("<Q", "bytes"),
-}
-Unpickler.dispatch = {
-    **dict.fromkeys(range(256), Unpickler.load_unknown),
-    **{opcode[0]: _PurePython.dispatch[opcode[0]] for opcode in _STANDARD},
-    **{opcode[0]: load for opcode, load in _OURS.items()},
-}
+Unpickler.dispatch = dict.fromkeys(range(256), Unpickler.load_unknown)
+for _opcode, _load in _PurePython.dispatch.items():
+    _ours = vars(Unpickler).get(_load.__name__)
+    if _ours or bytes([_opcode]) in _STANDARD:
+        Unpickler.dispatch[_opcode] = _ours or _load

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle import Tensor, nn
+from paddle import nn
 
 from paddlevit.safe_pickle import LazyArray
 from paddlevit.weights.convert import Target, Translated, recognise
 from paddlevit.weights.readers import find, naming, open_state_dict
 from paddlevit.weights.report import LoadReport, WeightsError, listing
 from paddlevit.weights.resize import can_resize, resize_position_embedding
-from paddlevit.weights.unwrap import unwrap
+from paddlevit.weights.unwrap import StateDict, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -41,110 +41,103 @@ def load_weights(
     WeightsError also for a damaged file (which may be noticed when some parameters are filled already),
     MissingFileError where there is none. One array is in memory at a time.
     """
-    if isinstance(path_or_state, Mapping):
-        where, state = "the state dict", unwrap(path_or_state, which)
-    else:
-        where, state = find(path_or_state), open_state_dict(path_or_state, which)
+    where, state = _open(path_or_state, which)
     target = Target.of(model)
     with naming(where):
         translated = recognise(state.arrays, target, source)
     heads = tuple(getattr(model, "head_prefixes", ()))
-    reinit = (reinit,) if isinstance(reinit, str) else tuple(reinit)
-    _check_prefixes(reinit, heads, [*target.shapes, *translated.arrays])
-    report, arrays = _compare(translated, target, reinit)
-    report.notes = [*state.notes, *translated.table.notes]
-    misfits = _misfits(report, translated, target, reinit)
-    if any(misfits.values()):
-        names = [name for kind in misfits.values() for name in kind]
-        but_heads = heads if heads and all(name.startswith(heads) for name in names) else ()
-        reasons = _reasons(translated, target, but_heads)
-        if new_head and but_heads:
-            logger.warning("%s: %s: it starts with a new classifier", where, reasons[0])
-            kept = (*reinit, *heads)
-            return load_weights(model, path_or_state, which=which, source=source, reinit=kept, strict=strict)
+    kept = (reinit,) if isinstance(reinit, str) else tuple(reinit)
+    _check_prefixes(kept, heads, [*target.shapes, *translated.arrays])
+    report, arrays, misfits = _compare(translated, target, kept)
+    names = [name for kind in misfits.values() for name in kind]
+    but_heads = heads if names and all(name.startswith(heads) for name in names) else ()
+    reason = _reason(translated, target, but_heads)
+    if new_head and but_heads:
+        logger.warning("%s: %s: it starts with a new classifier", where, reason)
+        report, arrays, _ = _compare(translated, target, (*kept, *heads))
+    elif names:
         lines = [f"{len(kind)} {what}: {listing(list(kind.values()))}" for what, kind in misfits.items() if kind]
-        text = "\n".join([*lines, *reasons])
+        text = "\n".join([*lines, reason]).rstrip()
         if strict:
             raise WeightsError(f"{where} (source {translated.source}) does not fit the model\n{text}", but_heads)
         logger.warning("%s: loaded in part\n%s", where, text)
-    parameters = model.state_dict()
-    for name, array in arrays.items():
-        with naming(where):
-            values = array.read()
-        if not np.isfinite(values).all():
-            report.nonfinite.append(name)
-        _fill(parameters[name], values)
+    report.notes = [*state.notes, *translated.table.notes]
+    _fill(model, arrays, report, where)
     return report
 
 
-def _check_prefixes(reinit: tuple[str, ...], heads: tuple[str, ...], names: list[str]) -> None:
-    for prefix in reinit:
+def _open(path_or_state: str | os.PathLike[str] | Mapping[str, Any], which: str) -> tuple[str, StateDict]:
+    """What to call the weights in a message, and the weights."""
+    if isinstance(path_or_state, Mapping):
+        return "the state dict", unwrap(path_or_state, which)
+    return find(path_or_state), open_state_dict(path_or_state, which)
+
+
+def _check_prefixes(kept: tuple[str, ...], heads: tuple[str, ...], names: list[str]) -> None:
+    for prefix in kept:
         # A plain PiT has no second head, but callers may pass on every head prefix of its class.
         if prefix not in heads and not any(name.startswith(prefix) for name in names):
             raise WeightsError(f"reinit has the prefix {prefix!r}, but no parameter's name begins so")
 
 
 def _compare(
-    translated: Translated, target: Target, reinit: tuple[str, ...]
-) -> tuple[LoadReport, dict[str, LazyArray]]:
-    """What becomes of each parameter, and what to fill it with."""
+    translated: Translated, target: Target, kept: tuple[str, ...]
+) -> tuple[LoadReport, dict[str, LazyArray], dict[str, dict[str, str]]]:
+    """What becomes of each parameter, what to fill it with, and what to say of each misfit by its kind and our name."""
     report, arrays = LoadReport(translated.source), {}
+    missing, unknown, misshapen = {}, {}, {}
     for name, shape in target.shapes.items():
         array = translated.arrays.get(name)
-        if reinit and name.startswith(reinit):
+        if name.startswith(kept):
             report.reinitialised.append(name)
         elif array is None:
-            report.missing.append(name)
+            missing[name] = f"{name} {list(shape)}"
         elif array.shape == shape:
             arrays[name] = array
         elif can_resize(name, array.shape, shape):
             arrays[name] = _resized(name, array, shape)
             report.resized.append(name)
         else:
-            report.mismatched.append(name)
-    report.loaded = list(arrays)
-    report.unexpected = [translated.origin[name] for name in translated.arrays if name not in target.shapes]
-    return report, arrays
+            misshapen[name] = f"{name} {list(array.shape)} (model: {list(shape)})"
+    for name, array in translated.arrays.items():
+        if name not in target.shapes:
+            report.unexpected.append(translated.origin[name])
+            if not name.startswith(kept):
+                unknown[name] = f"{translated.origin[name]} {list(array.shape)}"
+    report.loaded, report.missing, report.mismatched = list(arrays), list(missing), list(misshapen)
+    misfits = {"missing in the file": missing, "unknown to the model": unknown}
+    return report, arrays, {**misfits, "of another shape in the file": misshapen}
 
 
 def _resized(name: str, array: LazyArray, shape: tuple[int, ...]) -> LazyArray:
     return array.then(lambda values: resize_position_embedding(name, values.astype(np.float64), shape), shape)
 
 
-def _misfits(
-    report: LoadReport, translated: Translated, target: Target, reinit: tuple[str, ...]
-) -> dict[str, dict[str, str]]:
-    """Our names by kind of misfit, each with what to say of it."""
-    ours, theirs = target.shapes, {name: array.shape for name, array in translated.arrays.items()}
-    unexpected = [name for name in theirs if name not in ours and not (reinit and name.startswith(reinit))]
-    return {
-        "missing in the file": {name: f"{name} {list(ours[name])}" for name in report.missing},
-        "unknown to the model": {name: f"{translated.origin[name]} {list(theirs[name])}" for name in unexpected},
-        "of another shape in the file": {
-            name: f"{name} {list(theirs[name])} (model: {list(ours[name])})" for name in report.mismatched
-        },
-    }
+def _reason(translated: Translated, target: Target, but_heads: tuple[str, ...]) -> str:
+    """The usual reason of a misfit, where it is one: the classifier, if only `but_heads` misfit, or distillation."""
+    theirs, ours = {name: array.shape for name, array in translated.arrays.items()}, target.shapes
+    if but_heads:
+        file, model = (
+            next((shape[-1] for name, shape in of.items() if name.startswith(but_heads)), 0) for of in (theirs, ours)
+        )
+        known = f"the file has {file} classes, the model {model} (MODEL.NUM_CLASSES)"
+        return known if file else "the file has no classifier"
+    distilled = [any(name.startswith("head_dist.") for name in of) for of in (theirs, ours)]
+    if distilled[0] == distilled[1]:
+        return ""
+    file_is, model_is = ("is" if is_so else "is not" for is_so in distilled)
+    return f"the file {file_is} of a distilled model, this model {model_is} distilled (MODEL.DISTILLED)"
 
 
-def _reasons(translated: Translated, target: Target, heads: tuple[str, ...]) -> list[str]:
-    """The usual reason of a misfit, where it is one: the classifier, if only `heads` misfit, or distillation."""
-    both = {name: array.shape for name, array in translated.arrays.items()}, target.shapes
-    if heads:
-        theirs, ours = (next((shape[-1] for name, shape in of.items() if name.startswith(heads)), 0) for of in both)
-        return [
-            f"the file has {theirs} classes, the model {ours} (MODEL.NUM_CLASSES)"
-            if theirs
-            else "the file has no classifier"
-        ]
-    file, model = ("is" if any(name.startswith("head_dist.") for name in of) else "is not" for of in both)
-    if file != model:
-        return [f"the file {file} of a distilled model, this model {model} distilled (MODEL.DISTILLED)"]
-    return []
-
-
-def _fill(parameter: Tensor, values: np.ndarray) -> None:
-    dtype = str(parameter.dtype).rsplit(".", 1)[-1]
-    if dtype == "bfloat16":
-        parameter.set_value(paddle.to_tensor(values.astype(np.float32)).astype(dtype))
-    else:
-        parameter.set_value(values.astype(dtype, copy=False))
+def _fill(model: nn.Layer, arrays: dict[str, LazyArray], report: LoadReport, where: str) -> None:
+    parameters = model.state_dict()
+    for name, array in arrays.items():
+        with naming(where):
+            values = array.read()
+        if not np.isfinite(values).all():
+            report.nonfinite.append(name)
+        dtype = str(parameters[name].dtype).rsplit(".", 1)[-1]
+        if dtype == "bfloat16":  # which NumPy does not have
+            parameters[name].set_value(paddle.to_tensor(values.astype(np.float32)).astype(dtype))
+        else:
+            parameters[name].set_value(values.astype(dtype, copy=False))

@@ -18,7 +18,7 @@ from typing import Any, Union
 import numpy as np
 
 from paddlevit.errors import MissingFileError
-from paddlevit.safe_pickle import LazyArray, Refused, Unpickler, copied, sizes
+from paddlevit.safe_pickle import LazyArray, Placeholder, Refused, Unpickler, copied, sizes
 from paddlevit.weights import hub, torch_files
 from paddlevit.weights.report import WeightsError
 from paddlevit.weights.unwrap import StateDict, unwrap
@@ -168,10 +168,10 @@ def _read_safetensors(path: str, data: memoryview) -> dict[str, Any]:
         raise WeightsError(f"{path} is no whole .safetensors file ({error})") from None
 
 
-def _safetensor(entry: dict[str, Any], data: memoryview) -> LazyArray:
+def _safetensor(entry: dict[str, Any], data: memoryview) -> LazyArray | Placeholder:
     shape, (start, end) = sizes(tuple(entry["shape"])), sizes(tuple(entry["data_offsets"]))
     if entry["dtype"] not in SAFETENSORS:
-        return LazyArray(shape, lambda: np.empty(()), f"an array of dtype {entry['dtype']}")
+        return Placeholder(f"an array of dtype {entry['dtype']}")
     dtype = np.dtype("<" + SAFETENSORS[entry["dtype"]])
     if end - start != prod(shape) * dtype.itemsize or end > len(data):
         raise ValueError(f"an array of shape {list(shape)} and dtype {dtype} in {end - start} bytes")

@@ -22,19 +22,12 @@ from paddlevit.weights.report import WeightsError
 
 MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
-# What a storage class stands for. NumPy has no bfloat16: its bits travel as uint16, as in Paddle.
-_STORAGES = {
-    "torch.DoubleStorage": "f8",
-    "torch.FloatStorage": "f4",
-    "torch.HalfStorage": "f2",
-    "torch.BFloat16Storage": "u2",
-    "torch.LongStorage": "i8",
-    "torch.IntStorage": "i4",
-    "torch.ShortStorage": "i2",
-    "torch.CharStorage": "i1",
-    "torch.ByteStorage": "u1",
-    "torch.BoolStorage": "b1",
+# What torch's storage classes stand for. NumPy has no bfloat16: its bits travel as uint16, as in Paddle.
+_CODES = {
+    **{"Double": "f8", "Float": "f4", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4", "Short": "i2"},
+    **{"Char": "i1", "Byte": "u1", "Bool": "b1"},
 }
+_STORAGES = {f"torch.{kind}Storage": code for kind, code in _CODES.items()}
 
 
 class Storage:

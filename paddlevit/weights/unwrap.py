@@ -42,17 +42,18 @@ def unwrap(content: Any, which: str = "model") -> StateDict:
     if not isinstance(content, Mapping):
         raise WeightsError(f"the file holds a {_kind(content)}, not a dict of weights")
     content, averaged, notes = _innermost(content, which)
-    content = {name: _unnamed(value) for name, value in content.items() if name != _PADDLE_NAMES}
-    names = _plain_names([name for name in content if isinstance(name, str)], "model" if averaged else which)
-    outside = [name for name in content if isinstance(name, str) and name not in names]
+    content = {name: _array(value) for name, value in content.items() if name != _PADDLE_NAMES}
+    texts = [name for name in content if isinstance(name, str)]
+    names = _plain_names(texts, "model" if averaged else which)
+    outside = [name for name in texts if name not in names]
     if outside:
         notes.append(f"left out of the state dict: {listing(outside)}")
     weights = {name: value for name, value in content.items() if name in names or not isinstance(name, str)}
-    strange = [f"{name} ({_kind(value)})" for name, value in weights.items() if not _is_weight(name, value)]
+    strange = [f"{n} ({_kind(v)})" for n, v in weights.items() if not (n in names and isinstance(v, LazyArray))]
     if strange or not weights:
         what = f"entries that are no arrays: {listing(strange)}" if strange else "no entries"
         raise WeightsError(f"the state dict has {what}; weights are looked for in {', '.join(_MODEL)} or at the top")
-    return StateDict({short: _lazy(weights[name]) for name, short in names.items()}, notes)
+    return StateDict({short: weights[name] for name, short in names.items()}, notes)
 
 
 def _innermost(content: Mapping, which: str) -> tuple[Mapping, bool, list[str]]:
@@ -89,31 +90,25 @@ def _plain_names(names: list[str], which: str) -> dict[str, str]:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, LazyArray) and value.problem:
-        return value.problem
     return value.name if isinstance(value, Placeholder) else type(value).__name__
 
 
 def _holds_arrays(content: Mapping, keys: tuple[str, ...]) -> bool:
     """Whether there are arrays in a dict or in those that it has under `keys`: it may be the model's configuration."""
     inner = [content[key] for key in keys if isinstance(content.get(key), Mapping)]
-    return any(hasattr(_unnamed(value), "shape") for each in (content, *inner) for value in each.values())
+    return any(isinstance(_array(value), LazyArray) for each in (content, *inner) for value in each.values())
 
 
-def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and hasattr(value, "shape") and not getattr(value, "problem", "")
+def _array(value: Any) -> Any:
+    """`value` as a LazyArray, with bfloat16 as float32, where it is an array; else as it is.
 
-
-def _unnamed(value: Any) -> Any:
-    """Paddle 2.1 and later save a tensor of a nested dict as (its name, its array)."""
-    return value[1] if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) else value
-
-
-def _lazy(value: Any) -> LazyArray:
-    """The array, which may be in memory already, with bfloat16 as float32.
-
-    NumPy has no bfloat16: Paddle and our readers hand over its bits as uint16.
+    Paddle 2.1 and later save a tensor of a nested dict as (its name, its array). NumPy has no bfloat16: Paddle and our
+    readers hand over its bits as uint16.
     """
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        value = value[1]
+    if not hasattr(value, "shape"):
+        return value
     array = value if isinstance(value, LazyArray) else LazyArray(value.shape, lambda: np.asarray(value))
     return array.then(_from_bits, array.shape)
 
