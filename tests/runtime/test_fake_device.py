@@ -109,6 +109,19 @@ def test_resumed_evaluated_predicted_explained_and_exported(plugin, data, tmp_pa
     assert "largest difference" in on_the_device(plugin, "export_model.py", *exported)
 
 
+def test_check_says_what_the_device_can_do(plugin):
+    """Float32 only: Paddle's CPU build has no kernels in half precision for it to use."""
+    command = [sys.executable, "-m", "paddlevit", "check", "-device", "custom:FakeCPU", "-json", "-batch_size", "1"]
+    env = {**os.environ, "CUSTOM_DEVICE_ROOT": str(plugin), "GLOG_minloglevel": "2"}
+    result = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    rows = {row["check"]: row for row in map(json.loads, result.stdout.splitlines())}
+    assert result.returncode == 2 and rows["device"]["result"] == "FakeCPU:0"
+    assert all(rows[f"{variant}_digits, f32"]["ok"] for variant in ("pit", "hvt", "cvt", "hrformer", "regnet"))
+    assert rows["pit_digits, O1 float16"]["result"] == "does not run: there is no float16 kernel of conv2d"
+    assert rows["O1 bfloat16"]["result"].startswith("n/a: -amp_dtype bfloat16: Paddle has it on GPUs only")
+    assert rows["pit_digits, resumed"]["ok"]
+
+
 @pytest.mark.parametrize(
     ("device", "said"),
     [
