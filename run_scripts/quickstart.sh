@@ -7,8 +7,7 @@ echo "Installing into $PWD/.venv (PaddlePaddle is about 200 MB)"
 .venv/bin/python tools/prepare_data.py digits data/digits
 .venv/bin/python tools/main_single_gpu.py -cfg pit_digits -data_path data/digits -output "$out" "$@"
 .venv/bin/python tools/main_single_gpu.py -cfg pit_digits -data_path data/digits -output "$out/eval" -eval -pretrained "$out/best"
-ln -sfn "$(basename "$out")" output/quickstart
-cat <<END
+ln -sfn "$(basename "$out")" output/quickstart && cat <<END
 
 Curves, confusion matrix and the worst mistakes: open $PWD/$out/report.html
 To continue:
