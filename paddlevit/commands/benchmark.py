@@ -232,7 +232,6 @@ def data_stages(config: CfgNode, images: int) -> dict[str, Step]:
 
     from paddlevit.config import with_values
     from paddlevit.data import build_eval_loader, build_train_loader
-    from paddlevit.data.dataset import with_generators
 
     plain = {**dict.fromkeys(_PLAIN, False), "TRAIN.COLOR_JITTER": 0.0}
     full, cropped = build_train_loader(config), build_train_loader(with_values(config, plain))
@@ -248,8 +247,8 @@ def data_stages(config: CfgNode, images: int) -> dict[str, Step]:
     return {
         "read": lambda: [full.source.read(i) for i, _ in samples],
         "decode by Pillow": lambda: [full.source.image(i) for i, _ in samples],
-        "crop, flip": lambda: [cropped.dataset[drawn] for drawn in with_generators(samples)],
-        "training": lambda: [full.dataset[drawn] for drawn in with_generators(samples)],
-        "evaluation": lambda: [evaluation.dataset[i % len(evaluation.source), None] for i, _ in samples],
+        "crop, flip": lambda: cropped.dataset.read(samples, pixels),
+        "training": lambda: full.dataset.read(samples, pixels),
+        "evaluation": lambda: evaluation.dataset.read([(i % len(evaluation.source), None) for i, _ in samples], pixels),
         "normalize, erase": on_device,
     }

@@ -1,20 +1,29 @@
-"""A source and a transform as a map-style data set."""
+"""From a source's images to pixels in a batch: what a worker does."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
 from paddlevit.data.sources import Source
+from paddlevit.errors import UserError
 from paddlevit.runtime.seeding import SAMPLES, Key, generator
 
 # Which image, and (seed, epoch, position in the epoch), on which alone its randomness depends.
 Sample = tuple[int, Optional[Key]]
-Drawn = tuple[int, Optional[np.random.Generator]]
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
+
+
+class Reply(NamedTuple):
+    """What is to say of a batch besides its pixels; `bad`: the errors of images that were replaced."""
+
+    labels: list[int]
+    bad: list[str]
+    error: Exception | None = None
 
 
 class ImageDataset:
@@ -28,23 +37,35 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, drawn: Drawn) -> tuple[np.ndarray, np.int64]:
-        """Pixels uint8 [H, W, C] and label of the image `index`, for drawn = (index, generator or None).
-
-        Raises UserError, naming the image, where it cannot be read.
-        """
-        index, rng = drawn
-        return self._pixels(index, rng), np.int64(self.source.label(index))
-
-    def _pixels(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
-        image = self.source.image(index)
+    def pixels(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """uint8 [H, W, C] of the i-th image. Raises UserError, naming it, where it cannot be read."""
+        image = self.source.image(i)
         return self.transform(image if image.mode == self.mode else image.convert(self.mode), rng)
 
+    def read(self, samples: Sequence[Sample], out: np.ndarray, *, max_bad: int = 0) -> Reply:
+        """Write the pixels of a batch into `out`, uint8 [N, H, W, C]; the same sample has the same in every process.
 
-def with_generators(samples: Sequence[Sample]) -> list[Drawn]:
-    """Each image with its generator: the same sample has the same pixels in every process and at every time.
-
-    All generators of a batch are made together: made between two images, each takes four times as long, because its
-    code has left the processor's caches.
-    """
-    return [(index, None if key is None else generator(key, SAMPLES)) for index, key in samples]
+        Up to `max_bad` unreadable images in a row are replaced by the next readable one. Errors are returned, so that
+        they reach the caller's process.
+        """
+        assert len(samples) <= len(out)
+        reply = Reply([], [])
+        # Made together: between two images each takes four times as long, as its code has left the processor's caches.
+        generators = [None if key is None else generator(key, SAMPLES) for _, key in samples]
+        try:
+            for pixels, (i, _), rng in zip(out, samples, generators):
+                for _ in range(max_bad):
+                    try:
+                        pixels[...] = self.pixels(i, rng)
+                        break
+                    except UserError as error:
+                        reply.bad.append(str(error))
+                        i = (i + 1) % len(self)
+                else:
+                    pixels[...] = self.pixels(i, rng)
+                reply.labels.append(self.source.label(i))
+        except UserError as error:
+            return reply._replace(error=type(error)(str(error)))  # without its cause, which may not pickle
+        except Exception:
+            return reply._replace(error=RuntimeError(f"while reading data:\n{traceback.format_exc()}"))
+        return reply

@@ -14,12 +14,12 @@ import multiprocessing
 import multiprocessing.util
 import signal
 import sys
-import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -27,29 +27,27 @@ from paddle import Tensor
 from paddle.utils.dlpack import from_dlpack
 from PIL import Image
 
-from paddlevit.data.dataset import Drawn, ImageDataset, Sample, with_generators
+from paddlevit.data.dataset import ImageDataset, Reply, Sample
 from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
 from paddlevit.errors import UserError
 from paddlevit.runtime.seeding import Key
 
 logger = logging.getLogger(__name__)
 
-Erase = Callable[[Tensor, Key], Tensor]
-Read = Callable[[Sequence[Sample], np.ndarray], "_Reply"]
 Batch = tuple[Tensor, Tensor]  # images float32 [N, C, H, W] and labels int64 [N]
+Prepare = Callable[[int, np.ndarray], Tensor]
 
 _AHEAD = 2  # batches that each worker reads ahead of the one in use
-_SLOTS = _AHEAD + 1
 _THUMBNAIL_SIDE = 160
 _TINY_SIDE = 64
 
 
+@dataclass
 class Normalize:
     """Pixels to what a model sees: (x / 255 - mean) / std per channel, for mean and std in 0 to 1."""
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean = mean
-        self.std = std
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """float32 [N, C, H, W] on the current device, of uint8 [N, H, W, C]."""
@@ -75,47 +73,28 @@ class Normalize:
         return images
 
 
-class _Loader:
-    """What both loaders know of their images."""
-
-    def __init__(self, stream: BatchStream, normalize: Normalize) -> None:
-        self.dataset = stream.dataset
-        self.source = stream.dataset.source
-        self.normalize = normalize
-        self._stream = stream
-
-    @property
-    def num_images(self) -> int:
-        """Images of all processes together."""
-        return len(self.source)
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Name of each class."""
-        return self.source.class_names
-
-
-class TrainLoader(_Loader):
+class TrainLoader:
     """Batches of augmented images of one process of several, endlessly reproducible: a batch depends on seed, epoch and
     step, not on the number of workers, nor on what was read before.
     """
 
     def __init__(
-        self, stream: BatchStream, sampler: TrainBatchSampler, *, normalize: Normalize, erase: Erase | None = None
+        self,
+        stream: BatchStream,
+        sampler: TrainBatchSampler,
+        *,
+        normalize: Normalize,
+        erase: Callable[[Tensor, Key], Tensor] | None = None,
     ) -> None:
-        super().__init__(stream, normalize)
+        self.dataset, self.source = stream.dataset, stream.dataset.source
+        self.class_names = self.source.class_names
+        self.num_images = len(self.source)  # of all processes together
+        self.batch_size = sampler.batch_size  # per process and step
+        self.steps_per_epoch = len(sampler)  # the batches of all processes at once are one step
+        self.normalize = normalize
         self.erase = erase
+        self._stream = stream
         self._sampler = sampler
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of an epoch; those of all processes at once are one step."""
-        return len(self._sampler)
-
-    @property
-    def batch_size(self) -> int:
-        """Images per process and step."""
-        return self._sampler.batch_size
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batch of each step of an epoch, counted from 0, from `first_step`.
@@ -137,13 +116,17 @@ class TrainLoader(_Loader):
         return [self.source.name(index) for index, _ in next(self._sampler.batches(epoch, step))]
 
 
-class EvalLoader(_Loader):
+class EvalLoader:
     """Batches of this process's share of the images: those of all processes together are every image once."""
 
     def __init__(self, stream: BatchStream, sampler: EvalBatchSampler, *, normalize: Normalize) -> None:
-        super().__init__(stream, normalize)
+        self.dataset, self.source = stream.dataset, stream.dataset.source
+        self.class_names = self.source.class_names
+        self.num_images = len(self.source)  # of all processes together
         self.indices = sampler.indices  # which images this process has, in the order of its batches
         self.common_batches = sampler.common_batches  # that every process has
+        self.normalize = normalize
+        self._stream = stream
         self._sampler = sampler
 
     def __len__(self) -> int:
@@ -175,16 +158,17 @@ class BatchStream:
         readable one each; None: the first one is an error.
         """
         self.dataset = dataset
-        self._shape = batch_shape
         self._num_workers = num_workers
-        self._max_bad = max_bad
+        self._max_bad = max_bad or 0
         self._bad: set[str] = set()
-        self._read = functools.partial(_read, dataset, max_bad or 0)
         self._workers: list[_Worker] = []
         self._thread: ThreadPoolExecutor | None = None
         self._run = 0
+        num_slots = _AHEAD * num_workers + 1  # one for each batch that is under way, and one for that in use
+        memory = mmap.mmap(-1, num_slots * math.prod(batch_shape))  # processes that are forked share it
+        self._slots = np.frombuffer(memory, np.uint8).reshape(num_slots, *batch_shape)
 
-    def run(self, batches: Iterable[list[Sample]], prepare: Callable[[int, np.ndarray], Tensor]) -> Iterator[Batch]:
+    def run(self, batches: Iterable[list[Sample]], prepare: Prepare) -> Iterator[Batch]:
         """prepare(step, pixels), for steps from 0 and pixels uint8 [N, H, W, C] that are valid only during the call,
         and the labels, of each list of samples.
 
@@ -192,13 +176,14 @@ class BatchStream:
         """
         self._run += 1
         while len(self._workers) < self._num_workers:  # here, and not when the first batch is asked for, in a thread
-            self._workers.append(_Worker(self._read, self._shape, self._workers))
-            multiprocessing.util.Finalize(self, _kill, args=(self._workers[-1].process,), exitpriority=0)
+            worker = _Worker(functools.partial(_work, self.dataset, self._slots, self._max_bad))
+            self._workers.append(worker)
+            multiprocessing.util.Finalize(self, _kill, args=(worker.process,), exitpriority=0)
         prepared = self._prepared(self._run, batches, prepare)
         return prepared if paddle.get_device() == "cpu" else self._ahead(prepared)
 
-    def _prepared(self, run: int, batches: Iterable[list[Sample]], prepare: Any) -> Iterator[Batch]:
-        replies = self._by_workers(batches) if self._num_workers else self._here(batches)
+    def _prepared(self, run: int, batches: Iterable[list[Sample]], prepare: Prepare) -> Iterator[Batch]:
+        replies = self._by_workers(batches) if self._workers else self._here(batches)
         for step, (reply, pixels) in enumerate(replies):
             if reply.error is not None:
                 raise reply.error
@@ -206,22 +191,24 @@ class BatchStream:
             yield prepare(step, pixels[: len(reply.labels)]), paddle.to_tensor(reply.labels, "int64")
             assert run == self._run, "another run was started in the meantime"
 
-    def _here(self, batches: Iterable[list[Sample]]) -> Iterator[tuple[_Reply, np.ndarray]]:
-        pixels = np.empty(self._shape, np.uint8)
+    def _here(self, batches: Iterable[list[Sample]]) -> Iterator[tuple[Reply, np.ndarray]]:
         for samples in batches:
-            yield self._read(samples, pixels), pixels
+            yield self.dataset.read(samples, self._slots[0], max_bad=self._max_bad), self._slots[0]
 
-    def _by_workers(self, batches: Iterable[list[Sample]]) -> Iterator[tuple[_Reply, np.ndarray]]:
+    def _by_workers(self, batches: Iterable[list[Sample]]) -> Iterator[tuple[Reply, np.ndarray]]:
         for worker in self._workers:
             worker.drop_answers()  # of a run that was left
-        asked: deque[_Worker] = deque()
-        for worker, samples in zip(itertools.cycle(self._workers), batches):
-            worker.ask(samples)
-            asked.append(worker)
-            if len(asked) > _AHEAD * len(self._workers):
-                yield asked.popleft().answer()
-        while asked:
-            yield asked.popleft().answer()
+        asked: deque[tuple[_Worker, int]] = deque()
+        for worker, slot, samples in zip(
+            itertools.cycle(self._workers), itertools.cycle(range(len(self._slots))), batches
+        ):
+            worker.ask(slot, samples)
+            asked.append((worker, slot))
+            if len(asked) == len(self._slots):
+                worker, slot = asked.popleft()
+                yield worker.answer(), self._slots[slot]
+        for worker, slot in asked:
+            yield worker.answer(), self._slots[slot]
 
     def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """A copy to a GPU waits for what the GPU does: a thread prepares the next batch while one is used."""
@@ -239,65 +226,25 @@ class BatchStream:
                 continue
             self._bad.add(message)
             logger.warning("skipping unreadable image (%d of max. %s): %s", len(self._bad), self._max_bad, message)
-            if len(self._bad) > (self._max_bad or 0):
+            if len(self._bad) > self._max_bad:
                 raise UserError(
                     f"{len(self._bad)} images cannot be read, allowed: {self._max_bad} (DATA.MAX_BAD). The last one: "
                     f"{message}. The log lists them; tools/prepare_data.py check finds all"
                 )
 
 
-class _Reply(NamedTuple):
-    """What is to say of a batch besides its pixels; `bad`: the errors of images that were replaced."""
-
-    labels: list[int]
-    bad: list[str]
-    error: Exception | None = None
-
-
-def _read(dataset: ImageDataset, max_bad: int, samples: Sequence[Sample], out: np.ndarray) -> _Reply:
-    """Write pixels into `out`, uint8 [N, H, W, C]. Errors are returned, so that they reach the caller's process."""
-    assert len(samples) <= len(out)
-    labels: list[int] = []
-    bad: list[str] = []
-    try:
-        for pixels, drawn in zip(out, with_generators(samples)):
-            pixels[...], label = _image(dataset, max_bad, drawn, bad)
-            labels.append(int(label))
-    except UserError as error:
-        return _Reply(labels, bad, type(error)(str(error)))  # without what it was raised from, which may not pickle
-    except Exception:
-        return _Reply(labels, bad, RuntimeError(f"while reading data:\n{traceback.format_exc()}"))
-    return _Reply(labels, bad)
-
-
-def _image(dataset: ImageDataset, max_bad: int, drawn: Drawn, bad: list[str]) -> tuple[np.ndarray, np.int64]:
-    """Pixels and label of an image, or of the next one that can be read; adds the others' errors to `bad`."""
-    index, rng = drawn
-    for _ in range(max_bad):
-        try:
-            return dataset[index, rng]
-        except UserError as error:
-            bad.append(str(error))
-            index = (index + 1) % len(dataset)
-    return dataset[index, rng]
-
-
 class _Worker:
-    """A process that reads batches into memory that it shares with this one, one part of it after the other.
+    """A process that reads batches into memory that it shares with this one.
 
     Paddle's DataLoader (seen in 3.3.1) keeps batches in named files of /dev/shm, which a container may not have room
     for and a killed process leaves behind, copies each several times, and turns a worker's error into a SystemError.
     """
 
-    def __init__(self, read: Read, batch_shape: Sequence[int], others: Sequence[_Worker]) -> None:
-        memory = mmap.mmap(-1, _SLOTS * math.prod(batch_shape))
-        slots = np.frombuffer(memory, np.uint8).reshape(_SLOTS, *batch_shape)
-        self._slots = itertools.cycle(slots)
-        self._pending = 0
+    def __init__(self, work: Callable[[Connection, Connection], None]) -> None:
         fork = multiprocessing.get_context("fork")  # nothing there touches Paddle or a GPU
         self._pipe, theirs = fork.Pipe()
-        inherited = [self._pipe, *(other._pipe for other in others)]
-        self.process = fork.Process(target=_work, args=(read, slots, theirs, inherited))
+        self._pending = 0
+        self.process = fork.Process(target=work, args=(theirs, self._pipe))
         # Ctrl-C and others reach all processes, but training goes on to the end of its step: workers inherit this.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
@@ -306,14 +253,14 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
 
-    def ask(self, samples: Sequence[Sample]) -> None:
-        """Request a batch; with the one in use no more than _SLOTS are under way."""
+    def ask(self, slot: int, samples: Sequence[Sample]) -> None:
+        """Request a batch in a slot of the shared memory."""
         with contextlib.suppress(OSError):  # where it has died `answer` will say so
-            self._pipe.send(samples)
+            self._pipe.send((slot, samples))
         self._pending += 1
 
-    def answer(self) -> tuple[_Reply, np.ndarray]:
-        """The answer to the oldest request: its pixels are valid until another _SLOTS - 1 requests are made."""
+    def answer(self) -> Reply:
+        """The answer to the oldest request."""
         try:
             reply = self._pipe.recv()
         except (EOFError, OSError):
@@ -321,7 +268,7 @@ class _Worker:
                 "a data worker has died, often for lack of memory: lower DATA.NUM_WORKERS or the batch size"
             ) from None
         self._pending -= 1
-        return reply, next(self._slots)
+        return reply
 
     def drop_answers(self) -> None:
         """Wait for the requests that are under way, and forget them."""
@@ -329,16 +276,19 @@ class _Worker:
             self.answer()
 
 
-def _work(read: Read, slots: np.ndarray, pipe: Connection, inherited: Sequence[Connection]) -> None:
-    """A worker's process: answer requests until the other end of the pipe is closed."""
-    for other in inherited:
-        other.close()  # or the end of the parent would not close them
+def _work(dataset: ImageDataset, slots: np.ndarray, max_bad: int, pipe: Connection, parents: Connection) -> None:
+    """A worker's process: answer requests until the other end of the pipe is closed.
+
+    Workers that were started later hold that end too, and the last one ends first.
+    """
+    parents.close()
     gc.freeze()  # looking at what was inherited would copy it
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
     with contextlib.suppress(EOFError, OSError):
-        for pixels in itertools.cycle(slots):
-            pipe.send(read(pipe.recv(), pixels))
+        while True:
+            slot, samples = pipe.recv()
+            pipe.send(dataset.read(samples, slots[slot], max_bad=max_bad))
 
 
 def _kill(worker: Any) -> None:

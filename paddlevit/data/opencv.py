@@ -44,11 +44,11 @@ class OpenCVDataset(ImageDataset):
         self._train = transform
         self._fast = fast
 
-    def _pixels(self, index: int, rng: np.random.Generator | None) -> np.ndarray:
+    def pixels(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
         assert rng is not None
         crop = self._train.crop
         box = _whole if isinstance(crop, PaddedCrop) else functools.partial(crop.box, rng=rng)
-        part = read_part(self.source, index, box, side=crop.size, fast=self._fast)
+        part = read_part(self.source, i, box, side=crop.size, fast=self._fast)
         pixels = resize(part, crop.size, crop.resample)
         if isinstance(crop, PaddedCrop):
             pixels = moved(pixels, *crop.offset(rng), fill=(0, 0, 0))

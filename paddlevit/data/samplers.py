@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +22,7 @@ def train_order(num_samples: int, seed: int, *, epoch: int, repeats: int = 1) ->
     return order if repeats == 1 else np.repeat(order[: -(-num_samples // repeats)], repeats)[:num_samples]
 
 
+@dataclass
 class TrainBatchSampler:
     """Batches of one process of several that train together.
 
@@ -28,20 +30,20 @@ class TrainBatchSampler:
     at the end of an epoch are dropped. Raises UserError where there are too few images for a step.
     """
 
-    def __init__(
-        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, seed: int = 0, repeats: int = 1
-    ) -> None:
-        if num_samples < batch_size * world_size:
+    num_samples: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if not len(self):
             raise UserError(
-                f"{num_samples} training images are fewer than a step takes, {batch_size} x {world_size} processes = "
-                f"{batch_size * world_size}: lower DATA.BATCH_SIZE (-batch_size), or train on fewer processes"
+                f"{self.num_samples} training images are fewer than a step takes, {self.batch_size} x "
+                f"{self.world_size} processes = {self.batch_size * self.world_size}: lower DATA.BATCH_SIZE "
+                "(-batch_size), or train on fewer processes"
             )
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.seed = seed
-        self.repeats = repeats
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -50,17 +52,13 @@ class TrainBatchSampler:
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Sample]]:
         """This process's batches of an epoch, from `first_step` on."""
         order = train_order(self.num_samples, self.seed, epoch=epoch, repeats=self.repeats)
-        for step in range(first_step, len(self)):
-            positions = self._positions(step)
-            yield [(int(order[i]), (self.seed, epoch, i)) for i in positions]
-
-    def _positions(self, step: int) -> range:
-        """Places in the epoch's order that this process takes in a step."""
         images_per_step = self.batch_size * self.world_size
-        first = step * images_per_step
-        if self.repeats > 1:  # copies of an image stand one after the other: deal them to different processes
-            return range(first + self.rank, first + images_per_step, self.world_size)
-        return range(first + self.rank * self.batch_size, first + (self.rank + 1) * self.batch_size)
+        for first in range(first_step * images_per_step, len(self) * images_per_step, images_per_step):
+            if self.repeats > 1:  # copies of an image stand one after the other: deal them to different processes
+                places = range(first + self.rank, first + images_per_step, self.world_size)
+            else:
+                places = range(first + self.rank * self.batch_size, first + (self.rank + 1) * self.batch_size)
+            yield [(int(order[i]), (self.seed, epoch, i)) for i in places]
 
 
 class EvalBatchSampler:

@@ -263,7 +263,7 @@ class TestTransform:
         """Our pixels and Pillow's for the same draws."""
         source = Memory(encoded(photograph(100, 80, seed) if pixels is None else pixels, quality=95))
         transform = TrainTransform(crop, hflip=0.5, augmentation=None)
-        ours, _ = OpenCVDataset(source, transform, channels=channels, fast=False)[0, np.random.default_rng(seed)]
+        ours = OpenCVDataset(source, transform, channels=channels, fast=False).pixels(0, np.random.default_rng(seed))
         image = source.image(0) if channels == 3 else source.image(0).convert("L")
         return ours.astype(int), transform(image, np.random.default_rng(seed)).astype(int)
 

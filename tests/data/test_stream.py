@@ -10,12 +10,14 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
 
 from paddlevit.data import loader
+from paddlevit.data.dataset import ImageDataset
 from paddlevit.data.loader import BatchStream
 from paddlevit.errors import UserError
 
@@ -23,16 +25,18 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (1, 2, 2, 3)
 
 
-class Numbers:
+class Numbers(ImageDataset):
     """A data set of numbers, some of which are a programming mistake or the end of the process."""
 
-    def __getitem__(self, sample):
-        number, _ = sample
+    def __init__(self):
+        self.source = SimpleNamespace(label=int)
+
+    def pixels(self, number, rng=None):
         if number == 13:
             raise ZeroDivisionError("thirteen")
         if number == 99:
             os.kill(os.getpid(), signal.SIGKILL)
-        return np.full((2, 2, 3), number, dtype=np.uint8), np.int64(number)
+        return np.full((2, 2, 3), number, dtype=np.uint8)
 
 
 def requests(*numbers):
@@ -62,7 +66,7 @@ def new_workers(before):
 def test_mistakes_of_the_program_keep_their_traceback(num_workers):
     stream = BatchStream(Numbers(), SHAPE, num_workers=num_workers)
     assert received(stream, *range(12)) == list(range(12))
-    with pytest.raises(RuntimeError, match="(?s)Traceback.*in __getitem__.*ZeroDivisionError: thirteen"):
+    with pytest.raises(RuntimeError, match="(?s)Traceback.*in pixels.*ZeroDivisionError: thirteen"):
         received(stream, 11, 12, 13, 14)
     assert received(stream, 5, 6, 7) == [5, 6, 7]
     assert received(stream) == []
@@ -115,10 +119,10 @@ class Gaps(Numbers):
     def __len__(self):
         return 30
 
-    def __getitem__(self, sample):
-        if sample[0] % 3 == 2:
-            raise UserError(f"{sample[0]} is bad")
-        return super().__getitem__(sample)
+    def pixels(self, number, rng=None):
+        if number % 3 == 2:
+            raise UserError(f"{number} is bad")
+        return super().pixels(number)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
