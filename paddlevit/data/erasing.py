@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Callable
 
 import numpy as np
@@ -14,9 +15,12 @@ from yacs.config import CfgNode
 from paddlevit.runtime.seeding import ERASING, Key, generator
 
 _Rectangle = tuple[int, int, int, int]  # top, left, height, width
+_AREA, _RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)
+_TRIES = 10
 _POOL_SIZE = 1 << 20
 
 
+@dataclass
 class RandomErasing:
     """Overwrites rectangles of some images of a batch (Zhong et al. 2020, algorithm 1).
 
@@ -29,15 +33,10 @@ class RandomErasing:
     'const', zero, which is the mean color of normalised images.
     """
 
-    AREA = (0.02, 1 / 3)
-    RATIO = (0.3, 1 / 0.3)
-    TRIES = 10
-
-    def __init__(self, *, prob: float, mode: str = "pixel", count: int = 1) -> None:
-        self.prob = prob
-        self.mode = mode
-        self.count = count
-        self._pool: Tensor | None = None
+    prob: float
+    mode: str = "pixel"
+    count: int = 1
+    _pool: Tensor | None = None
 
     @paddle.no_grad()
     def __call__(self, images: Tensor, key: Key) -> Tensor:
@@ -56,10 +55,10 @@ class RandomErasing:
 
     def rectangles(self, height: int, width: int, rng: np.random.Generator) -> Iterator[_Rectangle]:
         """Up to `count` rectangles (top, left, height, width) in an image of height x width."""
-        low, high = math.log(self.RATIO[0]), math.log(self.RATIO[1])
+        low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
         for _ in range(self.count):
-            for _ in range(self.TRIES):
-                area = rng.uniform(*self.AREA) * height * width / self.count
+            for _ in range(_TRIES):
+                area = rng.uniform(*_AREA) * height * width / self.count
                 ratio = math.exp(rng.uniform(low, high))
                 h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
                 if 0 < h < height and 0 < w < width:

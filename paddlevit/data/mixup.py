@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -24,12 +25,12 @@ class _Mix(NamedTuple):
     box: _Box | None = None
 
 
+@dataclass
 class SmoothTargets:
     """Images as they are, labels as smoothed one-hot targets: smoothing / K for every class, 1 - smoothing on top."""
 
-    def __init__(self, num_classes: int, smoothing: float = 0.0) -> None:
-        self.num_classes = num_classes
-        self.smoothing = smoothing
+    num_classes: int
+    smoothing: float = 0.0
 
     def __call__(self, images: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor]:
         """(images [N, C, H, W], float32 targets [N, K]) for integer labels [N]; `key` is not used."""
@@ -39,6 +40,7 @@ class SmoothTargets:
         return targets * (1.0 - self.smoothing) + self.smoothing / self.num_classes
 
 
+@dataclass
 class Mixup(SmoothTargets):
     """Mixup (Zhang et al. 2018, equations 1 and 2) and CutMix (Yun et al. 2019, section 3.1).
 
@@ -51,28 +53,13 @@ class Mixup(SmoothTargets):
     `mode`: one lam and box per 'batch', per image ('elem') or per 'pair' of images that are mixed with each other.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        mixup_alpha: float = 0.8,
-        cutmix_alpha: float = 1.0,
-        cutmix_minmax: Sequence[float] | None = None,
-        prob: float = 1.0,
-        switch_prob: float = 0.5,
-        mode: str = "batch",
-        smoothing: float = 0.1,
-    ) -> None:
-        super().__init__(num_classes, smoothing)
-        self.mixup_alpha = mixup_alpha
-        self.cutmix_alpha = cutmix_alpha
-        self.cutmix_minmax = cutmix_minmax
-        self.prob = prob
-        if mixup_alpha > 0.0:
-            self.cutmix_prob = switch_prob if cutmix_alpha > 0.0 or cutmix_minmax else 0.0
-        else:
-            self.cutmix_prob = 1.0
-        self.mode = mode
+    smoothing: float = 0.1
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    cutmix_minmax: Sequence[float] | None = None
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    mode: str = "batch"
 
     @paddle.no_grad()
     def __call__(self, images: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor]:
@@ -95,6 +82,13 @@ class Mixup(SmoothTargets):
             lam = _column([mix.lam for mix in mixes], like=targets)
             images = _mix_each(images, partner, mixes)
         return images, self._smooth(paddle.gather(targets, partner) * (1.0 - lam) + targets * lam)
+
+    @property
+    def cutmix_prob(self) -> float:
+        """How often what is mixed is mixed by CutMix."""
+        if not self.mixup_alpha:
+            return 1.0
+        return self.switch_prob if self.cutmix_alpha or self.cutmix_minmax else 0.0
 
     def _draw(self, height: int, width: int, rng: np.random.Generator) -> _Mix:
         if rng.random() >= self.prob:

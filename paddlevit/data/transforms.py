@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from yacs.config import CfgNode
 from paddlevit.data.augment import FILTERS, Augmentation, apply, build_augmentation
 from paddlevit.errors import UserError
 
-Box = tuple[float, float, float, float]
+_TRIES = 10
 
 # An image of 1 x 100,000 pixels, whole, would take gigabytes once its shorter side has 256.
 _MAX_RESIZED_PIXELS = 1 << 25
@@ -28,18 +29,19 @@ def to_array(image: Image.Image | np.ndarray) -> np.ndarray:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-class CenterCrop:
-    """The usual evaluation: the shorter side becomes int(size / crop_pct), then the centre is cut out.
+@dataclass
+class EvalTransform:
+    """The usual evaluation: the shorter side becomes int(size / crop_pct), then the centre is cut out. Without a
+    `crop_pct` both sides become `size`, and nothing is cut off, as CvT is evaluated at 384 pixels.
 
     The longer side is truncated, int(short * long / shorter), and the offsets are rounded half to even, so that pixels
     are those that published accuracies were measured with. One exception: where the resized image would have over 33
     million pixels (sides 1 : 500 and more), only the part that is kept is resized, which moves values by a few levels.
     """
 
-    def __init__(self, size: int, *, crop_pct: float, resample: Image.Resampling) -> None:
-        self.size = size
-        self.short = int(size / crop_pct)
-        self.resample = resample
+    size: int
+    crop_pct: float | None
+    resample: Image.Resampling
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
         (width, height), (left, top) = self._geometry(image.size)
@@ -48,7 +50,7 @@ class CenterCrop:
         box = (left, top, left + self.size, top + self.size)
         return to_array(_cropped_resize(image, (width, height), box, self.resample))
 
-    def source_box(self, size: tuple[int, int]) -> Box:
+    def source_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of what is kept of an image of `size` (width, height), in its pixels."""
         (width, height), (left, top) = self._geometry(size)
         x0, x1 = (edge * size[0] / width for edge in (left, left + self.size))
@@ -57,41 +59,23 @@ class CenterCrop:
 
     def _geometry(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """(width, height) of the resized image, (left, top) of the square in it."""
-        shorter = min(size)
-        width, height = (int(self.short * side / shorter) for side in size)
+        if self.crop_pct is None:
+            return (self.size, self.size), (0, 0)
+        width, height = (int(int(self.size / self.crop_pct) * side / min(size)) for side in size)
         return (width, height), (int(round((width - self.size) / 2.0)), int(round((height - self.size) / 2.0)))
 
 
-class Squash:
-    """Evaluation of CvT at 384 pixels: both sides become `size`, and nothing is cut off."""
-
-    def __init__(self, size: int, *, resample: Image.Resampling) -> None:
-        self.size = size
-        self.resample = resample
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
-        return to_array(image.resize((self.size, self.size), self.resample))
-
-    def source_box(self, size: tuple[int, int]) -> Box:
-        """All of an image of `size` (width, height): left, top, right and bottom in its pixels."""
-        return 0.0, 0.0, float(size[0]), float(size[1])
-
-
+@dataclass
 class RandomResizedCrop:
     """A random part of the image, resized to size x size (Szegedy et al. 2015, section 6).
 
     `scale`: smallest and largest share of the area; `ratio`: smallest and largest width / height.
     """
 
-    TRIES = 10
-
-    def __init__(
-        self, size: int, *, scale: Sequence[float], ratio: Sequence[float], resample: Image.Resampling
-    ) -> None:
-        self.size = size
-        self.scale = tuple(scale)
-        self.ratio = tuple(ratio)
-        self.resample = resample
+    size: int
+    scale: Sequence[float]
+    ratio: Sequence[float]
+    resample: Image.Resampling
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(left, top, right, bottom) of the part to keep.
@@ -100,7 +84,7 @@ class RandomResizedCrop:
         centred one whose ratio is within the bounds.
         """
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for _ in range(self.TRIES):
+        for _ in range(_TRIES):
             area = width * height * rng.uniform(self.scale[0], self.scale[1])
             ratio = math.exp(rng.uniform(low, high))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -117,13 +101,13 @@ class RandomResizedCrop:
         return part.resize((self.size, self.size), self.resample)
 
 
+@dataclass
 class PaddedCrop:
     """The image, at size x size, moved by up to `padding` pixels along each axis; zeros come in from outside."""
 
-    def __init__(self, size: int, *, padding: int, resample: Image.Resampling) -> None:
-        self.size = size
-        self.padding = padding
-        self.resample = resample
+    size: int
+    padding: int
+    resample: Image.Resampling
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         image = image.resize((self.size, self.size), self.resample)
@@ -136,15 +120,13 @@ class PaddedCrop:
         return int(left), int(top)
 
 
+@dataclass
 class TrainTransform:
     """Crop, mirror with probability `hflip`, then augment."""
 
-    def __init__(
-        self, crop: RandomResizedCrop | PaddedCrop, *, hflip: float, augmentation: Augmentation | None
-    ) -> None:
-        self.crop = crop
-        self.hflip = hflip
-        self.augmentation = augmentation
+    crop: RandomResizedCrop | PaddedCrop
+    hflip: float
+    augmentation: Augmentation | None
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         return self.augmented(self.crop(image, rng), rng)
@@ -158,30 +140,24 @@ class TrainTransform:
         return to_array(image)
 
 
-def build_eval_transform(config: CfgNode) -> CenterCrop | Squash:
+def build_eval_transform(config: CfgNode) -> EvalTransform:
     """The transform of validation and test images; it needs no generator."""
     data = config.DATA
-    resample = FILTERS[data.INTERPOLATION]
-    if data.RESIZE_MODE == "squash":
-        return Squash(data.IMAGE_SIZE, resample=resample)
-    return CenterCrop(data.IMAGE_SIZE, crop_pct=data.CROP_PCT, resample=resample)
+    return EvalTransform(
+        data.IMAGE_SIZE, None if data.RESIZE_MODE == "squash" else data.CROP_PCT, FILTERS[data.INTERPOLATION]
+    )
 
 
 def build_train_transform(config: CfgNode) -> TrainTransform:
-    """The transform of training images. Raises UserError where a key of TRAIN has an unsuitable value."""
-    return TrainTransform(build_crop(config), hflip=config.TRAIN.HFLIP, augmentation=build_augmentation(config))
-
-
-def build_crop(config: CfgNode) -> RandomResizedCrop | PaddedCrop:
-    """The part of a training image that is kept. Raises UserError where CROP_SCALE or CROP_RATIO is no range."""
-    train, size = config.TRAIN, config.DATA.IMAGE_SIZE
-    resample = FILTERS[config.DATA.INTERPOLATION]
+    """The transform of training images. Raises UserError where CROP_SCALE or CROP_RATIO is no range."""
+    train, size, resample = config.TRAIN, config.DATA.IMAGE_SIZE, FILTERS[config.DATA.INTERPOLATION]
     for key in ("CROP_SCALE", "CROP_RATIO"):
         if len(train[key]) != 2 or not 0.0 < train[key][0] <= train[key][1]:
             raise UserError(f"TRAIN.{key} must be two numbers above 0, the smaller one first, got {list(train[key])}")
+    crop: RandomResizedCrop | PaddedCrop = RandomResizedCrop(size, train.CROP_SCALE, train.CROP_RATIO, resample)
     if train.CROP == "padded":
-        return PaddedCrop(size, padding=train.CROP_PADDING, resample=resample)
-    return RandomResizedCrop(size, scale=train.CROP_SCALE, ratio=train.CROP_RATIO, resample=resample)
+        crop = PaddedCrop(size, train.CROP_PADDING, resample)
+    return TrainTransform(crop, train.HFLIP, build_augmentation(config))
 
 
 def _cropped_resize(

@@ -78,7 +78,7 @@ class TestWhere:
 
     def test_area_and_ratio_without_refusals(self, monkeypatch):
         """In a square, a ratio near 1 always fits: the area is uniform and the ratio log-uniform."""
-        monkeypatch.setattr(RandomErasing, "RATIO", (0.5, 2.0))
+        monkeypatch.setattr(erasing, "_RATIO", (0.5, 2.0))
         rng, num = np.random.default_rng(3), 4000
         _, _, h, w = np.array([next(RandomErasing(prob=1.0).rectangles(3000, 3000, rng)) for _ in range(num)]).T
         uniform = {
