@@ -6,6 +6,7 @@ An image is Pillow's, of mode RGB or L, or an array for OpenCV (opencv.py): the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Union
 
 import numpy as np
@@ -18,6 +19,7 @@ Fill = Union[int, tuple[int, ...]]
 MAX_LEVEL = 10.0
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
+_BLENDS = ("brightness", "contrast", "color")
 _VALUES = np.arange(256)
 
 
@@ -43,34 +45,41 @@ PILLOW: dict[str, Callable[..., Image.Image]] = {
     "mirror": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
 }
 
-_GEOMETRIC = ("rotate", "shear", "translate")  # these take a filter and a fill color as well
 
-# An operation: from a level of 0 to 1 and a direction (1 or -1) to what is done, with the values it takes.
-Op = Callable[[float, float], tuple[Any, ...]]
+class Draw(NamedTuple):
+    """What an operation needs besides its level: a direction (1 or -1), a filter, and the color outside the image."""
+
+    sign: float
+    resample: Image.Resampling
+    fill: Fill
+
+
+# An operation: from a level of 0 to 1 to what PILLOW calls it, with the values it takes.
+Op = Callable[[float, Draw], tuple[Any, ...]]
 
 
 def operations(*, increasing: bool) -> dict[str, Op]:
     """Operation by name; `increasing`: a higher level always changes the image more."""
 
-    def factor(m: float, sign: float) -> float:
-        return max(0.1, 1.0 + sign * m * 0.9) if increasing else 0.1 + m * 1.8
+    def factor(m: float, draw: Draw) -> float:
+        return max(0.1, 1.0 + draw.sign * m * 0.9) if increasing else 0.1 + m * 1.8
 
     return {
-        "AutoContrast": lambda m, sign: ("autocontrast",),
-        "Equalize": lambda m, sign: ("equalize",),
-        "Invert": lambda m, sign: ("lookup", _solarized(0)),
-        "Rotate": lambda m, sign: ("rotate", sign * m * 30.0),
-        "Posterize": lambda m, sign: ("lookup", _posterized(4 - int(m * 4) if increasing else 4 + int(m * 4))),
-        "Solarize": lambda m, sign: ("lookup", _solarized(256 - int(m * 256) if increasing else int(m * 256))),
-        "SolarizeAdd": lambda m, sign: ("lookup", _brightened(int(m * 110))),
-        "Color": lambda m, sign: ("color", factor(m, sign)),
-        "Contrast": lambda m, sign: ("contrast", factor(m, sign)),
-        "Brightness": lambda m, sign: ("brightness", factor(m, sign)),
-        "Sharpness": lambda m, sign: ("sharpness", factor(m, sign)),
-        "ShearX": lambda m, sign: ("shear", sign * m * 0.3, 0.0),
-        "ShearY": lambda m, sign: ("shear", 0.0, sign * m * 0.3),
-        "TranslateX": lambda m, sign: ("translate", sign * m * 0.45, 0.0),
-        "TranslateY": lambda m, sign: ("translate", 0.0, sign * m * 0.45),
+        "AutoContrast": lambda m, draw: ("autocontrast",),
+        "Equalize": lambda m, draw: ("equalize",),
+        "Invert": lambda m, draw: ("lookup", _solarized(0)),
+        "Rotate": lambda m, draw: ("rotate", draw.sign * m * 30.0, *draw[1:]),
+        "Posterize": lambda m, draw: ("lookup", _posterized(4 - int(m * 4) if increasing else 4 + int(m * 4))),
+        "Solarize": lambda m, draw: ("lookup", _solarized(256 - int(m * 256) if increasing else int(m * 256))),
+        "SolarizeAdd": lambda m, draw: ("lookup", _brightened(int(m * 110))),
+        "Color": lambda m, draw: ("color", factor(m, draw)),
+        "Contrast": lambda m, draw: ("contrast", factor(m, draw)),
+        "Brightness": lambda m, draw: ("brightness", factor(m, draw)),
+        "Sharpness": lambda m, draw: ("sharpness", factor(m, draw)),
+        "ShearX": lambda m, draw: ("shear", draw.sign * m * 0.3, 0.0, *draw[1:]),
+        "ShearY": lambda m, draw: ("shear", 0.0, draw.sign * m * 0.3, *draw[1:]),
+        "TranslateX": lambda m, draw: ("translate", draw.sign * m * 0.45, 0.0, *draw[1:]),
+        "TranslateY": lambda m, draw: ("translate", 0.0, draw.sign * m * 0.45, *draw[1:]),
     }
 
 
@@ -86,18 +95,14 @@ def _brightened(added: int) -> np.ndarray:
     return np.where(_VALUES >= 128, _VALUES, np.minimum(_VALUES + added, 255)).astype(np.uint8)
 
 
-class Draw(NamedTuple):
-    """What an operation needs besides its level: a direction, a filter, and the color where no pixel comes from."""
-
-    sign: float
-    resample: Image.Resampling
-    fill: Fill
+RAND_OPS = list(operations(increasing=True).values())  # recipes draw from all: another would change them
+AUTO_OPS = operations(increasing=False)
 
 
 def perform(op: Op, image: Any, level: float, draw: Draw) -> Any:
     """The image after an operation at a level of 0 to MAX_LEVEL."""
-    name, *values = op(level / MAX_LEVEL, draw.sign)
-    return apply(name, image, *values, *((draw.resample, draw.fill) if name in _GEOMETRIC else ()))
+    name, *values = op(level / MAX_LEVEL, draw)
+    return apply(name, image, *values)
 
 
 def apply(name: str, image: Any, *values: Any) -> Any:
@@ -145,13 +150,7 @@ def _sign(rng: np.random.Generator) -> float:
     return 1.0 if rng.random() < 0.5 else -1.0
 
 
-# The recipes draw from these, evenly: another operation would change them all.
-RAND_AUGMENT_OPERATIONS = (
-    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast"),
-    *("Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY"),
-)
-
-
+@dataclass
 class RandAugment:
     """`layers` operations drawn uniformly with replacement, all at about the same level (Cubuk et al. 2020, section 3).
 
@@ -166,32 +165,22 @@ class RandAugment:
     solarize from 256 - int(25.6m); values below 128 plus int(11m).
     """
 
-    def __init__(
-        self,
-        *,
-        layers: int,
-        magnitude: float,
-        std: float,
-        fill: Fill,
-        resample: Image.Resampling = Image.Resampling.BICUBIC,
-    ) -> None:
-        table = operations(increasing=True)
-        self.ops = [table[name] for name in RAND_AUGMENT_OPERATIONS]
-        self.layers = layers
-        self.magnitude = magnitude
-        self.std = std
-        self.fill = fill
-        self.resample = resample
+    layers: int
+    magnitude: float
+    std: float
+    fill: Fill
+    resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
         """An image of the same size and mode."""
-        for index in rng.integers(len(self.ops), size=self.layers):
+        for index in rng.integers(len(RAND_OPS), size=self.layers):
             if rng.random() < 0.5:
                 level = min(max(rng.normal(self.magnitude, self.std), 0.0), MAX_LEVEL)
-                image = perform(self.ops[index], image, level, Draw(_sign(rng), self.resample, self.fill))
+                image = perform(RAND_OPS[index], image, level, Draw(_sign(rng), self.resample, self.fill))
         return image
 
 
+@dataclass
 class AutoAugment:
     """One of the 25 sub-policies that were found on ImageNet, drawn uniformly (Cubuk et al. 2019, table 9).
 
@@ -200,45 +189,37 @@ class AutoAugment:
     shears is drawn for each image, and `fill` is the images' mean color instead of grey.
     """
 
-    def __init__(self, *, fill: Fill, resample: Image.Resampling = Image.Resampling.BICUBIC) -> None:
-        self.ops = operations(increasing=False)
-        self.fill = fill
-        self.resample = resample
+    fill: Fill
+    resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
         """An image of the same size and mode."""
         for name, probability, level in AUTO_AUGMENT_POLICY[rng.integers(len(AUTO_AUGMENT_POLICY))]:
             if rng.random() < probability:
-                image = perform(self.ops[name], image, level, Draw(_sign(rng), self.resample, self.fill))
+                image = perform(AUTO_OPS[name], image, level, Draw(_sign(rng), self.resample, self.fill))
         return image
 
 
+@dataclass
 class ColorJitter:
     """Brightness, contrast and saturation in random order, each times a factor uniform in [max(0, 1 - j), 1 + j]."""
 
-    BLENDS = ("brightness", "contrast", "color")
-
-    def __init__(self, strength: float) -> None:
-        self.low = max(0.0, 1.0 - strength)
-        self.high = 1.0 + strength
+    strength: float
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
         """An image of the same size and mode."""
-        for index in rng.permutation(len(self.BLENDS)):
-            image = apply(self.BLENDS[index], image, rng.uniform(self.low, self.high))
+        for index in rng.permutation(len(_BLENDS)):
+            image = apply(_BLENDS[index], image, rng.uniform(max(0.0, 1.0 - self.strength), 1.0 + self.strength))
         return image
 
 
+@dataclass
 class ThreeAugment:
     """Grey, solarized from 128 on, or blurred with a std uniform in [0.1, 2] pixels, each with probability 1/3,
     then color jitter of the strength `jitter` (Touvron et al. 2022, "DeiT III", where it is 0.3).
     """
 
-    RADIUS = (0.1, 2.0)
-    THRESHOLD = 128
-
-    def __init__(self, *, jitter: float) -> None:
-        self.jitter = ColorJitter(jitter) if jitter else None
+    jitter: float
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
         """An image of the same size and mode."""
@@ -246,10 +227,10 @@ class ThreeAugment:
         if choice == 0:
             image = apply("grey", image)
         elif choice == 1:
-            image = apply("lookup", image, _solarized(self.THRESHOLD))
+            image = apply("lookup", image, _solarized(128))
         else:
-            image = apply("blur", image, rng.uniform(*self.RADIUS))
-        return self.jitter(image, rng) if self.jitter else image
+            image = apply("blur", image, rng.uniform(0.1, 2.0))
+        return ColorJitter(self.jitter)(image, rng) if self.jitter else image
 
 
 def build_augmentation(config: CfgNode) -> Augmentation | None:
@@ -259,17 +240,12 @@ def build_augmentation(config: CfgNode) -> Augmentation | None:
     train, data = config.TRAIN, config.DATA
     resample, fill = FILTERS[data.INTERPOLATION], mean_color(data.IMAGENET_MEAN, data.IMAGE_CHANNELS)
     if train.AUTO_AUGMENT:
-        return AutoAugment(fill=fill, resample=resample)
+        return AutoAugment(fill, resample)
     if train.THREE_AUGMENT:
-        return ThreeAugment(jitter=train.COLOR_JITTER)
+        return ThreeAugment(train.COLOR_JITTER)
     if train.RAND_AUGMENT:
-        return RandAugment(
-            layers=train.RAND_AUGMENT_LAYERS,
-            magnitude=train.RAND_AUGMENT_MAGNITUDE,
-            std=train.RAND_AUGMENT_STD,
-            fill=fill,
-            resample=resample,
-        )
+        how_much = (train.RAND_AUGMENT_LAYERS, train.RAND_AUGMENT_MAGNITUDE, train.RAND_AUGMENT_STD)
+        return RandAugment(*how_much, fill, resample)
     return ColorJitter(train.COLOR_JITTER) if train.COLOR_JITTER else None
 
 

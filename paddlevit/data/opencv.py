@@ -18,15 +18,12 @@ from paddlevit.data.augment import Fill
 from paddlevit.data.dataset import ImageDataset
 from paddlevit.data.decode import decode, is_turned
 from paddlevit.data.sources import Source
-from paddlevit.data.transforms import PaddedCrop, TrainTransform
+from paddlevit.data.transforms import Box, PaddedCrop, TrainTransform
 
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom
-ChooseBox = Callable[[int, int], Box]
 
 _FILTERS = {Image.Resampling.BICUBIC: cv2.INTER_CUBIC, Image.Resampling.BILINEAR: cv2.INTER_LINEAR}
 _VALUES = np.arange(256)
@@ -47,7 +44,7 @@ class OpenCVDataset(ImageDataset):
     def pixels(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
         assert rng is not None
         crop = self._train.crop
-        box = _whole if isinstance(crop, PaddedCrop) else functools.partial(crop.box, rng=rng)
+        box = functools.partial(crop.box, rng=rng)
         part = read_part(self.source, i, box, side=crop.size, fast=self._fast)
         pixels = resize(part, crop.size, crop.resample)
         if isinstance(crop, PaddedCrop):
@@ -55,7 +52,7 @@ class OpenCVDataset(ImageDataset):
         return self._train.augmented(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if self.mode == "L" else pixels, rng)
 
 
-def read_part(source: Source, i: int, choose: ChooseBox, *, side: int, fast: bool = True) -> np.ndarray:
+def read_part(source: Source, i: int, choose: Callable[[int, int], Box], *, side: int, fast: bool = True) -> np.ndarray:
     """Pixels uint8 [h, w, 3] of a box of the i-th image; choose(width, height) says which. Raises UserError, naming the
     image, where it cannot be read.
 
@@ -63,25 +60,22 @@ def read_part(source: Source, i: int, choose: ChooseBox, *, side: int, fast: boo
     of its sides are at least 2, 4 or 8 times `side`, at 1/2, 1/4 or 1/8 of their size. `fast`: more coarsely, which
     changes values by 1.4 levels on average.
     """
-    if not source.encoded:
-        return _cut(np.asarray(source.image(i)), choose)
-    data, decoding = source.read(i), source.decoding
-    part = None
-    if simplejpeg and not (decoding.upright and is_turned(data)):
-        part = _jpeg_part(data, choose, side=side, fast=fast, max_pixels=decoding.max_pixels)
-    return _cut(np.asarray(decode(data, source.name(i), decoding)), choose) if part is None else part
+    if source.encoded:
+        data, decoding = source.read(i), source.decoding
+        if simplejpeg and not (decoding.upright and is_turned(data)):
+            part = _jpeg_part(data, choose, side=side, fast=fast, max_pixels=decoding.max_pixels)
+            if part is not None:
+                return part
+        image = decode(data, source.name(i), decoding)
+    else:
+        image = source.image(i)
+    left, top, right, bottom = choose(image.width, image.height)
+    return np.asarray(image)[top:bottom, left:right]
 
 
-def _whole(width: int, height: int) -> Box:
-    return 0, 0, width, height
-
-
-def _cut(pixels: np.ndarray, choose: ChooseBox) -> np.ndarray:
-    left, top, right, bottom = choose(pixels.shape[1], pixels.shape[0])
-    return pixels[top:bottom, left:right]
-
-
-def _jpeg_part(data: bytes, choose: ChooseBox, *, side: int, fast: bool, max_pixels: int) -> np.ndarray | None:
+def _jpeg_part(
+    data: bytes, choose: Callable[[int, int], Box], *, side: int, fast: bool, max_pixels: int
+) -> np.ndarray | None:
     """None for what is no JPEG file, or an unusual or incomplete one."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
@@ -111,8 +105,8 @@ def resize(pixels: np.ndarray, side: int, resample: Image.Resampling) -> np.ndar
 
     OpenCV's filters look at 2 or 4 pixels however much an image shrinks, so that fine patterns turn into coarse ones. A
     Gaussian blur first, as wide as the difference between OpenCV's filter and one that grows with the reduction,
-    removes them: 0.8 levels away from
-    Pillow's bicubic on average, against 2.2 without, at twice the speed of averages over areas.
+    removes them: 0.8 levels away from Pillow's bicubic on average, against 2.2 without, at twice the speed of averages
+    over areas.
     """
     height, width = pixels.shape[:2]
     if height == width == side:
@@ -133,8 +127,8 @@ def moved(pixels: np.ndarray, left: int, top: int, *, fill: Fill) -> np.ndarray:
     return padded[y + top : y + top + height, x + left : x + left + width]
 
 
-def _autocontrast(pixels: np.ndarray) -> np.ndarray:
-    return cv2.merge([_stretched(plane) for plane in cv2.split(pixels)])
+def _by_plane(change: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
+    return cv2.merge([change(plane) for plane in cv2.split(pixels)])
 
 
 def _stretched(plane: np.ndarray) -> np.ndarray:
@@ -142,25 +136,13 @@ def _stretched(plane: np.ndarray) -> np.ndarray:
     return cv2.LUT(plane, _to_levels((_VALUES - low) * (255 / (high - low)))) if low < high else plane
 
 
-def _equalize(pixels: np.ndarray) -> np.ndarray:
-    return cv2.merge([cv2.equalizeHist(plane) for plane in cv2.split(pixels)])
-
-
-def _color(pixels: np.ndarray, factor: float) -> np.ndarray:
-    return cv2.addWeighted(pixels, factor, _grey(pixels), 1.0 - factor, 0.0)
+def _to_levels(values: np.ndarray) -> np.ndarray:
+    return values.clip(0, 255).astype(np.uint8)
 
 
 def _contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
     mean = cv2.mean(pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0]
     return cv2.LUT(pixels, _to_levels(mean + factor * (_VALUES - mean)))
-
-
-def _brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
-    return cv2.LUT(pixels, _to_levels(factor * _VALUES))
-
-
-def _to_levels(values: np.ndarray) -> np.ndarray:
-    return values.clip(0, 255).astype(np.uint8)
 
 
 def _sharpness(pixels: np.ndarray, factor: float) -> np.ndarray:
@@ -198,23 +180,19 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-def _blur(pixels: np.ndarray, radius: float) -> np.ndarray:
-    return cv2.GaussianBlur(pixels, (0, 0), radius, borderType=cv2.BORDER_REPLICATE)
-
-
 # What augment.PILLOW has, under the same names.
 OPS: dict[str, Callable[..., Any]] = {
     "lookup": cv2.LUT,
-    "autocontrast": _autocontrast,
-    "equalize": _equalize,
-    "color": _color,
+    "autocontrast": lambda pixels: _by_plane(_stretched, pixels),
+    "equalize": lambda pixels: _by_plane(cv2.equalizeHist, pixels),
+    "color": lambda pixels, factor: cv2.addWeighted(pixels, factor, _grey(pixels), 1.0 - factor, 0.0),
     "contrast": _contrast,
-    "brightness": _brightness,
+    "brightness": lambda pixels, factor: cv2.LUT(pixels, _to_levels(factor * _VALUES)),
     "sharpness": _sharpness,
     "rotate": _rotate,
     "shear": _shear,
     "translate": _translate,
     "grey": _grey,
-    "blur": _blur,
+    "blur": lambda pixels, radius: cv2.GaussianBlur(pixels, (0, 0), radius, borderType=cv2.BORDER_REPLICATE),
     "mirror": lambda pixels: cv2.flip(pixels, 1),
 }

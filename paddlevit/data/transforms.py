@@ -17,6 +17,8 @@ from yacs.config import CfgNode
 from paddlevit.data.augment import FILTERS, Augmentation, apply, build_augmentation
 from paddlevit.errors import UserError
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
 _TRIES = 10
 
 # An image of 1 x 100,000 pixels, whole, would take gigabytes once its shorter side has 256.
@@ -77,8 +79,8 @@ class RandomResizedCrop:
     ratio: Sequence[float]
     resample: Image.Resampling
 
-    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) of the part to keep.
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """The part to keep.
 
         The area is uniform, the ratio log-uniform, the place uniform. After ten parts that do not fit, the largest
         centred one whose ratio is within the bounds.
@@ -108,6 +110,10 @@ class PaddedCrop:
     size: int
     padding: int
     resample: Image.Resampling
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """The part to keep before that: all."""
+        return 0, 0, width, height
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         image = image.resize((self.size, self.size), self.resample)
@@ -160,9 +166,7 @@ def build_train_transform(config: CfgNode) -> TrainTransform:
     return TrainTransform(crop, train.HFLIP, build_augmentation(config))
 
 
-def _cropped_resize(
-    image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int], resample: Image.Resampling
-) -> Image.Image:
+def _cropped_resize(image: Image.Image, size: tuple[int, int], box: Box, resample: Image.Resampling) -> Image.Image:
     """A box of the image at `size`, value by value.
 
     Pillow resizes rows first, to whole levels, and columns then: rows that no pixel of the box is made of need not be
