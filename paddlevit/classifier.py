@@ -20,7 +20,7 @@ from paddlevit.data import build_decoding, build_preparation, open_source
 from paddlevit.data.classes import Classes, classes_beside, folder_of, refuse_difference
 from paddlevit.data.decode import decode, to_rgb
 from paddlevit.data.index import imagenet_names, read_class_names
-from paddlevit.data.sources import FileSource
+from paddlevit.data.sources import read_image
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export import DESCRIPTION_FILE, data_values, exported_file, open_exported, read_description
 from paddlevit.models import build_model
@@ -128,7 +128,7 @@ class Classifier:
         if isinstance(image, Image.Image):
             return to_rgb(image, self._decoding)
         if isinstance(image, (str, os.PathLike)):
-            return decode(FileSource([os.fspath(image)]).read(0), os.fspath(image), self._decoding)
+            return decode(read_image(os.fspath(image)), os.fspath(image), self._decoding)
         if isinstance(image, bytes):
             return decode(image, "the image", self._decoding)
         got = type(image).__name__

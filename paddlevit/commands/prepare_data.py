@@ -113,7 +113,7 @@ def _zip(args: argparse.Namespace) -> str:
 
 def _check(args: argparse.Namespace) -> str:
     from paddlevit.data import num_workers
-    from paddlevit.data.layouts import SPLITS
+    from paddlevit.data.sources import SPLITS
 
     lines, bad = [], []
     for split in SPLITS:
@@ -136,7 +136,7 @@ def _check(args: argparse.Namespace) -> str:
 def _source(folder: Path, dataset: str, split: str) -> Source | None:
     """A split of the data set; None where it has the other one only."""
     from paddlevit.data.cifar import open_cifar
-    from paddlevit.data.layouts import SPLITS, open_imagenet
+    from paddlevit.data.sources import SPLITS, open_imagenet
 
     try:
         return open_imagenet(folder, split) if dataset == "imagenet2012" else open_cifar(folder, dataset, split=split)

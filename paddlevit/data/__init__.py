@@ -5,7 +5,6 @@ from __future__ import annotations
 from paddlevit.data.build import (
     build_decoding,
     build_eval_loader,
-    build_file_loader,
     build_preparation,
     build_sample_loader,
     build_train_loader,
@@ -20,7 +19,6 @@ __all__ = [
     "TrainLoader",
     "build_decoding",
     "build_eval_loader",
-    "build_file_loader",
     "build_preparation",
     "build_sample_loader",
     "build_train_loader",

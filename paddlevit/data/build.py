@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
@@ -17,10 +16,9 @@ from paddlevit.data.classes import Classes, follow, imagenet_classes
 from paddlevit.data.dataset import MODES, ImageDataset
 from paddlevit.data.decode import Decoding
 from paddlevit.data.erasing import build_erasing
-from paddlevit.data.layouts import open_imagenet
 from paddlevit.data.loader import BatchStream, EvalLoader, Normalize, TrainLoader
 from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
-from paddlevit.data.sources import FileSource, Source
+from paddlevit.data.sources import Source, open_imagenet
 from paddlevit.data.transforms import build_eval_transform, build_train_transform
 from paddlevit.errors import UserError
 
@@ -94,14 +92,6 @@ def build_sample_loader(config: CfgNode, split: str, most: int, classes: Classes
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
     # One process of n would evaluate every n-th image.
     return _eval_loader(config, dataset, world_size=-(-len(source) // most))
-
-
-def build_file_loader(config: CfgNode, paths: Sequence[str]) -> EvalLoader:
-    """The images `paths`, in this order and as evaluation sees them, to predict their classes; labels are 0."""
-    source = FileSource(paths)
-    source.decoding = build_decoding(config)
-    dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
-    return _eval_loader(config, dataset)
 
 
 def build_preparation(config: CfgNode) -> tuple[Callable[[Image.Image], np.ndarray], Normalize]:

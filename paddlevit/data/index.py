@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import codecs
 import functools
+import io
 import os
 import re
 import unicodedata
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,6 @@ _MAPPING_FILE = "LOC_synset_mapping.txt"
 _FOLDERS_ABOVE = 3
 
 _MAX_LABEL_DIGITS = 6
-_WHITE_SPACE = np.zeros(256, dtype=bool)
-_WHITE_SPACE[list(b" \t\n\r\v\f")] = True
-_BLOCK, _ROWS = 1 << 20, 1 << 16  # bytes and images of a list that are looked at in one step
 
 
 def read_text(file: Path) -> bytes:
@@ -129,14 +128,12 @@ class Index:
     starts: np.ndarray  # int64 [N]
     lengths: np.ndarray  # int32 [N]
     labels: np.ndarray  # int32 [N]
+    places: Sequence[
+        tuple[int, bytes]
+    ] = ()  # of a list: each label with each folder that has images of it, as they come
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def num_labels(self) -> int:
-        """One more than the largest label."""
-        return int(self.labels.max(initial=-1)) + 1
 
     def path(self, i: int) -> bytes:
         """The i-th path, as bytes of the file system."""
@@ -147,34 +144,27 @@ class Index:
         """Number of the line on which the i-th path stands, from 1."""
         return self.text.count(b"\n", 0, int(self.starts[i])) + 1
 
-    def first(self) -> np.ndarray:
-        """Number of each label's first image; -1 for labels that no image has."""
-        first = np.full(self.num_labels, -1)
-        first[self.labels[::-1]] = np.arange(len(self) - 1, -1, -1, dtype=np.int32)  # the last one written stays
-        return first
+    def first_folders(self) -> dict[int, bytes]:
+        """The folder of each label's first image, in the order of labels."""
+        return dict(sorted(dict(reversed(self.places)).items()))
 
-    def folder(self, i: int) -> str:
-        """Name of the folder in which the i-th image lies; empty where its path has none."""
-        return plain_name(os.fsdecode(self.path(i).rpartition(b"/")[0].rpartition(b"/")[2]))
-
-    @functools.cached_property
-    def folders(self) -> list[str] | None:
+    def class_names(self) -> list[str] | None:
         """Per label the name of the folder in which all its images lie, or the label where it has none; None where an
         image lies in no folder, or two labels have the same. Images in folders of that folder count as its own.
         """
-        first = self.first().tolist()
-        names = [str(label) if i < 0 else self.folder(i) for label, i in enumerate(first)]
+        first = self.first_folders()
+        names = [folder_name(first[label]) if label in first else str(label) for label in range(max(first) + 1)]
         if "" in names or len(set(names)) < len(names):
             return None
-        places = [self.path(i).rpartition(b"/")[0] + b"/" for i in first]
-        for start in range(0, len(self), _ROWS):
-            labels = self.labels[start : start + _ROWS].tolist()
-            expected = map(places.__getitem__, labels)
-            found = map(self.text.startswith, expected, self.starts[start : start + _ROWS].tolist())
-            elsewhere = (i for i, there in enumerate(found, start) if not there)
-            if any(self.folder(i) != names[self.labels[i]] for i in elsewhere):
+        for label, folder in self.places:
+            if not folder.startswith(first[label] + b"/") and folder_name(folder) != names[label]:
                 return None
         return names
+
+
+def folder_name(folder: bytes) -> str:
+    """How the name of a folder is shown, without those above it."""
+    return plain_name(os.fsdecode(folder.rpartition(b"/")[2]))
 
 
 def index_of(paths: Sequence[bytes], labels: Sequence[int]) -> Index:
@@ -206,58 +196,30 @@ def stamp(file: Path) -> tuple[int, int] | None:
 @functools.lru_cache(maxsize=2)  # one run asks for the lists of both splits several times
 def _read_list(file: Path, _: tuple[int, int] | None) -> Index:
     text = read_text(file)
-    most = text.count(b"\n") + 1
-    index = Index(text, np.empty(most, np.int64), np.empty(most, np.int32), np.empty(most, np.int32))
-    start = done = 0
-    while start < len(text):
-        end = text.find(b"\n", start + _BLOCK) + 1 or len(text)
-        starts, ends, labels, wrong = _parsed(np.frombuffer(text[start:end].rstrip(b"\n") + b"\n", np.uint8))
-        some = slice(done, done + len(labels))
-        index.starts[some], index.lengths[some], index.labels[some] = starts + start, ends - starts, labels
-        if wrong.any():
-            raise _refused(file, index, done + int(wrong.argmax()))
-        start, done = end, some.stop
-    if not done:
+    starts, lengths, labels, end = array("q"), array("i"), array("i"), 0
+    places: dict[tuple[int, bytes], None] = {}
+    for line in io.BytesIO(text):
+        end += len(line)
+        line = line.lstrip()
+        words = line.rsplit(None, 1)
+        if not words:
+            continue
+        if len(words) == 1 or not words[1].isdigit() or len(words[1]) > _MAX_LABEL_DIGITS:
+            raise _refused(f"{file}, line {text.count(10, 0, end - len(line)) + 1}", words)
+        label = int(words[1])
+        starts.append(end - len(line))
+        lengths.append(len(words[0]))
+        labels.append(label)
+        places[label, words[0].rpartition(b"/")[0]] = None
+    if not places:
         raise UserError(f"{file} lists no images: a line holds a path, white space and a label")
-    return Index(text, index.starts[:done], index.lengths[:done], index.labels[:done])
+    numbers = (np.frombuffer(starts, np.int64), np.frombuffer(lengths, np.int32), np.frombuffer(labels, np.int32))
+    return Index(text, *numbers, list(places))
 
 
-def _parsed(text: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where the paths of some lines start and end, the labels, and which lines are wrong, blank lines left out.
-
-    All lines go one character further at a time, from the end: the last character of `text`, and so the one before
-    the first, is a line feed.
-    """
-    ends = np.flatnonzero(text == ord("\n"))
-    starts = np.append(0, ends[:-1] + 1)
-    while (more := _WHITE_SPACE[text[starts]] & (starts < ends)).any():
-        starts = starts + more
-    ends = _stripped(text, starts, ends)
-    full = starts < ends
-    starts, ends = starts[full], ends[full]
-    labels, at = np.zeros(len(ends), dtype=np.int32), ends
-    for k in range(_MAX_LABEL_DIGITS):
-        digits = text[at - 1] - np.uint8(ord("0"))
-        more = digits < 10
-        labels += np.where(more, digits, 0) * np.int32(10**k)
-        at = at - more
-    paths_end = _stripped(text, starts, at)
-    return starts, paths_end, labels, (at == ends) | ~_WHITE_SPACE[text[at - 1]] | (paths_end == starts)
-
-
-def _stripped(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Where lines end without the white space at their ends."""
-    while (more := _WHITE_SPACE[text[ends - 1]] & (starts < ends)).any():
-        ends = ends - more
-    return ends
-
-
-def _refused(file: Path, index: Index, i: int) -> UserError:
-    """What is wrong with the line of the i-th image."""
-    start = int(index.starts[i])
-    end = index.text.find(b"\n", start)
-    words = index.text[start : end if end >= 0 else None].decode("utf-8", "replace").split()
-    place = f"{file}, line {index.line(i)}"
+def _refused(place: str, words: Sequence[bytes]) -> UserError:
+    """What is wrong with a line."""
+    word = words[-1].decode("utf-8", "replace")
     if len(words) == 1:
-        return UserError(f"{place}: '{words[0]}' has no label after it")
-    return UserError(f"{place}: the label is '{words[-1]}', allowed: whole numbers, 0 to 999999")
+        return UserError(f"{place}: '{word}' has no label after it")
+    return UserError(f"{place}: the label is '{word}', allowed: whole numbers, 0 to 999999")

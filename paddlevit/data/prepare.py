@@ -18,8 +18,7 @@ import numpy as np
 from PIL import Image
 
 from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text
-from paddlevit.data.layouts import SPLITS, open_folder, open_imagenet
-from paddlevit.data.sources import FolderSource, ListSource, Source, class_folders
+from paddlevit.data.sources import SPLITS, FolderSource, ListSource, Source, class_folders, open_folder, open_imagenet
 from paddlevit.data.ziparchive import ZipArchive
 from paddlevit.errors import MissingFileError, UserError
 

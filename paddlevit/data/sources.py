@@ -1,4 +1,4 @@
-"""Where images and labels come from: list files, zip files with a map, folders.
+"""Where images and labels come from: list files, zip files with a map, folders of classes.
 
 Every source reads safely in many processes, holds its paths and labels in arrays (index.py) and names an image as a
 person would look for it.
@@ -20,7 +20,17 @@ import numpy as np
 from PIL import Image
 
 from paddlevit.data.decode import AS_PUBLISHED, KNOWN, decode, is_image
-from paddlevit.data.index import CLASS_NAMES_FILE, Index, index_of, read_list, stamp
+from paddlevit.data.index import (
+    CLASS_NAMES_FILE,
+    Index,
+    folder_name,
+    index_of,
+    plain_name,
+    read_class_names,
+    read_list,
+    readable,
+    stamp,
+)
 from paddlevit.data.ziparchive import ZipArchive, top_folder
 from paddlevit.errors import MissingFileError, UserError
 
@@ -28,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 # In a list of up to this many files, all are looked for when it is opened; in a longer one, each when it is read.
 _MAX_CHECKED_FILES = 20_000
-_MOST_NAMED = 3  # files in a message
+_MOST_NAMED = 3  # files or folders in a message
+SPLITS = ("train", "val")
 
 
 class Source(ABC):
@@ -96,6 +107,9 @@ class _IndexedSource(Source):
         """Path of the i-th image below the root."""
         return os.fsdecode(self._index.path(i))
 
+    def read(self, i: int) -> bytes:
+        return _read_file(self.name(i))
+
 
 class ListSource(_IndexedSource):
     """Images named, with their labels, by a list file; paths are relative to `root`.
@@ -108,6 +122,9 @@ class ListSource(_IndexedSource):
         self._root = root
         self._list_file = list_file
         self._index = read_list(list_file)
+        self._find_files()
+
+    def _find_files(self) -> None:
         if len(self) <= _MAX_CHECKED_FILES:
             for i in range(len(self)):
                 if not os.path.exists(self.name(i)):
@@ -118,8 +135,8 @@ class ListSource(_IndexedSource):
 
     def read(self, i: int) -> bytes:
         try:
-            return _read_file(self.name(i))
-        except FileNotFoundError:
+            return super().read(i)
+        except MissingFileError:
             return _read_file(self._found(i))
 
     def _found(self, i: int) -> str:
@@ -131,21 +148,14 @@ class ListSource(_IndexedSource):
         raise MissingFileError(f"{self.label_place(i)}: there is no file {self.name(i)}")
 
 
-class ZipSource(_IndexedSource):
+class ZipSource(ListSource):
     """Images that are members of a zip file, named, with their labels, by a map file.
 
     Raises UserError where the file is no zip, or a member that the map names is not in it.
     """
 
-    def __init__(self, zip_file: Path, map_file: Path, class_names: Sequence[str]) -> None:
-        self.class_names = class_names
-        self._root = zip_file
-        self._map_file = map_file
-        self._index = read_list(map_file)
-        self._archive = _mapped_archive(zip_file, map_file, (stamp(zip_file), stamp(map_file)))
-
-    def label_place(self, i: int) -> str:
-        return f"{self._map_file}, line {self._index.line(i)}"
+    def _find_files(self) -> None:
+        self._archive = _mapped_archive(self._root, self._list_file, (stamp(self._root), stamp(self._list_file)))
 
     def read(self, i: int) -> bytes:
         return self._archive.read(i, self.name(i))
@@ -203,38 +213,101 @@ class FolderSource(_IndexedSource):
         _say_left_out(self._root, left_out)
         return index_of(paths, labels)
 
-    def read(self, i: int) -> bytes:
-        try:
-            return _read_file(self.name(i))
-        except FileNotFoundError:
-            raise MissingFileError(f"there is no file {self.name(i)} any more") from None
+
+def open_imagenet(root: Path, split: str) -> Source:
+    """The images of a split ('train' or 'val') of the data set in the folder `root`.
+
+    List files are taken before zip files, and these before folders; splits are not mixed. Raises MissingFileError
+    where there is none of them, and UserError where what is there cannot be used.
+    """
+    if not root.is_dir():
+        raise MissingFileError(f"the data folder {root} does not exist: name it with -data_path (DATA.DATA_PATH)")
+    for kind in ("list", "map"):
+        files = {name: root / f"{name}_{kind}.txt" for name in SPLITS}
+        there = [file for file in files.values() if file.is_file()]
+        if there and files[split] not in there:
+            raise MissingFileError(f"{files[split]} is missing, though {there[0]} is there")
+        if there:
+            names = _names_of_lists(root, there)
+            if kind == "list":
+                return ListSource(root, files[split], names)
+            return ZipSource(root / f"{split}.zip", files[split], names)
+    if any((root / name).is_dir() for name in SPLITS):
+        return open_folder(root, split)
+    raise MissingFileError(_nothing_found(root, split))
 
 
-class FileSource(Source):
-    """Images by their paths. Nothing is known of their classes: every label is 0."""
+def open_folder(root: Path, split: str) -> FolderSource:
+    """The images of a split in folders of classes. Raises MissingFileError or UserError where they cannot be used."""
+    folder = root / split
+    if not folder.is_dir():
+        hint = f"; `paddlevit prepare split {root / 'train'} -output {root}` takes some of train" * (split == "val")
+        raise MissingFileError(f"{folder} is missing: the images of a split lie in {folder}/<class>/{hint}")
+    # Labels count the classes to train on. Without these there is only the split itself to go by.
+    classes = class_folders(root / "train" if (root / "train").is_dir() else folder)
+    file = root / CLASS_NAMES_FILE
+    names = read_class_names(file)
+    if names is None:
+        if all(name.isdecimal() for name in classes) and classes != sorted(classes, key=int):
+            say_once(f"{folder}: labels follow the folders' names as text, 10 before 2; a {file.name} would order them")
+        return FolderSource(folder, classes, readable([plain_name(name) for name in classes], root))
+    return FolderSource(folder, _in_the_order_of(names, classes, file), readable(names, root))
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.class_names: list[str] = []
-        self._paths = paths
 
-    @property
-    def labels(self) -> np.ndarray:
-        return np.zeros(len(self._paths), np.int64)
+def _in_the_order_of(names: Sequence[str], folders: Sequence[str], file: Path) -> list[str]:
+    """A folder per name: those of the same names, or, if there is none, `folders` in their own order."""
+    by_name = {plain_name(folder): folder for folder in folders}
+    unknown = [name for name in by_name if name not in names]
+    if not unknown:
+        return [by_name.get(name, name) for name in names]
+    if len(unknown) < len(folders):
+        raise UserError(f"{file} has no class '{unknown[0]}', though there is a folder of that name")
+    if len(names) != len(folders):
+        raise UserError(f"{file} has {len(names)} names, but there are {len(folders)} class folders")
+    return list(folders)
 
-    def label(self, i: int) -> int:
-        return 0
 
-    def name(self, i: int) -> str:
-        return self._paths[i]
+def _names_of_lists(root: Path, files: Sequence[Path]) -> Sequence[str]:
+    """Names of the classes that any of the list files has."""
+    indexes = [read_list(file) for file in files]
+    where = root / CLASS_NAMES_FILE
+    names: Sequence[str] | None = read_class_names(where)
+    if names is None:
+        used = {label for index in indexes for label, _ in index.places}
+        numbers = [str(label) for label in range(max(used) + 1)]
+        if unused := set(range(len(numbers))) - used:
+            say_once(f"{files[0]}: no image has label {min(unused)}, of 0 to {numbers[-1]}: labels count from 0")
+        by_folder = ((file, index.class_names() or []) for file, index in zip(files, indexes))
+        where, names = next((found for found in by_folder if len(found[1]) == len(numbers)), (where, None))
+        if names is None:
+            return readable(numbers, root)
+    for index, file in zip(indexes, files):
+        for label, path in index.first_folders().items():
+            folder = folder_name(path)
+            if label < len(names) and (folder == names[label] or folder not in names):
+                continue
+            said = f"has '{names[label]}' for it" if label < len(names) else f"names {len(names)} classes, from 0 on"
+            line = index.line(int(np.argmax(index.labels == label)))
+            place = f"{file}, line {line}: label {label} for an image in folder '{folder}'"
+            raise UserError(f"{place}, but {where} {said}")
+    return readable(names, root)
 
-    def read(self, i: int) -> bytes:
-        name = self._paths[i]
-        if os.path.isdir(name):
-            raise UserError(f"the folder {name} holds no images ({KNOWN})")
-        try:
-            return _read_file(name)
-        except FileNotFoundError:
-            raise MissingFileError(f"there is no file {name}") from None
+
+def _nothing_found(root: Path, split: str) -> str:
+    folders = [name for name in class_folders(root) if any(map(is_image, os.listdir(os.fsencode(root / name))))]
+    if folders:
+        some = ", ".join(folders[:_MOST_NAMED]) + ", ..." * (len(folders) > _MOST_NAMED)
+        return (
+            f"{root} has {len(folders)} class folders ({some}), but no train/ and val/. Divide them by\n"
+            f"  paddlevit prepare split {root}\n"
+            "which writes lists of images to train on and to validate with, and copies nothing"
+        )
+    return (
+        f"no images to {'train on' if split == 'train' else 'validate'} in {root}. Looked for, in this order:\n"
+        f"  {root}/{split}_list.txt, with a line 'relative/path label' for every image\n"
+        f"  {root}/{split}_map.txt and {root}/{split}.zip, with a line 'path/in/zip<TAB>label' for every image\n"
+        f"  {root}/{split}/<class>/*.jpg, *.png and other images"
+    )
 
 
 @functools.cache
@@ -302,11 +375,18 @@ def _other_forms(path: bytes) -> list[bytes]:
     return [os.fsencode(form.replace("\\", "/")) for form in forms]
 
 
+def read_image(path: str) -> bytes:
+    """What a file holds, of those that find_images gives. Raises MissingFileError or UserError."""
+    if os.path.isdir(path):
+        raise UserError(f"the folder {path} holds no images ({KNOWN})")
+    return _read_file(path)
+
+
 def _read_file(path: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()
     except FileNotFoundError:
-        raise
+        raise MissingFileError(f"there is no file {path}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None

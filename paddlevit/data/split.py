@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text
-from paddlevit.data.layouts import SPLITS
 from paddlevit.data.prepare import list_text, refuse_other, write_texts
-from paddlevit.data.sources import FolderSource, class_folders
+from paddlevit.data.sources import SPLITS, FolderSource, class_folders
 from paddlevit.errors import MissingFileError, UserError
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from paddlevit.errors import MissingFileError, UserError
 
 _LOCAL = struct.Struct("<4s22xHH")  # the header before a member's content: PKWARE's APPNOTE.TXT, section 4.3.7
+_PLACE = np.dtype([("offset", np.int64), ("size", np.int64), ("deflated", np.bool_)])
 _ENCRYPTED, _UTF8 = 1, 1 << 11
 _MOST_BYTES = 1 << 30  # however small it is stored, no image unpacks to more
 
@@ -31,27 +32,25 @@ class ZipArchive:
         self._pid = -1
         members = self._members()
         self.names = {_name(member): i for i, member in enumerate(members)}
-        self._offsets = np.fromiter((member.header_offset for member in members), np.int64, len(members))
-        self._sizes = np.fromiter((member.compress_size for member in members), np.int64, len(members))
-        self._deflated = np.fromiter((member.compress_type for member in members), np.bool_, len(members))
-        if (self._offsets + self._sizes > os.stat(path).st_size).any() or (self._offsets < 0).any():
+        places = ((member.header_offset, member.compress_size, bool(member.compress_type)) for member in members)
+        self._places = np.fromiter(places, _PLACE, len(members))
+        offsets = self._places["offset"]
+        if (offsets + self._places["size"] > os.stat(path).st_size).any() or (offsets < 0).any():
             raise UserError(f"{path} is not a complete zip file: a member extends past its end")
 
     def keep(self, numbers: np.ndarray) -> None:
         """Forget the names, and all members but `numbers`, which are numbered from 0 in this order."""
-        self.names = {}
-        self._offsets, self._sizes = self._offsets[numbers], self._sizes[numbers]
-        self._deflated = self._deflated[numbers]
+        self.names, self._places = {}, self._places[numbers]
 
     def read(self, number: int, name: str) -> bytes:
         """The content of a member; `name` is what messages call it. Raises UserError where it is damaged."""
-        offset, size = int(self._offsets[number]), int(self._sizes[number])
+        offset, size, deflated = self._places[number].item()
         try:
             signature, name_size, extra_size = _LOCAL.unpack(self._at(_LOCAL.size, offset))
             data = self._at(size, offset + _LOCAL.size + name_size + extra_size)
             if signature != b"PK\3\4" or len(data) != size:
                 raise struct.error("this is no member, or not all of it")
-            return _inflated(data) if self._deflated[number] else data
+            return _inflated(data) if deflated else data
         except OSError as error:
             raise UserError(f"{name} cannot be read: {error.strerror}") from None
         except (struct.error, zlib.error) as error:

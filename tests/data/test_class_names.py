@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from paddlevit.data.index import class_names_text, imagenet_names, read_class_names, readable
-from paddlevit.data.layouts import open_imagenet
+from paddlevit.data.sources import open_imagenet
 from paddlevit.errors import UserError
 
 MAPPING = "n02119789 kit fox, Vulpes macrotis\nn01440764 tench, Tinca tinca\n\nn03126707 crane\nbroken\n"

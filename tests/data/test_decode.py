@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paddlevit.config import get_config
-from paddlevit.data import build_decoding, build_eval_loader, build_file_loader, build_preparation, build_train_loader
+from paddlevit.data import build_decoding, build_eval_loader, build_preparation, build_train_loader
 from paddlevit.data.decode import Decoding, decode, is_image
 from paddlevit.errors import UserError
 
@@ -174,7 +174,7 @@ def test_one_orientation_in_training_evaluation_and_prediction(tmp_path, resizer
     file = str(tmp_path / "val" / "a" / "0.jpg")
     prepare, normalize = build_preparation(config)
     served = prepare(decode(Path(file).read_bytes(), "x", build_decoding(config)))
-    loaders = [build_train_loader(config).epoch(0), build_eval_loader(config), build_file_loader(config, [file])]
+    loaders = [build_train_loader(config).epoch(0), build_eval_loader(config)]
     for images in (*(next(iter(loader))[0] for loader in loaders), normalize(paddle.to_tensor(served[None]))):
         image = images[0, 0].numpy()
         assert (image[2, 28] > image[28, 2]) == upright

@@ -16,9 +16,8 @@ from PIL import Image
 from paddlevit.commands.prepare_data import main
 from paddlevit.config import get_config
 from paddlevit.data import open_source
-from paddlevit.data.layouts import open_imagenet
 from paddlevit.data.prepare import cuts, photographs
-from paddlevit.data.sources import FolderSource
+from paddlevit.data.sources import FolderSource, open_imagenet
 from paddlevit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

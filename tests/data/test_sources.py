@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from paddlevit.config import get_config
-from paddlevit.data import build_eval_loader, build_file_loader, build_train_loader, open_source
+from paddlevit.data import build_eval_loader, build_train_loader, open_source
 from paddlevit.data import sources as sources_module
-from paddlevit.data.layouts import open_imagenet
-from paddlevit.data.sources import find_images
+from paddlevit.data.sources import find_images, open_imagenet
 from paddlevit.errors import MissingFileError, UserError
 
 
@@ -98,7 +97,7 @@ def test_a_file_that_was_removed(root):
     source = open_imagenet(root, "val")
     len(source)
     (root / "val" / "a" / "0.png").unlink()
-    with pytest.raises(MissingFileError, match="val/a/0.png any more"):
+    with pytest.raises(MissingFileError, match="there is no file .*val/a/0.png"):
         source.image(0)
 
 
@@ -221,8 +220,8 @@ def test_formats_are_alike_in_training_evaluation_and_prediction(tmp_path, suffi
     file = str(tmp_path / "val" / "a" / f"x{suffix}")
     assert list(find_images([str(tmp_path / "val")])) == [file]
     config = get_config("pit_digits", ["DATA.DATA_PATH", str(tmp_path), "DATA.BATCH_SIZE", 1, "DATA.NUM_WORKERS", 0])
-    loaders = [build_train_loader(config).epoch(0), build_eval_loader(config), build_file_loader(config, [file])]
-    assert [next(iter(loader))[1].tolist() for loader in loaders] == [[0], [0], [0]]
+    loaders = [build_train_loader(config).epoch(0), build_eval_loader(config)]
+    assert [next(iter(loader))[1].tolist() for loader in loaders] == [[0], [0]]
 
 
 def test_images_of_a_class_are_in_the_order_of_their_names(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paddlevit.commands.prepare_data import main
-from paddlevit.data.layouts import open_imagenet
+from paddlevit.data.sources import open_imagenet
 from paddlevit.data.split import divided
 
 

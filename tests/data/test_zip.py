@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddlevit.data.layouts import open_imagenet
+from paddlevit.data.sources import open_imagenet
 from paddlevit.data.ziparchive import ZipArchive
 from paddlevit.errors import MissingFileError, UserError
 
