@@ -22,9 +22,9 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Callable
+from typing import IO, Any, Callable, NamedTuple
 
 from paddlevit.errors import UserError
 
@@ -57,12 +57,11 @@ _PR_SET_PDEATHSIG = 1
 _STUCK = {"T": "is stopped", "D": "waits for a disk"}
 _STOPPED = {code for signum in STOP_SIGNALS for code in (128 + signum, -signum)}
 
+_Signal = tuple[int, float]  # and when it came
+
 _shared: int | None = None
 _own_timeout = 0.0
 _alarm_set = 0.0
-
-
-_Signal = tuple[int, float]  # and when it came
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,7 @@ def run(job: Job) -> int:
             logger.warning("starting again: restart %d of %d", restarts, job.max_restarts)
 
 
-@dataclass(frozen=True)
-class _Failure:
+class _Failure(NamedTuple):
     code: int
     reason: str
     text: str = ""
@@ -206,20 +204,15 @@ class _Process:
 
     def hung(self) -> _Failure:
         """The failure of a process that the others wait for."""
-        seconds = max(0.0, time.monotonic() - self.last_progress())
+        seconds, stuck = max(0.0, time.monotonic() - self.last_progress()), self.stuck()
         reason = f"{self._name} has made no progress for {seconds:.0f} seconds"
-        return _Failure(1, f"{reason}; it {_STUCK[self._state]}" if self.stuck else reason, hung=True)
+        return _Failure(1, f"{reason}; it {stuck}" if stuck else reason, hung=True)
 
-    @property
-    def stuck(self) -> bool:
-        """Whether the process certainly does not wait for the others."""
-        return self._state in _STUCK
-
-    @property
-    def _state(self) -> str:
-        """Linux's letter for the state of the process."""
+    def stuck(self) -> str:
+        """What Linux says of a process that certainly does not wait for the others; else empty."""
         with contextlib.suppress(OSError):
-            return Path(f"/proc/{self.popen.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+            state = Path(f"/proc/{self.popen.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+            return _STUCK.get(state, "")
         return ""
 
     @property
@@ -233,8 +226,8 @@ def _attempt(job: Job, asked: list[_Signal], *, restarted: bool) -> tuple[int, b
     processes = [_start(command, rank, env) for rank, env in enumerate(_environments(job.nprocs, job.kind))]
     try:
         code, failure = _watch(processes, job.hang_timeout, asked)
-        mistake = failure if failure is not None and failure.code == 2 else None
-        if failure is not None and mistake is None:
+        failed = failure is not None and failure.code != 2  # which is a user's mistake
+        if failure is not None and failed:
             sys.stderr.write(failure.text)
             job.open_log()
             logger.error("%s", failure.reason)
@@ -242,9 +235,9 @@ def _attempt(job: Job, asked: list[_Signal], *, restarted: bool) -> tuple[int, b
                 _show_where_they_are(processes)
     finally:
         _end(processes)
-    if mistake is not None and mistake.text:
-        raise UserError(mistake.text)
-    return code, failure is not None and mistake is None
+    if failure is not None and failure.text and not failed:
+        raise UserError(failure.text)
+    return code, failed
 
 
 def _start(command: list[str], rank: int, env: dict[str, str]) -> _Process:
@@ -290,18 +283,13 @@ def _first_failure(processes: list[_Process], hang_timeout: float) -> _Failure |
     if raised:
         time.sleep(_SECONDS_TO_DIE)
     dead = [failure for failure in (process.died() for process in processes) if failure]
-    if dead:
-        return _blame(dead, processes)
+    if dead:  # gloo aborts a process when a peer is gone, or silent for 30 seconds
+        first = min(dead, key=lambda failure: failure.code == _ABORTED)
+        hung = _hung(processes, _SECONDS_OF_GLOO) if first.code == _ABORTED else None
+        return first if hung is None else hung._replace(code=first.code, reason=f"{hung.reason}; {first.reason}")
     if raised:
         return min(raised, key=lambda failure: failure.at)
     return _hung(processes, hang_timeout)
-
-
-def _blame(dead: list[_Failure], processes: list[_Process]) -> _Failure:
-    """The death that came first: gloo aborts a process when a peer is gone, or silent for 30 seconds."""
-    first = min(dead, key=lambda failure: failure.code == _ABORTED)
-    hung = _hung(processes, _SECONDS_OF_GLOO) if first.code == _ABORTED else None
-    return first if hung is None else replace(hung, code=first.code, reason=f"{hung.reason}; {first.reason}")
 
 
 def _hung(processes: list[_Process], timeout: float) -> _Failure | None:
@@ -311,13 +299,13 @@ def _hung(processes: list[_Process], timeout: float) -> _Failure | None:
     if not timeout or not running or now - running[0].last_progress() < timeout:
         return None
     silent = [process for process in running if now - process.last_progress() > timeout / 2]
-    return next((process for process in silent if process.stuck), silent[0]).hung()
+    return next((process for process in silent if process.stuck()), silent[0]).hung()
 
 
 def _show_where_they_are(processes: list[_Process]) -> None:
     """Have the processes write their stacks to stderr, one after the other."""
     for process in processes:
-        if process.running and not process.stuck:
+        if process.running and not process.stuck():
             sys.stderr.write(f"rank {process.rank} is here:\n")
             sys.stderr.flush()
             process.popen.send_signal(signal.SIGUSR1)
