@@ -213,7 +213,7 @@ def _interpolation(places: int, pixels: int, grid: Grid) -> np.ndarray:
     near = (1.5 * away - 2.5) * away**2 + 1
     far = ((-0.5 * away + 2.5) * away - 4) * away + 2
     weights = np.where(away < 1, near, np.where(away < 2, far, 0))
-    weights[:, 1] += weights[:, 0]  # beyond the ends the outermost places go on
+    weights[:, 1] += weights[:, 0]  # constant beyond the outermost places
     weights[:, -2] += weights[:, -1]
     return weights[:, 1:-1].astype("float32")
 

@@ -17,12 +17,12 @@ Captioned = tuple[str, Optional[Image.Image]]
 # From cold to hot: the brightness rises evenly, so that the order is seen without colors too.
 _PALETTE = ((10, 8, 50), (70, 15, 110), (140, 30, 115), (205, 60, 80), (243, 115, 40), (252, 185, 50), (250, 250, 180))
 _GAMMA = 0.7  # below 1: what is lukewarm shows too
-_STRENGTH = 0.75  # of the hottest colour over the image
-_UNSEEN = 0.4  # brightness of what the network has not seen
+_STRENGTH = 0.75  # of the hottest color over the image
+_UNSEEN = 0.4  # brightness of what the model has not seen
 _MARGIN, _LINE, _GROUND, _INK = 8, 20, (255, 255, 255), (30, 30, 30)
 
 
-def coloured(heat: np.ndarray) -> np.ndarray:
+def colored(heat: np.ndarray) -> np.ndarray:
     """0 to 1, any shape -> RGB uint8 with one axis more."""
     steps = np.linspace(0, 1, len(_PALETTE))
     channels = [np.interp(heat, steps, channel) for channel in zip(*_PALETTE)]
@@ -32,7 +32,7 @@ def coloured(heat: np.ndarray) -> np.ndarray:
 def overlay(image: Image.Image, heat: np.ndarray, box: Box | None = None) -> Image.Image:
     """`image` with `heat` [h, w], 0 to 1, over it; RGB, the image's own size.
 
-    `box` is the part of the image that the network has seen, by default all of it; the rest becomes dark.
+    `box` is the part of the image that the model has seen, by default all of it; the rest becomes dark.
     """
     image = image.convert("RGB")
     left, top, right, bottom = (round(edge) for edge in box or (0, 0, *image.size))
@@ -41,7 +41,7 @@ def overlay(image: Image.Image, heat: np.ndarray, box: Box | None = None) -> Ima
     grown = np.asarray(small.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     strength = _STRENGTH * grown[:, :, None] ** _GAMMA
     seen = np.asarray(image.crop((left, top, right, bottom)), dtype="float32")
-    mixed = seen * (1 - strength) + coloured(grown) * strength
+    mixed = seen * (1 - strength) + colored(grown) * strength
     picture = image.point(lambda value: int(value * _UNSEEN))
     picture.paste(Image.fromarray(mixed.round().astype("uint8")), (left, top))
     return picture
@@ -55,7 +55,7 @@ def tiles(feature_map: np.ndarray, count: int, side: int) -> list[Image.Image]:
     channels = feature_map[np.argsort(-feature_map.std(axis=(1, 2)), kind="stable")[:count]]
     height, width = channels.shape[1:]
     size = (round(side * width / max(height, width)), round(side * height / max(height, width)))
-    return [Image.fromarray(x).resize(size, Image.Resampling.NEAREST) for x in coloured(stretched(channels))]
+    return [Image.fromarray(x).resize(size, Image.Resampling.NEAREST) for x in colored(stretched(channels))]
 
 
 def fitted(image: Image.Image, box: Box, side: int) -> tuple[Image.Image, Box]:

@@ -35,13 +35,13 @@ def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> di
     `image_size`; then (x / 255 - mean) / std by channel.
     """
     data = config.DATA
-    colours = "RGB" if data.IMAGE_CHANNELS == 3 else "grey"
+    colors = "RGB" if data.IMAGE_CHANNELS == 3 else "grey"
     return {
         "variant": config.MODEL.NAME,
         "family": config.MODEL.TYPE,
         "num_classes": config.MODEL.NUM_CLASSES,
         "weights_sha256": _checksum(model),
-        "input": f"images, float32 [N, {data.IMAGE_CHANNELS}, {data.IMAGE_SIZE}, {data.IMAGE_SIZE}], {colours}",
+        "input": f"images, float32 [N, {data.IMAGE_CHANNELS}, {data.IMAGE_SIZE}, {data.IMAGE_SIZE}], {colors}",
         "output": f"logits, float32 [N, {config.MODEL.NUM_CLASSES}]",
         "preprocessing": {
             **{name: data[key.split(".")[1]] for name, key in _PREPROCESSING.items()},

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: what templates/chart.html draws in the colours of style.css."""
+"""Line charts as inline SVG: what templates/chart.html draws in the colors of style.css."""
 
 from __future__ import annotations
 

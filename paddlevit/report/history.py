@@ -87,7 +87,7 @@ def read_history(path: Path) -> History:
     """The run that `path`, a metrics.jsonl, describes.
 
     A line takes the place of the one of its series that it repeats, and of all after that: a resumed run writes those
-    anew. Lines that cannot be read, such as the last one of a killed run, are counted. Raises UserError where the file
+    again. Lines that cannot be read, such as the last one of a killed run, are counted. Raises UserError where the file
     is missing or holds no readable line.
     """
     try:

@@ -22,7 +22,7 @@ from paddlevit.attention_maps import (
     overlay,
 )
 from paddlevit.attention_maps.heat import on_pixels
-from paddlevit.attention_maps.picture import coloured
+from paddlevit.attention_maps.picture import colored
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.views import Grid
@@ -355,7 +355,7 @@ def test_overlay_has_the_images_size_and_lies_in_the_box():
 
 
 def test_hotter_is_brighter():
-    red, green, blue = coloured(np.linspace(0, 1, 101)).astype(float).T
+    red, green, blue = colored(np.linspace(0, 1, 101)).astype(float).T
     steps = np.diff(0.2126 * red + 0.7152 * green + 0.0722 * blue)
     assert steps.min() > 0.5
 
