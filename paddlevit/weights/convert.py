@@ -96,8 +96,8 @@ def convert_state_dict(state: Mapping[str, Any], model: nn.Layer, source: str = 
     """`state` under our names and in Paddle's layout, dtypes kept (bfloat16 as float32), shapes not compared.
 
     `source` is one of official, timm, hf, paddlevit, ours, as far as the model's family has it; 'auto' recognises it.
-    Raises WeightsError where the source is not recognised, an array has no counterpart in the model, or what
-    the model computes itself has another content.
+    Raises WeightsError where the source is not recognised, an array has no counterpart in the model, or what the model
+    computes itself has another content.
     """
     target = Target.of(model)
     flat = unwrap(state).arrays

@@ -85,6 +85,13 @@ def test_every_network_is_written_as_its_publisher_does_and_comes_back(model, fm
         assert again[name].flat[-1] == tensor.numpy().flat[-1], name
 
 
+def test_a_body_of_transformers_without_its_head_has_shorter_names():
+    table = Target.of(Network("cvt-13-224x224")).tables["hf"]
+    for prefix in ("", "cvt."):
+        assert table.ours(f"{prefix}encoder.stages.2.layers.0.layernorm_before.bias") == "stages.2.blocks.0.norm1.bias"
+    assert table.theirs("stages.2.cls_token") == "cvt.encoder.stages.2.cls_token"
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_our_own_files_are_recognised(model):
     state = {name: LazyArray(shape, None) for name, shape in names_and_shapes(model).items()}
