@@ -7,6 +7,7 @@ from pathlib import Path
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
+from paddlevit.runtime.streams import only_results
 
 _WIDEST = 44  # characters of a cell; the page has all of them
 
@@ -34,14 +35,15 @@ def main(argv: list[str]) -> int:
             mistakes.append(error)
     for mistake in mistakes:
         print(f"error: {mistake}", file=sys.stderr)
-    if runs:
-        print(_aligned(result_table(runs)))
-        if len(runs) > 1:
-            table = difference_table(runs)
-            narrower = min(_aligned(table), _aligned([list(row) for row in zip(*table)]), key=_width)
-            print(f"\n{narrower if table[1:] else 'The configurations are the same.'}")
+    said = [_aligned(result_table(runs))] if runs else []
+    if len(runs) > 1:
+        table = difference_table(runs)
+        narrower = min(_aligned(table), _aligned([list(row) for row in zip(*table)]), key=_width)
+        said.append(narrower if table[1:] else "The configurations are the same.")
     if runs and args.output is not None:
-        print(f"\nwritten to {write_comparison(runs, args.output)}")
+        said.append(f"written to {write_comparison(runs, args.output)}")
+    with only_results() as out:
+        print(*said, sep="\n\n", end="\n" * bool(said), file=out)
     return 2 if mistakes else 0
 
 

@@ -7,6 +7,7 @@ import re
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
+from paddlevit.runtime.streams import only_results
 
 _FIGURES = (r"([\d.]+ M) parameters", r"([\d.]+ G) multiply-accumulates", r"Published top-1 on ImageNet-1k: ([\d.]+ %)")
 
@@ -29,9 +30,10 @@ def main(argv: list[str]) -> int:
     head = ("variant", "image", "parameters", "MACs", "published top-1")
     rows = [head, *((name, *figures(name)) for name in names)]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    for name, *rest in rows:
-        cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:]))
-        print("  ".join([f"{name:{widths[0]}}", *cells]))
+    with only_results() as out:
+        for name, *rest in rows:
+            cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:]))
+            print("  ".join([f"{name:{widths[0]}}", *cells]), file=out)
     return 0
 
 

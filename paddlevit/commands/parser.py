@@ -13,9 +13,11 @@ from typing import Any, Callable, NoReturn
 
 import paddlevit
 from paddlevit.errors import UserError, path_mistakes
-from paddlevit.runtime import settings
+from paddlevit.runtime import settings, streams
 
 Main = Callable[..., int]
+
+_BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 
 program = f"python {sys.argv[0]}"  # what the user has called, for the usage and the examples
 
@@ -166,14 +168,17 @@ def exit_code(main: Main) -> Main:
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None, **options: Any) -> int:
+        streams.tolerate_losses()
         try:
             settings.prepare_command()
             _show_warnings()
             with path_mistakes():
                 return main(list(sys.argv[1:] if argv is None else argv), **options)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {streams.escaped(str(error))}", file=sys.stderr)
             return 2
+        except streams.NobodyReads:
+            return _BROKEN_PIPE
         except ModuleNotFoundError as error:
             if error.name != "paddle":
                 raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from paddlevit.commands.flags import add_flags
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
-from paddlevit.runtime.streams import only_results
+from paddlevit.runtime.streams import escaped, only_results
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,18 +21,14 @@ if TYPE_CHECKING:
     from paddlevit.classifier import Classifier
 
 _BATCH_SIZE = 32  # a training run's own would be a long wait for the first answer, and memory for nothing
-_BROKEN_PIPE = 141
 
 
 @exit_code
 def main(argv: list[str]) -> int:
     """Print the top-k classes of every image that `argv` names; 0, or 2 where one could not be read."""
     args = parse_args(argv)
-    try:
-        with only_results() as out:
-            return _predict(args, out)
-    except BrokenPipeError:  # who reads has enough, as head does
-        return _BROKEN_PIPE
+    with only_results() as out:
+        return _predict(args, out)
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -72,7 +68,8 @@ def _predict(args: argparse.Namespace, out: TextIO) -> int:
     write, code = _json if args.json else _text, 0
     for image, found in zip(paths, _guesses(classifier, paths, args)):
         if isinstance(found, UserError):
-            tqdm.write(f"error: {found if image in str(found) else f'{image}: {found}'}", file=sys.stderr)
+            message = str(found) if image in str(found) else f"{image}: {found}"
+            tqdm.write(f"error: {escaped(message)}", file=sys.stderr)
             code = 2
         else:
             with tqdm.external_write_mode(sys.stderr):  # where the progress bar is
@@ -129,4 +126,4 @@ def _json(image: str, found: list[dict[str, Any]]) -> str:
 def _text(image: str, found: list[dict[str, Any]]) -> str:
     lines = [f"  {100 * each['probability']:6.2f} %  {each['label']}" for each in found]
     text = image.encode("utf-8", "backslashreplace").decode("utf-8")  # a file's name need not be text
-    return "\n".join([text, *lines])
+    return "\n".join([escaped(text), *lines])

@@ -46,8 +46,11 @@ def open_folder(config: CfgNode) -> Iterator[Path]:
                         _refuse_another_run(folder, config.MODEL.RESUME)
                 _log_to(folder)
                 yield folder
-        except UserError:
-            if made and not (folder / "config.yaml").exists():
+        except BaseException as error:
+            mistake = isinstance(error, UserError)
+            why = f"{type(error).__name__}: {error}"
+            logger.error("ended by %s", why, exc_info=not mistake, extra={"file_only": True})
+            if mistake and made and not (folder / "config.yaml").exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 for parent in made[1:]:
                     with contextlib.suppress(OSError):  # others use it by now

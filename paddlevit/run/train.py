@@ -251,6 +251,7 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
         if not trainer.stop_signal:
             trainer.stop_signal, first = signum, time.monotonic()
         elif time.monotonic() - first > SECONDS_TO_REPEAT:
+            logger.warning("ended at once by %s", signal.Signals(signum).name)
             signal.signal(signum, previous[signum])
             signal.raise_signal(signum)
 

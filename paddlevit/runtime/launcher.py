@@ -106,8 +106,6 @@ def take_part(function: Callable[[], int], *, hang_timeout: float = 0.0) -> int:
     try:
         return function()
     except Exception as error:
-        if logger.hasHandlers():
-            logger.error("this process has failed", exc_info=True, extra={"file_only": True})
         if _shared is not None:
             mistake = isinstance(error, UserError)
             text = str(error) if mistake else traceback.format_exc()[-_MOST_TEXT:]

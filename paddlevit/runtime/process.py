@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from paddlevit import paddle_internals
 from paddlevit.errors import UserError
+from paddlevit.runtime.streams import escaped
 
 logger = logging.getLogger(__name__)
 
@@ -171,10 +172,20 @@ def setup_logging(folder: Path | None = None) -> None:
     handlers: list[logging.Handler] = [_TerminalHandler()] if is_main() else []
     if folder is not None:
         name = "log.txt" if is_main() else f"log_rank{rank()}.txt"
-        handlers.append(logging.FileHandler(folder / name, encoding="utf-8"))
+        handlers.append(_FileHandler(folder / name, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
         package.addHandler(handler)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Where the disk is full, the line stays in the buffer, and is written with the next one that can be."""
 
 
 class _TerminalHandler(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -64,11 +65,14 @@ class Journal:
         """
         if not is_main() or not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(True)
-        kept = [line for line in lines if _before(line, epoch, step, evaluated)]
-        write_text(self.path, "".join(kept))
-        for line in kept:
-            self._draw(json.loads(line))
+        lines = self.path.read_bytes().splitlines()
+        records = [record for record in map(_record, lines) if record is not None]
+        if len(records) < len(lines):
+            logger.warning("%s: dropped %d damaged lines", self.path, len(lines) - len(records))
+        kept = [record for record in records if _before(record, epoch, step, evaluated)]
+        write_text(self.path, "".join(f"{json.dumps(record)}\n" for record in kept))
+        for record in kept:
+            self._draw(record)
 
     def start_epoch(self, epoch: int, step: int) -> None:
         """Epoch number `epoch`, counted from 1, continues after `step` of its steps."""
@@ -155,9 +159,9 @@ class Journal:
             return
         phase, epochs = record["phase"], record["epoch"]
         if phase == "train":
-            epochs += record["step"] / record["steps_per_epoch"] - 1
+            epochs += record["step"] / record.get("steps_per_epoch", self.steps_per_epoch) - 1
         group = "val_ema" if record.get("weights") == "ema" else phase
-        values = {f"{group}/{key}": record[key] for key in _CURVES[phase] if record[key] is not None}
+        values = {f"{group}/{key}": record[key] for key in _CURVES[phase] if record.get(key) is not None}
         self.write_curves(values, round(epochs * self.steps_per_epoch * self.images_per_batch))
 
 
@@ -166,14 +170,20 @@ def _bar(*args: Any, **options: Any) -> tqdm:
     return tqdm(*args, **options, leave=False, disable=not watched, dynamic_ncols=True)
 
 
-def _before(line: str, epoch: int, step: int, evaluated: int) -> bool:
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl says; None where it is damaged, as by a process that was killed while it wrote."""
     try:
-        record = json.loads(line)
-        if record["phase"] == "val":
-            return record["epoch"] <= evaluated and not record.get("best")
-        return (record["epoch"] - 1, record["step"]) <= (epoch, step)
-    except (ValueError, KeyError):
-        return False
+        record = json.loads(line.decode("utf-8"))
+        numbers = [record["epoch"], 0 if record["phase"] == "val" else record["step"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return record if all(type(number) is int for number in numbers) else None
+
+
+def _before(record: dict[str, Any], epoch: int, step: int, evaluated: int) -> bool:
+    if record["phase"] == "val":
+        return record["epoch"] <= evaluated and not record.get("best")
+    return (record["epoch"] - 1, record["step"]) <= (epoch, step)
 
 
 def open_scalars(kind: str, folder: Path) -> Callable[[dict[str, float], int], None]:
@@ -192,10 +202,11 @@ def open_scalars(kind: str, folder: Path) -> Callable[[dict[str, float], int], N
     logger.info("curves: %s --logdir %s", kind, folder)
 
     def write(values: dict[str, float], step: int) -> None:
-        for tag, value in values.items():
-            writer.add_scalar(tag, value, step)
-        if kind == "visualdl":
-            writer.flush()  # at the end of the program nobody else does
+        with contextlib.suppress(OSError):  # a full disk costs curves, no run
+            for tag, value in values.items():
+                writer.add_scalar(tag, value, step)
+            if kind == "visualdl":
+                writer.flush()  # at the end of the program nobody else does
 
     return write
 
