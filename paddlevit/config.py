@@ -38,6 +38,7 @@ _ALIASES = {
     "distill": "distilled",
 }
 OF_IMAGES = r"DATA\.(IMAGE_\w+|IMAGENET_\w+|CROP_PCT|RESIZE_MODE|INTERPOLATION|EXIF_ORIENTATION)"  # what a model sees
+_HEAD, _END = "# The configuration of a run, as it was resolved.\n", "# end\n"
 _OF_A_START = {"OUTPUT", "MODEL.RESUME"}  # differ where a run is resumed
 _MOST_VALUES = 10_000  # in one file: aliases of aliases multiply
 
@@ -101,6 +102,17 @@ def with_values(config: CfgNode, values: dict[str, Any]) -> CfgNode:
     return _resolve([*_flat(config, "config"), *itertools.starmap(_Source, values.items())])
 
 
+def dumped(config: CfgNode) -> str:
+    """The yaml file of `config`, of which it can be told whether it is whole."""
+    return f"{_HEAD}{config.dump()}{_END}"
+
+
+def check_whole(text: str, path: Path) -> None:
+    """Raises ConfigError where `text`, of the file `path`, is the beginning of what `dumped` wrote."""
+    if text.startswith(_HEAD) and not text.endswith(_END):
+        raise ConfigError(f"{path} is cut short: its last line, '{_END.strip()}', is missing")
+
+
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted keys of nested sections, and their values."""
     for key, value in node.items():
@@ -113,7 +125,9 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def changes(path: Path, config: CfgNode, pattern: str = ".*") -> list[str]:
     """Keys, of those that the pattern fits, that differ between the yaml file `path` and `config`, with both values."""
     try:
-        before = dict(flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        text = path.read_text(encoding="utf-8")
+        check_whole(text, path)
+        before = dict(flat(yaml.safe_load(text)))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         return [f"settings that {path} had cannot be told ({' '.join(str(error).split())})"]
     now = dict(flat(yaml.safe_load(config.dump())))
@@ -239,6 +253,7 @@ _Loader.yaml_constructors = {
 def _load(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
+        check_whole(data.decode("utf-8", "replace"), path)
         # To YAML, json is a part of it but for tabs.
         content = yaml.load(data.expandtabs() if path.suffix == ".json" else data, _Loader)
     except OSError as error:

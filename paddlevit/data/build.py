@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Callable
 
@@ -184,6 +185,8 @@ def num_workers(wanted: int, processes: int) -> int:
     """Workers for each of `processes` on this machine; -1: one per core that is free for it, at most 8, and none where
     there is one core only.
     """
+    if sys.platform != "linux":
+        return 0  # workers are forked, which elsewhere is impossible or unsafe beside the threads of Paddle
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if wanted >= 0:
         if wanted * processes > cores:

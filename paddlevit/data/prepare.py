@@ -170,7 +170,10 @@ def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[t
     if not sources:
         raise MissingFileError(f"{folder} has no folders train and val, and no train_list.txt and val_list.txt")
     output.mkdir(parents=True, exist_ok=True)
-    names = {split: [source.relative_path(i) for i in range(len(source))] for split, source in sources.items()}
+    # Members lie below where they are unpacked: as tar does, a list's absolute paths lose their first slash.
+    names = {
+        split: [source.relative_path(i).lstrip("/") for i in range(len(source))] for split, source in sources.items()
+    }
     texts: dict[str, str] = {}
     for split, source in sources.items():
         texts[CLASS_NAMES_FILE] = class_names_text(source.class_names)

@@ -122,6 +122,7 @@ class ListSource(_IndexedSource):
         self._root = root
         self._list_file = list_file
         self._index = read_list(list_file)
+        self._stay_inside()
         self._find_files()
 
     def _find_files(self) -> None:
@@ -138,6 +139,13 @@ class ListSource(_IndexedSource):
             return super().read(i)
         except MissingFileError:
             return _read_file(self._found(i))
+
+    def _stay_inside(self) -> None:
+        """Raises UserError for a relative path that leads out of the root. Absolute ones are meant as they are."""
+        if b".." in self._index.text:
+            for i in range(len(self)):
+                if os.path.normpath(self._index.path(i).replace(b"\\", b"/")).split(b"/")[0] == b"..":
+                    raise UserError(f"{self.label_place(i)}: '{self.relative_path(i)}' leads out of {self._root}")
 
     def _found(self, i: int) -> str:
         """Where the file of the i-th image is, if it is not where the list says."""

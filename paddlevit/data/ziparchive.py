@@ -61,6 +61,9 @@ class ZipArchive:
         if self._pid != os.getpid():
             self._file, self._pid = open(self.path, "rb", buffering=0), os.getpid()  # noqa: SIM115 - stays open
         assert self._file is not None
+        if not hasattr(os, "pread"):  # Windows, where this process is the only one
+            self._file.seek(offset)
+            return self._file.read(size)
         return os.pread(self._file.fileno(), size, offset)
 
     def __getstate__(self) -> dict:

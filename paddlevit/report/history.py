@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from paddlevit.config import flat
+from paddlevit.config import check_whole, flat
 from paddlevit.errors import MissingFileError, UserError
 
 _AFTER_ALL_STEPS = math.inf
@@ -169,6 +169,7 @@ def read_run(folder: Path) -> Run:
 def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
+        check_whole(text, path)
         config = yaml.safe_load(text)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist: a report needs the configuration of the run") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from paddlevit.config import changes, with_values
+from paddlevit.config import changes, dumped, with_values
 from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import process
@@ -89,14 +88,16 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
     with file:
         try:
+            import fcntl
+
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
+        except (OSError, ImportError) as error:  # Windows has no fcntl
+            if getattr(error, "errno", None) in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 raise UserError(
                     f"-output {folder} is in use by another run ({file.read()}): name another one"
                 ) from None
-            logger.warning("%s cannot be locked (%s): start no other run there", folder, error.strerror)
+            logger.warning("%s cannot be locked (%s): start no other run there", folder, error)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -137,7 +138,7 @@ def describe(folder: Path, config: CfgNode, class_names: Sequence[str], resumed:
     """
     if not process.is_main():
         return
-    path, text = folder / "config.yaml", with_values(config, {"MODEL.RESUME": ""}).dump()
+    path, text = folder / "config.yaml", dumped(with_values(config, {"MODEL.RESUME": ""}))
     if resumed is not None:
         for line in changes(resumed["path"].parent / path.name, config):
             logger.warning("changed on resume: %s", line)

@@ -19,7 +19,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.config import with_values
+from paddlevit.config import dumped, with_values
 from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
 from paddlevit.errors import UserError
 from paddlevit.models import build_model
@@ -286,6 +286,6 @@ def validate(config: CfgNode) -> int:
             record = {**result, "weights": config.MODEL.PRETRAINED}
             checkpoint.write_text(folder / "eval.json", json.dumps(with_nulls(record), indent=1) + "\n")
             if not (folder / "config.yaml").exists():  # a training run's stays
-                checkpoint.write_text(folder / "config.yaml", config.dump())
+                checkpoint.write_text(folder / "config.yaml", dumped(config))
             logger.info("written to %s", folder / "eval.json")
     return 0

@@ -32,15 +32,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS_TO_REPEAT = 2.0  # repeated within, a signal counts as one: `timeout`, systemd and Slurm send it to all
 # Sent by terminals, ssh and the schedulers of clusters; the processes save and exit with 128 + the number.
-STOP_SIGNALS = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-)
+_NAMES = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+STOP_SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))  # Windows has two of them
 _LAUNCHER = "PADDLEVIT_LAUNCHER"  # in the environment of a process: its launcher's id, and the file they share
 _BEAT = struct.Struct("d")
 _SECONDS_BETWEEN_LOOKS = 0.05

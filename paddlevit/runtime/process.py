@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import random
-import resource
 import sys
 import warnings
 from pathlib import Path
@@ -132,7 +131,11 @@ def peak_memory() -> int:
     """Peak memory of this process in MiB: of the GPU, or on a CPU of the process."""
     if paddle.device.get_device().startswith("gpu"):
         return round(paddle.device.cuda.max_memory_allocated() / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def setup(device: str, seed: int) -> None:

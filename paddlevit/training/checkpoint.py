@@ -181,13 +181,12 @@ def _damage(path: Path) -> str:
     try:
         with np.load(path, allow_pickle=False) as archive:
             broken = archive.zip.testzip()
-            sums = json.loads(str(archive["progress"]))["sha256"]
+            sums = {path.with_name(name): own for name, own in json.loads(str(archive["progress"]))["sha256"].items()}
     except Exception as error:  # what a damaged archive makes zipfile and NumPy raise is not documented
         return f"{path} cannot be read ({error})"
     if broken:
         return f"{path} is damaged (its part {broken})"
-    for name, expected in sums.items():
-        weights = path.with_name(name)
+    for weights, expected in sums.items():
         if not weights.is_file():
             return f"{weights}, which belongs to {path.name}, is missing"
         if sha256(weights) != expected:
@@ -214,10 +213,12 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk: only then may what they replace be removed."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # some network file systems cannot, and need not
-        os.fsync(descriptor)
-    os.close(descriptor)
+    with contextlib.suppress(OSError):  # Windows opens no folders; some network file systems cannot, and need not
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import mmap
@@ -89,7 +88,9 @@ def _download(address: str, file: Path, sha256: str) -> None:
     """Fetch `address` to `file`, which appears when it is complete and has the checksum that is known of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with (file.parent / ".lock").open("a") as lock:
-        with contextlib.suppress(OSError):  # there are file systems without locks
+        with contextlib.suppress(OSError, ImportError):  # there are file systems, and Windows, without locks
+            import fcntl
+
             fcntl.lockf(lock, fcntl.LOCK_EX)  # one process fetches, the others of a run wait for it
         if file.is_file():
             return

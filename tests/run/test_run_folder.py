@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -167,10 +168,10 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(room.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
     monkeypatch.setattr(room.logger.parent, "propagate", True)
     opened(tmp_path / "run")
-    assert "cannot be locked (No locks available)" in caplog.text
+    assert "cannot be locked ([Errno 37] No locks available)" in caplog.text
 
 
 def described(folder, *opts, source=None, names=("a", "b")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -39,3 +41,21 @@ def test_batch_norm_trains_without_a_warning():
         process.setup("cpu", 0)
         nn.BatchNorm2D(2)(paddle.rand([2, 2, 3, 3]))
     assert not caught
+
+
+def test_what_only_unix_has_is_not_needed_to_import_and_read(tmp_path):
+    """As on Windows, as far as that can be seen here: no fcntl, no resource, two signals, no os.pread."""
+    hide = (
+        "import os, signal, sys\n"
+        "sys.modules.update(dict.fromkeys(['fcntl', 'resource', 'pwd', 'grp', 'termios']))\n"
+        "for name in ('SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU', 'SIGKILL'): delattr(signal, name)\n"
+        "del os.pread, os.sched_getaffinity\n"
+        "import paddlevit, paddlevit.commands.train, paddlevit.commands.serve, paddlevit.run.train\n"
+        "from paddlevit.config import get_config\n"
+        "from paddlevit.run.folder import open_folder\n"
+        "from paddlevit.runtime.process import peak_memory\n"
+        f"with open_folder(get_config('pit_digits', ['OUTPUT', {str(tmp_path)!r}])): print(peak_memory())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "0\n", done.stderr
+    assert "cannot be locked (" in done.stderr
