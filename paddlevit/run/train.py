@@ -35,7 +35,7 @@ from paddlevit.run.build import (
 )
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
-from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, STOP_SIGNALS, launched
+from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, launched, stop_signals
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.journal import Journal, open_scalars, progress, with_nulls
@@ -255,14 +255,8 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(signum, previous[signum])
             signal.raise_signal(signum)
 
-    taken = {signal.SIGUSR1} if launched() else set()
-    signals = [each for each in STOP_SIGNALS if each not in taken and signal.getsignal(each) is not signal.SIG_IGN]
-    previous: dict[int, Any] = {signum: signal.signal(signum, ask) for signum in signals}
-    try:
+    with stop_signals(ask, but=(signal.SIGUSR1,) if launched() else ()) as previous:
         yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 def validate(config: CfgNode) -> int:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Callable, NamedTuple
@@ -67,6 +67,21 @@ class Job:
     open_log: Callable[[], None]  # called before anything is logged: the processes make the run's folder
     max_restarts: int = 0
     hang_timeout: float = 0.0  # seconds without progress (600 more at the start) that count as hanging; 0: none
+
+
+@contextlib.contextmanager
+def stop_signals(handler: Callable[[int, Any], None], *, but: Container[int] = ()) -> Iterator[dict[int, Any]]:
+    """Meanwhile `handler` takes STOP_SIGNALS, without `but` and those that are ignored, as by nohup.
+
+    Yields what takes each of them otherwise.
+    """
+    taken = [each for each in STOP_SIGNALS if each not in but and signal.getsignal(each) is not signal.SIG_IGN]
+    previous: dict[int, Any] = {signum: signal.signal(signum, handler) for signum in taken}
+    try:
+        yield previous
+    finally:
+        for signum, before in previous.items():
+            signal.signal(signum, before)
 
 
 # Called by the processes.
@@ -145,7 +160,7 @@ def run(job: Job) -> int:
     UserError nothing is restarted.
     """
     asked: list[_Signal] = []
-    with _signals_go_to(asked):
+    with stop_signals(lambda signum, frame: asked.append((signum, time.monotonic()))):
         restarts = 0
         while True:
             code, failed = _attempt(job, asked, restarted=restarts > 0)
@@ -310,20 +325,6 @@ def _end(processes: list[_Process]) -> None:
     for process in processes:
         process.popen.wait()
         process.shared.close()
-
-
-@contextlib.contextmanager
-def _signals_go_to(asked: list[_Signal]) -> Iterator[None]:
-    def note(signum: int, frame: Any) -> None:
-        asked.append((signum, time.monotonic()))
-
-    signals = [signum for signum in STOP_SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
-    previous = {signum: signal.signal(signum, note) for signum in signals}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 def _as_shell(code: int) -> int:
