@@ -117,11 +117,10 @@ def grad_cam(
 def class_attention(model: nn.Layer, images: Tensor, *, stage: int | None = None) -> np.ndarray:
     """How each head of a stage's last attention divides the view of the class token, [N, heads, h, w].
 
-    `images` float32 [N, C, H, W]; `stage` 1, 2, ..., by default the last. The values of a head are shares: with that of
-    the class tokens themselves they sum to one. With two class tokens it is the mean of both, as for the logits;
-    without any, the mean of all tokens. CvT's shares of pooled keys are divided among the places that these come from.
-
-    Raises UserError where the stage, or all of the model, has no such attention.
+    `stage` 1, 2, ..., by default the last. The values of a head are shares: with that of the class tokens themselves
+    they sum to one. With two class tokens it is the mean of both, as for the logits; without any, of all tokens. CvT's
+    shares of pooled keys are divided among the places that these come from. Raises UserError where the stage, or all of
+    the model, has no such attention.
     """
     views = _stage_views(model)
     at = _position(views, stage)
@@ -144,12 +143,10 @@ def class_attention(model: nn.Layer, images: Tensor, *, stage: int | None = None
 def attention_rollout(model: nn.Layer, images: Tensor) -> np.ndarray:
     """Attention rollout (Abnar & Zuidema 2020, section 3): shares of the patches in what the head sees, [N, h, w].
 
-    `images` float32 [N, C, H, W]. Every attention layer, averaged over its heads, counts half and the residual branch
-    the other half. A token that pooling has made draws on the places below its window, most on the middle
-    (`Window.shares`). The way begins at the first stage from which on all have global attention: PiT's and HVT's first,
-    CvT's last. The shares and that of the class tokens themselves sum to one.
-
-    Raises UserError where the last stage has no global attention.
+    Every attention layer of `images` [N, C, H, W], averaged over its heads, counts half and the residual branch the
+    other half; pooled tokens draw on the places below their window (`Window.shares`). It begins at the first stage from
+    which on all have global attention: PiT's and HVT's first, CvT's last. The shares and that of the class tokens
+    themselves sum to one. Raises UserError where the last stage has no global attention.
     """
     views = _stage_views(model)
     if not views[-1].attentions:
@@ -186,8 +183,7 @@ def class_rollout(model: nn.Layer, images: Tensor, class_index: ClassIndex = Non
 def on_pixels(heat: np.ndarray, grid: Grid, size: Sequence[int]) -> np.ndarray:
     """Places [N, h, w] -> pixels [N, H, W], every place at the middle of what it sees, smooth between them.
 
-    A strided convolution with padding looks at the left end of its share of an even map: stretching the map over the
-    image would move the heat to the right and down, by up to half of a place.
+    Stretching the map over the image would move the heat of strided convolutions to the lower right, by half a place.
     """
     rows, columns = (_interpolation(places, pixels, grid) for places, pixels in zip(heat.shape[1:], size))
     return rows @ heat @ columns.T

@@ -14,8 +14,6 @@ NO_PADDLE = (
     "For a GPU:  pip install 'paddlepaddle-gpu>=3.0' with the package index for your CUDA version that "
     "https://www.paddlepaddle.org.cn/en/install/quick names"
 )
-
-
 _STRIDES = "FLAGS_use_stride_kernel"
 
 
@@ -41,11 +39,8 @@ def turn_off_stride_kernels() -> None:
     """Let slices and transposes be copies, not views, in this process; FLAGS_use_stride_kernel=1 keeps views.
 
     On a CPU Paddle 3.3.1 copies a transposed view over 50 times slower than it transposes, once for every operator that
-    reads it: a training step takes 1.4 times as long, a forward pass 1.25 times.
-
-    Views from before cannot be used afterwards ("Not contiguous Tensor found"). That is why no forward pass turns the
-    flag off and on again for itself: it is one for all threads. Beside 100 such passes, another thread that used its
-    views half a millisecond later failed in 70 of 800 uses.
+    reads it: a training step takes 1.4 times as long. Views from before cannot be used afterwards ("Not contiguous
+    Tensor found"), in any thread: that is why no forward pass turns the flag off and on again for itself.
     """
     if os.environ.setdefault(_STRIDES, "0") == "0" and "paddle" in sys.modules:
         import paddle
@@ -69,9 +64,8 @@ def warn_of_stride_kernels() -> None:
 def keep_memory() -> None:
     """Let this process keep, for good, the memory that it has freed.
 
-    The C library gives large blocks back to the system as soon as they are free. A model asks for them again in the
-    next layer, and clearing the new pages takes up to half of the time of an elementwise operation.
-    PADDLEVIT_KEEP_MEMORY=0 in the environment leaves that as it is.
+    The C library gives large blocks back at once; the next layer asks for them again, and clearing the new pages takes
+    up to half of the time of an elementwise operation. PADDLEVIT_KEEP_MEMORY=0 in the environment leaves that as it is.
     """
     if sys.platform == "linux" and os.environ.get("PADDLEVIT_KEEP_MEMORY") != "0":
         with contextlib.suppress(AttributeError):  # a C library without mallopt

@@ -36,9 +36,7 @@ class Admission:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.requests = 0
-        self.overlays = 0
-        self.bytes = 0
+        self.requests = self.overlays = self.bytes = 0
 
     @contextlib.contextmanager
     def enter(self, *, overlay: bool) -> Iterator[Callable[[int], None]]:

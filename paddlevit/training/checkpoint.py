@@ -88,7 +88,6 @@ def _write_all(path: Path, state: dict[str, Any]) -> None:
 
 
 def _remove_weights(path: Path) -> None:
-    """Remove the weights that belong to a .pdstate."""
     for suffix in _WEIGHTS:
         path.with_name(f"{path.stem}{suffix}").unlink(missing_ok=True)
 

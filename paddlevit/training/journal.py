@@ -143,7 +143,6 @@ class Journal:
         return (float(finite.mean()) if len(finite) else math.nan), not_finite
 
     def _write(self, record: dict[str, Any]) -> None:
-        """Append a line."""
         if not is_main():
             return
         record = with_nulls(record)
