@@ -78,7 +78,7 @@ def _list(args: argparse.Namespace) -> str:
 
 
 def _split(args: argparse.Namespace) -> str:
-    from paddlevit.data.split import write_splits
+    from paddlevit.data.prepare import write_splits
 
     if args.val is not None and args.folds is not None:
         raise UserError("-val and -folds exclude each other: a fold of K validates with 1 / K")
@@ -153,9 +153,10 @@ def _bad_images(source: Source, split: str, workers: int) -> list[str]:
 
     bad: list[str] = []
     with tqdm(total=len(source), desc=split, unit="image", disable=None) as bar:
-        for checked in check_images(source, num_workers=workers):
-            bad += checked.bad
-            bar.update(checked.num_images)
+        for error in check_images(source, num_workers=workers):
+            if error:
+                bad.append(error)
+            bar.update()
             bar.set_postfix(bad=len(bad), refresh=False)
     return bad
 

@@ -1,18 +1,19 @@
-"""Data sets in the layouts that the sources read: written from scikit-learn's images and from folders, and checked."""
+"""Data sets in the layouts that the sources read: written from scikit-learn's images, listed, divided, and checked."""
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import re
 import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -51,17 +52,22 @@ def write_digits(folder: Path, *, force: bool = False) -> str:
     data = load_digits()
     in_val = digits_in_val(data.target)
     rows: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
-    images = []
-    for i, (image, label) in enumerate(zip(data.images, data.target)):
+    for i, label in enumerate(data.target.tolist()):
         split = SPLITS[int(in_val[i])]
-        path = f"{split}/{label}/{i:04d}.png"
-        rows[split].append((path, int(label)))
-        images.append((path, image))
-    texts = {f"{split}_list.txt": list_text(rows[split]) for split in SPLITS}
-    texts = {CLASS_NAMES_FILE: "".join(f"{digit}\n" for digit in range(10)), **texts}
-    refuse_other(folder, texts, force)
-    _write_images(folder, images)
-    write_texts(folder, texts)
+        rows[split].append((f"{split}/{label}/{i:04d}.png", label))
+    texts = {CLASS_NAMES_FILE: class_names_text([str(digit) for digit in range(10)])}
+    texts.update((f"{split}_list.txt", list_text(rows[split])) for split in SPLITS)
+    _refuse_other(folder, texts, force)
+    unfinished = folder / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for path, _ in (*rows["train"], *rows["val"]):
+        file = unfinished / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(np.round(data.images[int(file.stem)] * (255 / 16)).astype(np.uint8))  # of 0 to 16
+        image.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC).save(file)
+    shutil.copytree(unfinished, folder, copy_function=os.replace, dirs_exist_ok=True)
+    shutil.rmtree(unfinished)
+    _write_texts(folder, texts)
     return f"{len(rows['train'])} digits to train on and {len(rows['val'])} to validate are in {folder}"
 
 
@@ -154,9 +160,86 @@ def write_lists(folder: Path, *, force: bool = False) -> str:
         rows = [(f"{split}/{source.relative_path(i)}", source.label(i)) for i in range(len(source))]
         texts[f"{split}_list.txt"] = list_text(rows)
         counts.append(f"{len(rows)} images of {split}")
-    refuse_other(folder, texts, force)
-    write_texts(folder, texts)
+    _refuse_other(folder, texts, force)
+    _write_texts(folder, texts)
     return f"listed {' and '.join(counts)}, {len(classes)} classes, in {folder}"
+
+
+def write_splits(
+    folder: Path,
+    output: Path,
+    *,
+    val: float = 0.2,
+    folds: int | None = None,
+    group_by: str | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> str:
+    """Write train_list.txt, val_list.txt and class_names.txt for the images in folder/<class>/ to `output`, or, for
+    each of `folds`, to output/fold_<number>. What was done, a line each.
+
+    Images stay on one side where the pattern `group_by` finds the same in their paths. Raises MissingFileError or
+    UserError where the folder, or what is asked for, cannot be divided.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"there is no folder {folder}")
+    if any((folder / split).is_dir() for split in SPLITS):
+        raise UserError(f"{folder} has a folder train or val: it is divided already")
+    classes = class_folders(folder)
+    source = FolderSource(folder, classes, classes)
+    paths = [source.relative_path(i) for i in range(len(source))]
+    shares = [1 / folds] * folds if folds else [1 - val, val]
+    sides = divided(source.labels, _groups(paths, group_by), shares, seed=seed)
+    places = {i: output / f"fold_{i}" for i in range(folds)} if folds else {1: output}
+    said = []
+    for side, place in places.items():
+        if os.path.realpath(place) != os.path.realpath(folder):
+            paths = [os.path.abspath(folder / path) for path in paths]
+        texts = {CLASS_NAMES_FILE: class_names_text(classes)}
+        for split, chosen in zip(SPLITS, (np.flatnonzero(sides != side), np.flatnonzero(sides == side))):
+            absent = [name for label, name in enumerate(classes) if label not in source.labels[chosen]]
+            if absent and (split == SPLITS[0] or len(absent) == len(classes)):
+                raise UserError(f"{folder / absent[0]}: no image is left for {split} in {place}")
+            said += [f"{place / split}_list.txt has no image of {', '.join(absent)}"] * bool(absent)
+            texts[f"{split}_list.txt"] = list_text([(paths[i], source.label(i)) for i in chosen.tolist()])
+        _refuse_other(place, texts, force)
+        place.mkdir(parents=True, exist_ok=True)
+        _write_texts(place, texts)
+        num = int((sides == side).sum())
+        said.append(f"{len(paths) - num} images to train on and {num} to validate, {len(classes)} classes, in {place}")
+    return "\n".join(said)
+
+
+def divided(labels: np.ndarray, groups: Sequence[str], shares: Sequence[float], *, seed: int) -> np.ndarray:
+    """The side [N] of each image, such that every side has its share of every class, and a group one side.
+
+    Groups come in random order, the largest first; each goes to the side that lacks most of its classes.
+    """
+    members = collections.defaultdict(list)
+    for i in np.random.RandomState(seed).permutation(len(labels)).tolist():  # a generator that NumPy will not change
+        members[groups[i]].append(i)
+    wanted = np.outer(shares, np.bincount(labels))
+    lacking = wanted.copy()
+    sides = np.empty(len(labels), dtype=np.int64)
+    for numbers in sorted(members.values(), key=len, reverse=True):
+        own, counts = np.unique(labels[numbers], return_counts=True)
+        side = int((lacking[:, own] / wanted[:, own] @ counts).argmax())
+        lacking[side, own] -= counts
+        sides[numbers] = side
+    return sides
+
+
+def _groups(paths: Sequence[str], pattern: str | None) -> Sequence[str]:
+    """What `pattern` (its first group, if it has one) finds in each path; without a pattern, each path itself."""
+    if pattern is None:
+        return paths
+    try:
+        found = [re.search(pattern, path) for path in paths]
+    except re.error as error:
+        raise UserError(f"-group_by '{pattern}' is not a regular expression: {error}") from None
+    if None in found:
+        raise UserError(f"-group_by '{pattern}' finds nothing in {paths[found.index(None)]}")
+    return [match.group(bool(match.re.groups)) or "" for match in found if match]
 
 
 def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[tuple[int, int]]:
@@ -178,7 +261,7 @@ def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[t
     for split, source in sources.items():
         texts[CLASS_NAMES_FILE] = class_names_text(source.class_names)
         texts[f"{split}_map.txt"] = list_text([(name, source.label(i)) for i, name in enumerate(names[split])], "\t")
-    refuse_other(output, texts, force)
+    _refuse_other(output, texts, force)
     total, before = sum(map(len, names.values())), 0
     for split, source in sources.items():
         if force or not _holds(output / f"{split}.zip", names[split]):
@@ -186,7 +269,7 @@ def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[t
                 yield before + done, total
         before += len(source)
         yield before, total
-    write_texts(output, texts)
+    _write_texts(output, texts)
 
 
 def _file_sources(folder: Path, split: str) -> Iterator[ListSource | FolderSource]:
@@ -233,7 +316,7 @@ def list_text(rows: Sequence[tuple[str, int]], separator: str = " ") -> str:
     return "".join(f"{path}{separator}{label}\n" for path, label in rows)
 
 
-def refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
+def _refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
     """Raises UserError where one of the files `texts`, content by name, is there with other content."""
     for name, text in texts.items():
         file = folder / name
@@ -243,22 +326,7 @@ def refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
             )
 
 
-def _write_images(folder: Path, images: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Write 8 x 8 digits with values 0 to 16, first beside their places and then into them."""
-    unfinished = folder / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for path, image in images:
-        grey = Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8))
-        file = unfinished / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        grey.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC).save(file)
-    for path, _ in images:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(unfinished / path, folder / path)
-    shutil.rmtree(unfinished)
-
-
-def write_texts(folder: Path, texts: dict[str, str]) -> None:
+def _write_texts(folder: Path, texts: dict[str, str]) -> None:
     """Write files, content by name, each at once or not at all."""
     for name, text in texts.items():
         unfinished = folder / f"{name}.unfinished"
@@ -270,28 +338,21 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")  # file names that are no UTF-8 stay as they are
 
 
-class Checked(NamedTuple):
-    """Some images that were looked at: how many, and per bad one its number and what is wrong with it."""
-
-    num_images: int
-    bad: list[str]
-
-
-def check_images(source: Source, *, num_workers: int) -> Iterator[Checked]:
-    """Decode every image, as training does it. Raises UserError where a process that decodes dies."""
-    firsts = range(0, len(source), _IMAGES_PER_TASK)
-    tasks = [range(first, min(first + _IMAGES_PER_TASK, len(source))) for first in firsts]
+def check_images(source: Source, *, num_workers: int) -> Iterator[str]:
+    """Decode every image, as training does it: what is wrong with each, empty where nothing is. Raises UserError where
+    a process that decodes dies.
+    """
     if num_workers == 0:
         _keep(source)
-        yield from map(_check, tasks)
+        yield from map(_check, range(len(source)))
         return
     context = multiprocessing.get_context("fork")
+    done = 0
     with concurrent.futures.ProcessPoolExecutor(num_workers, context, _keep, (source,)) as pool:
-        done = 0
         try:
-            for checked in pool.map(_check, tasks):
-                done += checked.num_images
-                yield checked
+            for error in pool.map(_check, range(len(source)), chunksize=_IMAGES_PER_TASK):
+                done += 1
+                yield error
         except BrokenProcessPool:
             raise UserError(
                 f"a process that decodes images has died at one of the {num_workers * _IMAGES_PER_TASK} images from "
@@ -309,12 +370,10 @@ def _keep(source: Source) -> None:
     warnings.simplefilter("ignore")  # of Pillow, about files that can be read all the same
 
 
-def _check(numbers: range) -> Checked:
+def _check(i: int) -> str:
     assert _source is not None
-    bad = []
-    for i in numbers:
-        try:
-            _source.image(i)
-        except UserError as error:
-            bad.append(str(error))
-    return Checked(len(numbers), bad)
+    try:
+        _source.image(i)
+    except UserError as error:
+        return str(error)
+    return ""

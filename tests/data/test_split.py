@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paddlevit.commands.prepare_data import main
+from paddlevit.data.prepare import divided
 from paddlevit.data.sources import open_imagenet
-from paddlevit.data.split import divided
 
 
 @pytest.fixture
