@@ -11,7 +11,7 @@ import paddle
 
 from paddlevit.classifier import Classifier
 from paddlevit.config import with_values
-from paddlevit.data import build_sample_loader
+from paddlevit.data import build_eval_loader
 from paddlevit.data.sources import find_images
 from paddlevit.errors import UserError
 from paddlevit.export import Exported
@@ -90,7 +90,7 @@ def comparison_images(classifier: Classifier, args: argparse.Namespace) -> tuple
 
 def _of_data(classifier: Classifier, split: str, most: int) -> Iterable[Batch]:
     config = with_values(classifier.config, {"DATA.BATCH_SIZE_EVAL": _BATCH_SIZE})
-    loader = build_sample_loader(config, split, most, classifier.classes)
+    loader = build_eval_loader(config, split, classes=classifier.classes, most=most)
     for images, labels in progress(loader, len(loader), "images"):
         yield images.numpy(), labels.numpy()
 

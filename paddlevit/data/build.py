@@ -16,9 +16,8 @@ from paddlevit.data.cifar import open_cifar
 from paddlevit.data.classes import Classes, follow, imagenet_classes
 from paddlevit.data.dataset import MODES, ImageDataset
 from paddlevit.data.decode import Decoding
-from paddlevit.data.erasing import build_erasing
-from paddlevit.data.loader import BatchStream, EvalLoader, Normalize, TrainLoader
-from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler
+from paddlevit.data.loader import BatchStream, EvalBatchSampler, EvalLoader, Normalize, TrainBatchSampler, TrainLoader
+from paddlevit.data.mixup import build_erasing
 from paddlevit.data.sources import Source, open_imagenet
 from paddlevit.data.transforms import build_eval_transform, build_train_transform
 from paddlevit.errors import UserError
@@ -53,46 +52,47 @@ def build_decoding(config: CfgNode) -> Decoding:
 def build_train_loader(
     config: CfgNode, *, rank: int = 0, world_size: int = 1, classes: Classes | None = None
 ) -> TrainLoader:
-    """What process `rank` of `world_size` trains on, with labels by the names of `classes`.
+    """What process `rank` of `world_size` trains on, by the fastest of the allowed packages that is there, with labels
+    by the names of `classes`.
 
     Raises MissingFileError or UserError where the data cannot be used as the configuration says.
     """
-    source = _checked_source(config, "train", classes)
-    dataset = _train_dataset(config, source)
-    sampler = TrainBatchSampler(
-        len(source),
-        config.DATA.BATCH_SIZE,
-        rank=rank,
-        world_size=world_size,
-        seed=config.SEED,
-        repeats=config.TRAIN.REPEATED_AUG,
-    )
-    max_bad = config.DATA.MAX_BAD if config.DATA.ON_ERROR == "skip" else None
-    stream = _stream(config, dataset, config.DATA.BATCH_SIZE, world_size=world_size, max_bad=max_bad)
+    data, train = config.DATA, config.TRAIN
+    source, transform = _checked_source(config, "train", classes), build_train_transform(config)
+    channels = _channels(config)
+    dataset = ImageDataset(source, transform, channels=channels)
+    if resizer(train.RESIZER) == "opencv":
+        from paddlevit.data.opencv import OpenCVDataset
+
+        dataset = OpenCVDataset(source, transform, channels=channels, fast=train.FAST_JPEG)
+    sampler = TrainBatchSampler(len(source), data.BATCH_SIZE, rank, world_size, config.SEED, train.REPEATED_AUG)
+    max_bad = data.MAX_BAD if data.ON_ERROR == "skip" else None
+    stream = _stream(config, dataset, data.BATCH_SIZE, world_size=world_size, max_bad=max_bad)
     return TrainLoader(stream, sampler, normalize=_normalize(config), erase=build_erasing(config))
 
 
 def build_eval_loader(
-    config: CfgNode, split: str = "val", *, rank: int = 0, world_size: int = 1, classes: Classes | None = None
+    config: CfgNode,
+    split: str = "val",
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    classes: Classes | None = None,
+    most: int | None = None,
 ) -> EvalLoader:
-    """What process `rank` of `world_size` evaluates on, with labels by the names of `classes`.
+    """What process `rank` of `world_size` evaluates on, with labels by the names of `classes`; or at most `most` images
+    of a split, evenly spread over it.
 
     Raises MissingFileError or UserError where the data cannot be used as the configuration says.
     """
     source = _checked_source(config, split, classes)
+    if most is not None:
+        world_size = -(-len(source) // most)  # one process of n evaluates every n-th image
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
-    return _eval_loader(config, dataset, rank=rank, world_size=world_size)
-
-
-def build_sample_loader(config: CfgNode, split: str, most: int, classes: Classes | None = None) -> EvalLoader:
-    """At most `most` images of a split, evenly spread over it, as evaluation sees them, with labels by `classes`.
-
-    Raises MissingFileError or UserError where the data cannot be used as the configuration says.
-    """
-    source = _checked_source(config, split, classes)
-    dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
-    # One process of n would evaluate every n-th image.
-    return _eval_loader(config, dataset, world_size=-(-len(source) // most))
+    batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
+    sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
+    stream = _stream(config, dataset, batch_size, world_size=world_size)
+    return EvalLoader(stream, sampler, normalize=_normalize(config))
 
 
 def build_preparation(config: CfgNode) -> tuple[Callable[[Image.Image], np.ndarray], Normalize]:
@@ -107,13 +107,6 @@ def build_preparation(config: CfgNode) -> tuple[Callable[[Image.Image], np.ndarr
     return prepare, _normalize(config)
 
 
-def _eval_loader(config: CfgNode, dataset: ImageDataset, *, rank: int = 0, world_size: int = 1) -> EvalLoader:
-    batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
-    sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
-    stream = _stream(config, dataset, batch_size, world_size=world_size)
-    return EvalLoader(stream, sampler, normalize=_normalize(config))
-
-
 def _checked_source(config: CfgNode, split: str, classes: Classes | None) -> Source:
     source = open_source(config, split, classes)
     num_classes = config.MODEL.NUM_CLASSES
@@ -124,16 +117,6 @@ def _checked_source(config: CfgNode, split: str, classes: Classes | None) -> Sou
             f"from 0 to {num_classes - 1}; the data set has {source.num_classes} classes (-num_classes)"
         )
     return source
-
-
-def _train_dataset(config: CfgNode, source: Source) -> ImageDataset:
-    """The training images, by the fastest of the allowed packages that is there."""
-    channels, transform = _channels(config), build_train_transform(config)
-    if resizer(config.TRAIN.RESIZER) == "pillow":
-        return ImageDataset(source, transform, channels=channels)
-    from paddlevit.data.opencv import OpenCVDataset
-
-    return OpenCVDataset(source, transform, channels=channels, fast=config.TRAIN.FAST_JPEG)
 
 
 def resizer(wanted: str) -> str:

@@ -9,8 +9,8 @@ import paddle
 import pytest
 
 from paddlevit.config import get_config
-from paddlevit.data import erasing
-from paddlevit.data.erasing import RandomErasing, build_erasing
+from paddlevit.data import mixup
+from paddlevit.data.mixup import RandomErasing, build_erasing
 from paddlevit.errors import UserError
 
 UNTOUCHED = 7.0
@@ -78,7 +78,7 @@ class TestWhere:
 
     def test_area_and_ratio_without_refusals(self, monkeypatch):
         """In a square, a ratio near 1 always fits: the area is uniform and the ratio log-uniform."""
-        monkeypatch.setattr(erasing, "_RATIO", (0.5, 2.0))
+        monkeypatch.setattr(mixup, "_RATIO", (0.5, 2.0))
         rng, num = np.random.default_rng(3), 4000
         _, _, h, w = np.array([next(RandomErasing(prob=1.0).rectangles(3000, 3000, rng)) for _ in range(num)]).T
         uniform = {
@@ -169,7 +169,7 @@ class TestKey:
         np.testing.assert_array_equal(used(paddle.zeros([4, 3, 16, 16]), (5, 5)).numpy(), expected.numpy())
 
     def test_the_pool_grows_with_the_images(self, monkeypatch):
-        monkeypatch.setattr(erasing, "_POOL_SIZE", 1)
+        monkeypatch.setattr(mixup, "_POOL_SIZE", 1)
         used = RandomErasing(prob=1.0)
         for side in (8, 40, 16):
             assert (used(paddle.zeros([4, 3, side, side]), (9, 9)).numpy() != 0).any()

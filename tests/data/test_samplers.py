@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddlevit.data.samplers import EvalBatchSampler, TrainBatchSampler, train_order
+from paddlevit.data.loader import EvalBatchSampler, TrainBatchSampler, train_order
 from paddlevit.errors import UserError
 from paddlevit.runtime.seeding import SAMPLES, generator
 

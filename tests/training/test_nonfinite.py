@@ -7,8 +7,7 @@ import paddle
 import pytest
 from tiny import arrays, batch, network, trainer_of
 
-from paddlevit.data.erasing import RandomErasing
-from paddlevit.data.mixup import Mixup
+from paddlevit.data.mixup import Mixup, RandomErasing
 from paddlevit.errors import UserError
 from paddlevit.training.engine import Stopped
 from paddlevit.training.gradients import LossScale
