@@ -56,15 +56,8 @@ class CifarSource(Source):
         """`pixels` uint8 [N, 32, 32, 3]; `files`: path and number of images of each file that they came from."""
         self.class_names = class_names
         self._pixels = pixels
-        self._labels = labels
+        self.labels = labels
         self._files = files
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self._labels
-
-    def relabel(self, labels: np.ndarray) -> None:
-        self._labels = labels
 
     def read(self, i: int) -> bytes:
         return self._pixels[i].tobytes()

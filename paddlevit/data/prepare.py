@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextlib
 import multiprocessing
 import os
 import re
@@ -14,6 +13,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,9 +47,7 @@ def write_digits(folder: Path, *, force: bool = False) -> str:
     The split is always the same, 1,437 to 360 images with equal shares of each digit. The lists come last, so that
     what was interrupted has none. Raises UserError where scikit-learn is missing or the folder has other lists.
     """
-    with _scikit_learn():
-        from sklearn.datasets import load_digits
-    data = load_digits()
+    data = _datasets().load_digits()
     in_val = digits_in_val(data.target)
     rows: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for i, label in enumerate(data.target.tolist()):
@@ -129,18 +127,16 @@ def write_large_cuts(folder: Path, count: int) -> None:
 
 def photographs() -> dict[str, np.ndarray]:
     """scikit-learn's two photographs, uint8 [427, 640, 3], by the names of their files. Raises UserError without it."""
-    with _scikit_learn():
-        from sklearn.datasets import load_sample_images
-    data = load_sample_images()
+    data = _datasets().load_sample_images()
     return {os.path.basename(file): image for file, image in zip(data.filenames, data.images)}
 
 
-@contextlib.contextmanager
-def _scikit_learn() -> Iterator[None]:
+def _datasets() -> Any:
     try:
-        yield
+        from sklearn import datasets
     except ImportError:
         raise UserError("these images come with scikit-learn: pip install '.[demo]' in the clone") from None
+    return datasets
 
 
 def write_lists(folder: Path, *, force: bool = False) -> str:
