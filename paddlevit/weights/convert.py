@@ -26,13 +26,14 @@ Beside = tuple[str, Callable[[tuple[int, ...]], np.ndarray]]
 
 @dataclass(frozen=True)
 class Table:
-    """How a source stores the weights of a family, whose model class has these fields as a dict.
+    """How a source stores a family's weights; the model class has these fields as a dict, by the source's name.
 
-    `layout`: torch keeps linear weights as [out, in], paddle as [in, out]. `rules`: pairs of a part of their names and
-    what it is in ours, which apply one after the other. Parts that begin with a dot are looked for anywhere, others at
-    the beginning; {0} is a number that is counted from 0, {1} one from 1. By the end of our name come `computed`, what
-    the model builds itself: (the end of the name beside it, function(shape of that) -> content); and `subtracted`,
-    what is subtracted from the array whose name ends so. `notes`: what a user should know of such files.
+    layout      "torch" keeps linear weights as [out, in], "paddle" as [in, out]
+    rules       (theirs, ours): parts of names, replaced one after the other. One that begins with a dot may stand
+                anywhere, others at the start; {0} is a number counted from 0, {1} from 1.
+    computed    what the model computes itself: end of our name -> (end of the name beside it, function of its shape)
+    subtracted  end of our name -> end of the name of the array that it is subtracted from
+    notes       what a user should know of such files
     """
 
     layout: str

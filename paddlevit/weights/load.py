@@ -70,7 +70,8 @@ def _open(path_or_state: str | os.PathLike[str] | Mapping[str, Any], which: str)
     """What to call the weights in a message, and the weights."""
     if isinstance(path_or_state, Mapping):
         return "the state dict", unwrap(path_or_state, which)
-    return find(path_or_state), open_state_dict(path_or_state, which)
+    where = find(path_or_state)
+    return where, open_state_dict(where, which)
 
 
 def _check_prefixes(kept: tuple[str, ...], heads: tuple[str, ...], names: list[str]) -> None:
@@ -117,9 +118,7 @@ def _reason(translated: Translated, target: Target, but_heads: tuple[str, ...]) 
     """The usual reason of a misfit, where it is one: the classifier, if only `but_heads` misfit, or distillation."""
     theirs, ours = {name: array.shape for name, array in translated.arrays.items()}, target.shapes
     if but_heads:
-        file, model = (
-            next((shape[-1] for name, shape in of.items() if name.startswith(but_heads)), 0) for of in (theirs, ours)
-        )
+        file, model = _classes(theirs, but_heads), _classes(ours, but_heads)
         known = f"the file has {file} classes, the model {model} (MODEL.NUM_CLASSES)"
         return known if file else "the file has no classifier"
     distilled = [any(name.startswith("head_dist.") for name in of) for of in (theirs, ours)]
@@ -127,6 +126,10 @@ def _reason(translated: Translated, target: Target, but_heads: tuple[str, ...]) 
         return ""
     file_is, model_is = ("is" if is_so else "is not" for is_so in distilled)
     return f"the file {file_is} of a distilled model, this model {model_is} distilled (MODEL.DISTILLED)"
+
+
+def _classes(shapes: Mapping[str, tuple[int, ...]], heads: tuple[str, ...]) -> int:
+    return next((shape[-1] for name, shape in shapes.items() if name.startswith(heads)), 0)
 
 
 def _fill(model: nn.Layer, arrays: dict[str, LazyArray], report: LoadReport, where: str) -> None:
