@@ -40,11 +40,18 @@ COMMANDS = {
 }
 
 
+_EXAMPLES = (
+    "prepare digits data/digits",
+    "train -cfg pit_digits -data_path data/digits -output output/digits",
+    "predict -pretrained output/digits/best.pdparams photo.png",
+)
+
+
 @parser.exit_code
 def main(argv: list[str]) -> int:
     """Run the command that the first of `argv` names; the exit code."""
     parser.program = "paddlevit"
-    chosen = parser.choose(argv, {name: command.summary for name, command in COMMANDS.items()}, "command")
+    chosen = parser.choose(argv, {name: each.summary for name, each in COMMANDS.items()}, "command", _EXAMPLES)
     if chosen is None:
         return 0
     name, words = chosen

@@ -8,7 +8,7 @@ from typing import Any, Callable, Protocol, runtime_checkable
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.config import get_config, variant_names, with_values
+from paddlevit.config import ConfigTypeError, get_config, variant_names, with_values
 from paddlevit.cvt import build_cvt
 from paddlevit.hrformer import build_hrformer
 from paddlevit.hvt import build_hvt
@@ -60,9 +60,14 @@ def build_model(
     `image_size`. Raises ConfigError, MissingFileError and WeightsError, all UserErrors.
     """
     settings.warn_of_stride_kernels()
+    if not isinstance(config_or_name, (CfgNode, str, os.PathLike)):
+        raise ConfigTypeError(f"build_model needs a configuration, a variant's name or a path, got {config_or_name!r}")
     config = config_or_name if isinstance(config_or_name, CfgNode) else get_config(os.fspath(config_or_name))
     given = {"MODEL.NUM_CLASSES": num_classes, "DATA.IMAGE_SIZE": image_size}
     given = {key: value for key, value in given.items() if value is not None}
+    for key, value in given.items():
+        if isinstance(value, str):  # which a file or a command line may have for a number
+            raise ConfigTypeError(f"{key} must be an integer, got {value!r}")
     if given:
         config = with_values(config, given)
     model = FAMILIES[config.MODEL.TYPE](config)

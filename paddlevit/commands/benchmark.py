@@ -26,6 +26,10 @@ ENGINES = ("paddle", "program", "onnx", "openvino")
 Step = Callable[[], Any]
 
 _SUMMARIES = {"model": "the speed of a model, or of its exports", "data": "the speed of the data path, stage by stage"}
+_EXAMPLES = {
+    "model": ("-cfg pit_s_224 -engine paddle openvino", "-cfg pit_digits -train -batch_size 64"),
+    "data": ("-data_path data/imagenet -workers 1 2 4", "-cfg pit_s_224 -json"),
+}
 _SECONDS = 0.2  # that a measurement lasts at least, so that a small model's steps are many
 _BATCH = 32
 _PLAIN = ["TRAIN.RAND_AUGMENT", "TRAIN.AUTO_AUGMENT", "TRAIN.THREE_AUGMENT"]
@@ -34,7 +38,8 @@ _PLAIN = ["TRAIN.RAND_AUGMENT", "TRAIN.AUTO_AUGMENT", "TRAIN.THREE_AUGMENT"]
 @exit_code
 def main(argv: list[str]) -> int:
     """Run the benchmark that the first word of `argv` names; the exit code."""
-    chosen = parser.choose(argv, _SUMMARIES, "benchmark")
+    examples = [f"{name} {example}" for name, examples in _EXAMPLES.items() for example in examples]
+    chosen = parser.choose(argv, _SUMMARIES, "benchmark", examples)
     if chosen is None:
         return 0
     name, words = chosen
@@ -48,14 +53,10 @@ def main(argv: list[str]) -> int:
 
 
 def _parse_args(command: str, argv: Sequence[str]) -> argparse.Namespace:
-    examples = {
-        "model": ("-cfg pit_s_224 -engine paddle openvino", "-cfg pit_digits -train -batch_size 64"),
-        "data": ("-data_path data/imagenet -workers 1 2 4", "-cfg pit_s_224 -json"),
-    }
     own = Parser(
         prog=f"{parser.program} {command}",
         description="Warm up, then measure; medians are printed.",
-        examples=examples[command],
+        examples=_EXAMPLES[command],
     )
     flag = own.flag
     if command == "model":

@@ -130,14 +130,18 @@ def _keys() -> dict[str, str]:
     return found
 
 
-def choose(argv: Sequence[str], commands: Mapping[str, str], what: str) -> tuple[str, list[str]] | None:
+def choose(
+    argv: Sequence[str], commands: Mapping[str, str], what: str, examples: Sequence[str]
+) -> tuple[str, list[str]] | None:
     """The command that the first of `argv` names, and the words for it; None where that is -h or nothing, after a list
-    of `commands` and what they do. UserError names the nearest one for a name that is none.
+    of `commands`, what they do, and examples. UserError names the nearest one for a name that is none.
     """
     if not argv or argv[0] in ("-h", "-help", "--help"):
         width = max(map(len, commands))
-        lines = [f"  {name:{width}}  {summary}" for name, summary in commands.items()]
-        print("\n".join([f"usage: {program} {what.upper()} [flags]\n", *lines, f"\n{what.upper()} -h lists its flags"]))
+        lines = [f"usage: {program} {what.upper()} [flags]\n"]
+        lines += [f"  {name:{width}}  {summary}" for name, summary in commands.items()]
+        lines += [f"\n{what.upper()} -h lists its flags\n\nexamples:"]
+        print("\n".join([*lines, *(f"    {program} {example}" for example in examples)]))
         return None
     if argv[0] in ("-version", "--version"):
         print(f"paddlevit {paddlevit.__version__}")

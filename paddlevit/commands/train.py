@@ -65,6 +65,10 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
     )
     _add_flags(parser)
     args = parser.parse_args(argv)
+    named = args.cfg or [None]
+    if len(set(named)) > 1 and not launcher.launched():  # a launcher adds what it has found
+        raise UserError(f"-cfg is given twice, as {' and as '.join(named)}")
+    args.cfg = named[-1]
     if args.cfg is None and args.pretrained:
         from paddlevit.weights.hub import variant_of
 
@@ -87,7 +91,7 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
 
 def _add_flags(parser: Parser) -> None:
     flag = parser.flag
-    flag("cfg", metavar="FILE", help="yaml file, or the name of a shipped variant such as pit_ti_224")
+    flag("cfg", action="append", metavar="FILE", help="yaml file, or the name of a shipped variant such as pit_ti_224")
     flag("dataset", metavar="NAME", help="imagenet2012 (default; or folder: images of your own), cifar10 or cifar100")
     flag("data_path", metavar="DIR", help="folder of the data set")
     flag("batch_size", type=int, help="images per process and step")
@@ -237,6 +241,8 @@ def _drop_path(args: argparse.Namespace) -> list[Any]:
     """The option that -drop_path means: a family's own key. Where stages have rates of their own, that of the last."""
     from paddlevit.config import get_config
 
+    if not 0 <= args.drop_path < 1:
+        raise UserError(f"-drop_path must be >= 0 and < 1, got {args.drop_path}")
     model, prefix = get_config(args.cfg, args.opts).MODEL, "MODEL"
     if "HRT" in model:
         model, prefix = model.HRT, "MODEL.HRT"

@@ -71,7 +71,7 @@ class Trainer:
     updates: int = 0  # optimizer steps done
     to_evaluate: bool = False  # whether the epoch that was done last has still to be evaluated
     best: dict[str, Any] = field(default_factory=dict)  # what is known of the best weights
-    lr: float = 0.0  # of the last optimizer step
+    lr: float = 0.0  # of the optimizer step that the last batch belongs to
 
     def __post_init__(self) -> None:
         turn_off_stride_kernels()
@@ -106,12 +106,12 @@ class Trainer:
         first = self.step - self.step % self.accum_iter
         group = min(self.accum_iter, self.steps_per_epoch - first)  # batches of this optimizer step
         last = self.step + 1 == first + group
+        self.lr = self.lr_at(self.epoch + first / self.steps_per_epoch)
         with nullcontext() if last else self._no_sync():
             with self.autocast():
                 loss, _ = self.objective(self.forward, images, targets)
             self.loss_scale.scaled(loss / group).backward()
         if last:
-            self.lr = self.lr_at(self.epoch + first / self.steps_per_epoch)
             self._update()
         self.step += 1
         return loss.detach()

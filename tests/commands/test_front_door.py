@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -103,6 +104,22 @@ def test_flags_for_what_everybody_changes():
     assert configured("-epochs", 3, "-opts", "TRAIN.NUM_EPOCHS", 4).TRAIN.NUM_EPOCHS == 4
 
 
+def test_mistakes_with_flags_name_the_flag():
+    with pytest.raises(ValueError, match="^-drop_path must be >= 0 and < 1, got 1.5$"):
+        configured("-drop_path", 1.5)
+    for words in (("--config", "pit_s_224"), ("-cfg", "pit_s_224")):
+        with pytest.raises(ValueError, match="^-cfg is given twice, as pit_ti_224 and as pit_s_224$"):
+            configured(*words)
+    assert configured("--config", "pit_ti_224").MODEL.NAME == "pit_ti_224"
+
+
+@pytest.mark.parametrize("words", [["-h"], ["benchmark", "-h"], ["compare", "-h"]])
+def test_help_ends_with_examples(words, capsys):
+    with contextlib.suppress(SystemExit):  # argparse's own help
+        assert paddlevit_command(words) == 0
+    assert re.search(r"\nexamples:\n +paddlevit \w+ .*\n +paddlevit", capsys.readouterr().out)
+
+
 def test_drop_path_is_the_familys_own_key():
     def rate(cfg, *opts):
         return configured("-drop_path", 0.3, "-opts", *opts, cfg=cfg).MODEL
@@ -160,7 +177,7 @@ def test_the_json_of_official_hvt_with_its_flag_for_cifar(caplog):
         (["-lr", "high"], "-lr must be a number, got 'high'"),
         (["-eval", "-resume", "auto"], "-resume auto is for training; name the weights with -pretrained FILE"),
         (["-eval", "-resume", "a", "-pretrained", "b"], "name the weights once, got -pretrained b and -resume a"),
-        (["-drop_path", "2"], "MODEL.DROPPATH must be"),
+        (["-drop_path", "2"], "-drop_path must be >= 0 and < 1, got 2.0"),
     ],
 )
 def test_mistakes_name_what_is_meant(words, said, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import paddle
 import pytest
@@ -51,6 +53,22 @@ def test_classes_and_image_size_take_precedence():
     assert model(paddle.zeros([2, 3, 64, 64])).shape == [2, 3]
     features = paddlevit.build_model("pit_digits", num_classes=0)(paddle.zeros([2, 3, 32, 32]))
     assert features.shape[1] not in (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "told"),
+    [
+        (3, {}, "build_model needs a configuration, a variant's name or a path, got 3"),
+        (None, {}, "a variant's name or a path, got None"),
+        ("pit_digits", {"num_classes": "3"}, "MODEL.NUM_CLASSES must be an integer, got '3'"),
+        ("pit_digits", {"num_classes": -1}, "MODEL.NUM_CLASSES must be >= 0, got -1"),
+        ("pit_digits", {"image_size": 0}, "DATA.IMAGE_SIZE must be >= 1, got 0"),
+        ("pit_digits", {"image_size": 32.5}, "DATA.IMAGE_SIZE must be an integer, got 32.5"),
+    ],
+)
+def test_arguments_are_checked(model, given, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        paddlevit.build_model(model, **given)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -110,6 +110,15 @@ def test_a_stopped_and_restored_trainer_goes_on_bit_for_bit(stop_after):
     )
 
 
+def test_the_learning_rate_is_that_of_the_step_which_a_batch_belongs_to():
+    trainer, rates = tiny_trainer(accum_iter=3, steps=6), []
+    trainer.lr_at = lambda epochs: 1.0 + epochs
+    for images, labels in batches(6):
+        trainer.train_step(images, labels)
+        rates.append(trainer.lr)
+    assert rates == [1.0] * 3 + [1.5] * 3
+
+
 def test_another_accumulation_in_the_middle_of_an_epoch_is_refused():
     first, again = tiny_trainer(accum_iter=2), tiny_trainer(accum_iter=4)
     first.fixed, again.fixed = {"SEED": 0, "TRAIN.ACCUM_ITER": 2}, {"SEED": 0, "TRAIN.ACCUM_ITER": 4}
