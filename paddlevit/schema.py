@@ -170,6 +170,10 @@ KEYS: dict[str, Any] = {
         "RANDOM_ERASE_MODE": Key("pixel", ("const", "rand", "pixel")),
         "RANDOM_ERASE_COUNT": Key(1, ">= 1"),
         "REPEATED_AUG": Key(1, ">= 1"),  # times that an image stands in an epoch, each with another augmentation
+        "CLASS_WEIGHTS": "none",  # of the loss: none, balanced, or a file with a number per line and class
+        "BEST_BY": Key("acc1", ("acc1", "balanced_acc", "macro_f1", "loss")),  # what the best weights are best in
+        "PATIENCE": Key(0, ">= 0"),  # epochs without a better BEST_BY after which training ends; 0: it never does
+        "MIN_DELTA": Key(0.0, ">= 0"),  # what counts as better, in points of percent (BEST_BY loss: of the loss)
         "DISTILLATION_TYPE": Key("none", ("none", "soft", "hard")),
         "DISTILLATION_ALPHA": Key(0.5, _SHARE),
         "DISTILLATION_TAU": Key(1.0, "> 0"),
@@ -182,6 +186,7 @@ KEYS: dict[str, Any] = {
     "MAX_RESTARTS": Key(0, ">= 0"),  # times that a run which died, failed or hung is started again
     "HANG_TIMEOUT": Key(1800, ">= 0"),  # seconds without progress after which a process counts as hung; 0: never
     "EVAL": False,
+    "SAVE_PREDICTIONS": False,  # with EVAL: predictions.csv, a line per image
     "AMP": False,
     "AMP_DTYPE": Key("float16", ("float16", "bfloat16")),
     "AMP_OPT_LEVEL": Key("O1", ("O0", "O1", "O2")),
@@ -215,6 +220,7 @@ FLAGS: dict[str, str] = {
     "warmup_epochs": "TRAIN.WARMUP_EPOCHS",
     "weight_decay": "TRAIN.WEIGHT_DECAY",
     "freeze": "TRAIN.FREEZE",
+    "patience": "TRAIN.PATIENCE",
     "accum_iter": "TRAIN.ACCUM_ITER",
     "last_epoch": "TRAIN.LAST_EPOCH",
     "teacher": "TRAIN.TEACHER_MODEL",

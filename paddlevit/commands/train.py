@@ -109,6 +109,7 @@ def _add_flags(parser: Parser) -> None:
     flag("weight_decay", type=float, help="weight decay of AdamW")
     flag("drop_path", type=float, help="stochastic depth of the deepest block")
     flag("freeze", nargs="+", metavar="PATTERN", help="parameters that stay as they are, such as 'patch_embed*'")
+    flag("patience", type=int, help="epochs without a better validation (TRAIN.BEST_BY) after which training ends")
     flag("accum_iter", type=int, help="batches per optimizer step")
     flag("num_workers", type=int, help="decoding processes per process (-1: chosen by the cores)")
     flag(

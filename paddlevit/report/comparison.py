@@ -46,7 +46,8 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 def result_table(runs: Sequence[Run]) -> Table:
     """A head, and a row per run: what it is, and what it reached. "–" stands for what a run has not."""
-    head = ["run", "network", "epochs", "best top-1", "of", "last top-1", "training loss", "images/s", "training time"]
+    head = ["run", "network", "epochs", "best top-1", "of", "last top-1", "macro F1", "training loss", "images/s"]
+    head.append("training time")
     return [head, *([name, *_result(run)] for name, run in zip(names(runs), runs))]
 
 
@@ -81,11 +82,12 @@ def _result(run: Run) -> list[str]:
     of = run.value("TRAIN.NUM_EPOCHS", None)
     row = [run.model, f"{done:.4g}" + (f" of {of}" if of else "")]
     if best is None:
-        row += ["–"] * 3
+        row += ["–"] * 4
     else:
         last = [y for _, y in history.points(best.series, "acc1") if not math.isnan(y)]
         weights = f"{best.series}, epoch {best.epoch:g}"
         row += [formats.percent(best.number("acc1")), weights, formats.percent(last[-1] if last else math.nan)]
+        row.append(formats.percent(best.number("macro_f1")))
     losses, speeds, seconds = (history.numbers(key) for key in ("loss", "images_per_sec", "seconds"))
     row.append(formats.loss(losses[-1]) if losses else "–")
     row.append(formats.speed(statistics.median(speeds)) if speeds else "–")

@@ -33,6 +33,7 @@ def write_report(folder: Path, predictions: Predictions | None = None) -> Path:
     dataset = str(run.value("DATA.DATASET", ""))
     # Any folder of images is called imagenet2012: its path says more.
     facts = ["" if dataset == "imagenet2012" else dataset, str(run.value("DATA.DATA_PATH", ""))]
+    classes = int(run.value("MODEL.NUM_CLASSES", 0)) or 1000
     return write_document(
         folder / "report.html",
         "run.html",
@@ -40,8 +41,8 @@ def write_report(folder: Path, predictions: Predictions | None = None) -> Path:
         model=run.model,
         facts=[fact for fact in [*facts, formats.date(run.changed)] if fact],
         notes=_notes(run),
-        tiles=_tiles(run.history),
-        curves=_curves(run.history),
+        tiles=_tiles(run.history, classes),
+        curves=_curves(run.history, classes),
         remark=_loss_remark(run),
         predictions=shown_predictions(predictions) if predictions is not None else None,
         config=run.text,
@@ -62,9 +63,9 @@ def _notes(run: Run) -> list[str]:
     return notes
 
 
-def _tiles(history: History) -> list[tuple[str, str, str]]:
+def _tiles(history: History, classes: int) -> list[tuple[str, str, str]]:
     best = history.best()
-    tiles = _best_tiles(best) if best is not None else []
+    tiles = _best_tiles(best, classes) if best is not None else []
     losses, speeds = history.numbers("loss"), history.numbers("images_per_sec")
     if losses:
         tiles.append(("training loss", formats.loss(losses[-1]), "last line"))
@@ -76,19 +77,24 @@ def _tiles(history: History) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _best_tiles(best: Record) -> list[tuple[str, str, str]]:
+def _best_tiles(best: Record, classes: int) -> list[tuple[str, str, str]]:
     images = best.number("num_images")
     weights = "EMA weights" if best.series == "ema" else "model weights"
     tiles = [("best top-1", best.number("acc1"), formats.percent, f"{weights}, epoch {best.epoch:g}")]
     counted = "" if math.isnan(images) else f"on {images:,.0f} images"
-    tiles.append(("top-5", best.number("acc5"), formats.percent, counted))
+    if classes > 5:
+        tiles.append(("top-5", best.number("acc5"), formats.percent, counted))
+    balanced = f"balanced accuracy {formats.percent(best.number('balanced_acc'))}"
+    tiles.append(("macro F1", best.number("macro_f1"), formats.percent, balanced))
     tiles.append(("validation loss", best.number("loss"), formats.loss, "of the best"))
     return [(name, text(value), detail) for name, value, text, detail in tiles if not math.isnan(value)]
 
 
-def _curves(history: History) -> list[Chart]:
+def _curves(history: History, classes: int) -> list[Chart]:
     charts = []
     for plot in _PLOTS:
+        if plot.key == "acc5" and classes <= 5:
+            continue  # a straight line
         series = [
             Series(_SERIES[name], name, [(x, plot.scale * y) for x, y in history.points(name, plot.key)])
             for name in plot.series

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -34,6 +34,7 @@ class Predictions:
     labels: np.ndarray  # int64 [N]
     predicted: np.ndarray  # int64 [N]
     confidence: np.ndarray  # float32 [N], probability of the predicted class
+    scores: Mapping[str, np.ndarray]  # "precision" and "f1" of each class in percent, float [K]
     class_names: Sequence[str]
     names: Callable[[int], str]  # file name of the i-th image
     thumbnail: Callable[[int], bytes]  # the i-th image as JPEG or PNG; called for the shown ones only
@@ -117,6 +118,8 @@ def _classes(predictions: Predictions, right: np.ndarray, images: np.ndarray) ->
         {
             "name": predictions.class_name(i),
             "share": f"{100 * right[i] / images[i]:.1f}",
+            "precision": f"{predictions.scores['precision'][i]:.1f}",
+            "f1": f"{predictions.scores['f1'][i]:.1f}",
             "right": f"{right[i]:,}",
             "images": f"{images[i]:,}",
         }

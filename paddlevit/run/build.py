@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Callable
 
+import numpy as np
 import paddle
 from paddle import Tensor, nn
 from yacs.config import CfgNode
@@ -17,6 +18,7 @@ from yacs.config import CfgNode
 from paddlevit.config import OF_IMAGES, changes, get_config, with_values
 from paddlevit.data import EvalLoader, TrainLoader, open_source
 from paddlevit.data.classes import Classes, classes_beside, folder_of, refuse_difference
+from paddlevit.data.index import text_lines
 from paddlevit.data.mixup import build_mixup
 from paddlevit.errors import UserError
 from paddlevit.layers import learnable
@@ -37,8 +39,13 @@ from paddlevit.weights.hub import official
 logger = logging.getLogger(__name__)
 
 
-def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = True) -> Trainer:
-    """The trainer of `config`, with the weights that it names unless `pretrained` is false. Raises UserError."""
+def build_trainer(
+    config: CfgNode, steps_per_epoch: int, *, pretrained: bool = True, labels: np.ndarray | None = None
+) -> Trainer:
+    """The trainer of `config`, with the weights that it names unless `pretrained` is false. Raises UserError.
+
+    TRAIN.CLASS_WEIGHTS balanced needs the `labels` of the training images.
+    """
     train, processes = config.TRAIN, process.world_size()
     if train.LAST_EPOCH > train.NUM_EPOCHS:
         raise UserError(
@@ -65,7 +72,7 @@ def build_trainer(config: CfgNode, steps_per_epoch: int, *, pretrained: bool = T
     return Trainer(
         model=model,
         forward=_forward(config, model),
-        objective=_objective(config),
+        objective=_objective(config, labels),
         mixup=build_mixup(config),
         optimizer=optimizer,
         lr_at=build_lr_schedule(config, images_per_step),
@@ -135,13 +142,36 @@ def _teacher(config: CfgNode) -> nn.Layer:
     return teacher if theirs == ours else Renormalized(teacher, given=ours, own=theirs)
 
 
-def _objective(config: CfgNode) -> Objective:
-    kind = config.TRAIN.DISTILLATION_TYPE
-    if kind == "none":
-        return Supervised()
-    return Distilled(
-        _teacher(config), kind=kind, alpha=config.TRAIN.DISTILLATION_ALPHA, tau=config.TRAIN.DISTILLATION_TAU
-    )
+def _objective(config: CfgNode, labels: np.ndarray | None) -> Objective:
+    train, weights = config.TRAIN, _class_weights(config, labels)
+    if train.DISTILLATION_TYPE == "none":
+        return Supervised(weights)
+    how = {"kind": train.DISTILLATION_TYPE, "alpha": train.DISTILLATION_ALPHA, "tau": train.DISTILLATION_TAU}
+    return Distilled(_teacher(config), **how, class_weights=weights)
+
+
+def _class_weights(config: CfgNode, labels: np.ndarray | None) -> Tensor | None:
+    """TRAIN.CLASS_WEIGHTS, float32 [K]; balanced: images / (classes x images of the class), so that the mean is 1."""
+    how, num_classes = config.TRAIN.CLASS_WEIGHTS, config.MODEL.NUM_CLASSES
+    if how == "none":
+        return None
+    if how == "balanced":
+        assert labels is not None
+        counts = np.bincount(labels, minlength=num_classes)
+        weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    else:
+        lines = text_lines(Path(how))
+        try:
+            weights = np.array([float(line) for line in lines])
+        except ValueError as error:
+            raise UserError(f"TRAIN.CLASS_WEIGHTS {how}: every line must be a number, {error}") from None
+        if len(weights) != num_classes or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
+            raise UserError(
+                f"TRAIN.CLASS_WEIGHTS {how}: it must hold one number of 0 or more for each of {num_classes} classes, "
+                f"not all of them 0, got {len(weights)}, the smallest {weights.min(initial=0):g}"
+            )
+    logger.info("class weights (TRAIN.CLASS_WEIGHTS %s): %.3g to %.3g", how, weights.min(), weights.max())
+    return paddle.to_tensor(weights.astype("float32"))
 
 
 def autocast(config: CfgNode) -> Callable[[], AbstractContextManager]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import itertools
 import json
 import logging
+import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -40,6 +43,7 @@ from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.journal import Journal, open_scalars, progress, with_nulls
 from paddlevit.training.objectives import Distilled
+from paddlevit.training.scores import class_scores
 from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -81,7 +85,8 @@ def _prepare(config: CfgNode, folder: Path) -> _Run:
     every = -(-len(eval_loader.indices) // _IMAGES_TO_TRY)
     for i in eval_loader.indices[:: max(every, 1)]:  # or an epoch is trained before one that cannot be read is met
         eval_loader.source.image(int(i))
-    trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None)
+    labels = train_loader.source.labels
+    trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None, labels=labels)
     if resumed is not None:
         restore(trainer, resumed, folder)
     log_start(config, trainer, train_loader, eval_loader)
@@ -121,18 +126,31 @@ class _Run:
             return
         if trainer.epoch >= config.TRAIN.NUM_EPOCHS:
             logger.info("nothing left to train: %d of %d epochs are done", trainer.epoch, config.TRAIN.NUM_EPOCHS)
-        while trainer.epoch < config.TRAIN.NUM_EPOCHS or trainer.to_evaluate:
+        while trainer.to_evaluate or not self._ends():
             if not trainer.to_evaluate:  # else it was stopped while it evaluated
                 self._train_epoch()
-            last = trainer.epoch == config.TRAIN.NUM_EPOCHS
-            trainer.to_evaluate |= last or trainer.epoch % config.VALIDATE_FREQ == 0
+            trainer.to_evaluate |= self._ends() or trainer.epoch % config.VALIDATE_FREQ == 0
             if trainer.to_evaluate:
                 self.evaluate_epoch()
                 trainer.to_evaluate = False
+            last = self._ends()
             if last or trainer.epoch % config.SAVE_FREQ == 0:
                 save(self.folder, trainer, config.KEEP_LAST)
             if not last:
                 trainer.check_stop()
+        if trainer.epoch < config.TRAIN.NUM_EPOCHS:
+            train = config.TRAIN
+            logger.warning(
+                f"training ends after epoch {trainer.epoch} of {train.NUM_EPOCHS}: {train.BEST_BY} has not improved "
+                f"for {train.PATIENCE} epochs (TRAIN.PATIENCE). The learning rate is still {trainer.lr:.3g}, "
+                f"TRAIN.END_LR {train.END_LR:.3g}: with fewer TRAIN.NUM_EPOCHS it comes down to that"
+            )
+
+    def _ends(self) -> bool:
+        """Whether all epochs are done, or TRAIN.PATIENCE is over."""
+        train, trainer = self.config.TRAIN, self.trainer
+        waited = trainer.epoch - trainer.best.get("improved", trainer.epoch)
+        return trainer.epoch >= train.NUM_EPOCHS or bool(train.PATIENCE and waited >= train.PATIENCE)
 
     def _train_epoch(self) -> None:
         trainer = self.trainer
@@ -157,16 +175,28 @@ class _Run:
 
     def evaluate_epoch(self) -> None:
         """Evaluate the model and its EMA; where one is better than any before, save it as best.pdparams."""
-        trainer, path = self.trainer, best_path(self.folder)
+        trainer = self.trainer
         models = {"model": trainer.model} if trainer.ema is None else {"model": trainer.model, "ema": trainer.ema.model}
         for weights, model in models.items():
             result = self._evaluate(model, "validation", self._stop_between_batches())
             self.journal.evaluation(trainer.epoch, weights, result)
-            if result["acc1"] > trainer.best.get("acc1", -1.0):
-                if process.is_main():
-                    checkpoint.write_weights(path, model.state_dict())
-                trainer.best = {"acc1": result["acc1"], "epoch": trainer.epoch, "weights": weights}
-                trainer.best["sha256"] = checkpoint.sha256(path) if process.is_main() else ""
+            self._keep_if_best(weights, model, result)
+
+    def _keep_if_best(self, weights: str, model: nn.Layer, result: dict[str, float]) -> None:
+        """Save the model as best.pdparams where TRAIN.BEST_BY is better than before, or as good at a smaller loss."""
+        trainer, train, path = self.trainer, self.config.TRAIN, best_path(self.folder)
+        loss = result["loss"] if math.isfinite(result["loss"]) else math.inf
+        value = -loss if train.BEST_BY == "loss" else result[train.BEST_BY]
+        before = trainer.best if trainer.best.get("by") == train.BEST_BY else {}
+        if not before or (value, -loss) > (before["value"], -before["loss"]):
+            if process.is_main():
+                checkpoint.write_weights(path, model.state_dict())
+            found = {"by": train.BEST_BY, "value": value, "loss": loss, "acc1": result["acc1"]}
+            found |= {"epoch": trainer.epoch, "weights": weights}
+            found["sha256"] = checkpoint.sha256(path) if process.is_main() else ""
+            trainer.best = {**before, **found}
+        if not before or value > before["to_beat"] + train.MIN_DELTA:
+            trainer.best |= {"to_beat": value, "improved": trainer.epoch}
 
     def _evaluate(self, model: nn.Layer, what: str, on_batch: Callable[[Tensor], None]) -> dict[str, float]:
         batches = progress(self.eval_loader, len(self.eval_loader), what)
@@ -202,6 +232,7 @@ class _Run:
         self.journal.evaluation(best["epoch"], best["weights"], result, best=True)
         predictions = _predictions(self.eval_loader, outputs, str(Path(self.config.DATA.DATA_PATH)))
         if process.is_main():
+            _write_per_class(self.folder, predictions)
             report = write_report(self.folder, predictions)
             logger.info("best weights: %s (%s, epoch %d)", path, best["weights"], best["epoch"])
             self._log_probe()
@@ -227,14 +258,38 @@ def _predictions(loader: EvalLoader, outputs: list[tuple[Tensor, Tensor]], root:
         confidence[loader.indices] = np.concatenate([values.numpy() for values, _ in outputs])
         predicted[loader.indices] = np.concatenate([classes.numpy() for _, classes in outputs])
     source = loader.source
+    labels = np.asarray([source.label(i) for i in range(loader.num_images)], dtype="int64")
+    predicted = process.all_reduce_sum(paddle.to_tensor(predicted)).numpy()
+    classes = max(len(loader.class_names), labels.max(initial=0) + 1, predicted.max(initial=0) + 1)
+    counts = [np.bincount(each, minlength=classes) for each in (labels, predicted, labels[labels == predicted])]
     return Predictions(
-        labels=np.asarray([source.label(i) for i in range(loader.num_images)], dtype="int64"),
-        predicted=process.all_reduce_sum(paddle.to_tensor(predicted)).numpy(),
+        labels=labels,
+        predicted=predicted,
         confidence=process.all_reduce_sum(paddle.to_tensor(confidence)).numpy(),
+        scores=class_scores(*counts),
         class_names=loader.class_names,
         names=lambda i: source.name(i).removeprefix(f"{root}/"),
         thumbnail=loader.thumbnail,
     )
+
+
+def _write_per_class(folder: Path, predictions: Predictions) -> None:
+    images = np.bincount(predictions.labels, minlength=predictions.num_classes)
+    scores = [[f"{value:.4f}" for value in predictions.scores[key]] for key in ("precision", "recall", "f1")]
+    names = map(predictions.class_name, range(predictions.num_classes))
+    _write_csv(folder / "per_class.csv", ["class", "images", "precision", "recall", "f1"], zip(names, images, *scores))
+
+
+def _write_predictions(folder: Path, predictions: Predictions) -> None:
+    of, name = predictions, predictions.class_name
+    rows = ((of.names(i), name(of.labels[i]), name(of.predicted[i]), of.confidence[i]) for i in range(len(of.labels)))
+    _write_csv(folder / "predictions.csv", ["image", "class", "predicted", "probability"], rows)
+
+
+def _write_csv(path: Path, head: list[str], rows: Iterable) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(itertools.chain([head], rows))
+    checkpoint.write_text(path, text.getvalue())
 
 
 @contextlib.contextmanager
@@ -271,12 +326,22 @@ def validate(config: CfgNode) -> int:
         loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size(), classes=classes)
         model = build_model(config)
         load_pretrained(config, model)
-        result = evaluate(model, progress(loader, len(loader), "evaluation"), autocast=autocast(config))
-        logger.info(
-            "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images",
-            *(result[k] for k in ("acc1", "acc5", "loss", "num_images")),
+        outputs: list[tuple[Tensor, Tensor]] = []
+        result = evaluate(
+            model,
+            progress(loader, len(loader), "evaluation"),
+            autocast=autocast(config),
+            on_batch=lambda logits: outputs.append(_top1(logits)),
         )
+        logger.info(
+            "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%",
+            *(result[k] for k in ("acc1", "acc5", "loss", "num_images", "balanced_acc", "macro_f1")),
+        )
+        predictions = _predictions(loader, outputs, str(Path(config.DATA.DATA_PATH)))
         if process.is_main():
+            _write_per_class(folder, predictions)
+            if config.SAVE_PREDICTIONS:
+                _write_predictions(folder, predictions)
             record = {**result, "weights": config.MODEL.PRETRAINED}
             checkpoint.write_text(folder / "eval.json", json.dumps(with_nulls(record), indent=1) + "\n")
             if not (folder / "config.yaml").exists():  # a training run's stays

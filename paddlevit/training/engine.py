@@ -25,6 +25,7 @@ from paddlevit.training.gradients import LossScale, clip
 from paddlevit.training.objectives import Objective
 from paddlevit.training.optim import load_optimizer_arrays, optimizer_arrays, set_lr
 from paddlevit.training.running_statistics import RunningStatistics
+from paddlevit.training.scores import averages
 from paddlevit.training.sharding import Shards
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -212,34 +213,41 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     on_batch: Callable[[Tensor], None] = lambda logits: None,
 ) -> dict[str, float]:
-    """{"loss", "acc1", "acc5", "num_images"} over the batches of all processes; every image counts once.
+    """{"loss", "acc1", "acc5", "balanced_acc", "macro_f1", "num_images"} over the batches of all processes; every image
+    counts once, and accuracies are in percent.
 
     `on_batch` is called with the logits of each batch of this process, in order.
     """
     total_loss = paddle.zeros([1], dtype="float64")
-    counts = paddle.zeros([3], dtype="int64")
+    top5 = paddle.zeros([1], dtype="int64")
+    per_class = paddle.zeros([3, 1], dtype="int64")
     with evaluating(model):
         for images, labels in batches:
             with autocast():
                 logits = model(images)
-            loss, counted = _counted(logits.astype("float32"), labels)
-            total_loss += loss
-            counts += counted
+            loss, hits, counted = _counted(logits.astype("float32"), labels)
+            total_loss, top5, per_class = total_loss + loss, top5 + hits, per_class + counted
             on_batch(logits)
             heartbeat()
-    top1, top5, images = all_reduce_sum(counts).tolist()
+    classes = all_reduce_max(per_class.shape[1])  # a process may have no image
+    of_class, predicted, right = all_reduce_sum(per_class + paddle.zeros([3, classes], "int64")).numpy()
+    total = int(of_class.sum())
     return {
-        "loss": all_reduce_sum(total_loss).item() / images,
-        "acc1": 100.0 * top1 / images,
-        "acc5": 100.0 * top5 / images,
-        "num_images": images,
+        "loss": all_reduce_sum(total_loss).item() / total,
+        "acc1": 100.0 * int(right.sum()) / total,
+        "acc5": 100.0 * all_reduce_sum(top5).item() / total,
+        **averages(of_class, predicted, right),
+        "num_images": total,
     }
 
 
-def _counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a batch, on the device: the sum of the losses; images whose class is the first, is among 5, and all."""
+def _counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a batch, on the device: the sum of the losses; the images whose class is among the first 5; and by class the
+    images, the predictions and those that are right, [3, K].
+    """
     loss = F.cross_entropy(logits, labels, reduction="none")
     _, best = paddle.topk(logits, min(5, logits.shape[1]))
-    hits = (best == labels.unsqueeze(1)).astype("int64")
-    counts = paddle.stack([hits[:, 0].sum(), hits.sum(), paddle.full([], len(labels), dtype="int64")])
-    return loss.astype("float64").sum(), counts
+    hits = (best == labels.unsqueeze(1)).sum()
+    of_class, predicted = (F.one_hot(each, logits.shape[1]) for each in (labels, best[:, 0]))
+    counts = paddle.stack([each.sum(axis=0) for each in (of_class, predicted, of_class * predicted)])
+    return loss.astype("float64").sum(), hits, counts.astype("int64")

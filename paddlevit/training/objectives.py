@@ -15,8 +15,10 @@ Objective = Callable[[Callable, Tensor, Tensor], tuple[Tensor, Tensor]]
 Statistics = tuple[Sequence[float], Sequence[float]]
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the batch of -sum_k targets_k log softmax(logits)_k; logits and targets [N, K]."""
+def soft_cross_entropy(logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Mean over the batch of -sum_k w_k targets_k log softmax(logits)_k; logits and targets [N, K], weights w [K]."""
+    if class_weights is not None:
+        targets = targets * class_weights
     if logits.dtype in (paddle.float16, paddle.bfloat16):
         logits = logits.astype("float32")
     return -(targets.astype(logits.dtype) * F.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
@@ -29,13 +31,18 @@ def _two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class Supervised:
-    """Cross-entropy with the targets; the mean of both heads' where the model has two."""
+    """Cross-entropy with the targets, classes weighted by `class_weights` [K]; the mean of both heads' where the model
+    has two.
+    """
+
+    def __init__(self, class_weights: Tensor | None = None) -> None:
+        self.class_weights = class_weights
 
     def __call__(self, model: Callable, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, distill_logits = _two_heads(model(images))
-        loss = soft_cross_entropy(logits, targets)
+        loss = soft_cross_entropy(logits, targets, self.class_weights)
         if distill_logits is not logits:
-            loss = (loss + soft_cross_entropy(distill_logits, targets)) / 2
+            loss = (loss + soft_cross_entropy(distill_logits, targets, self.class_weights)) / 2
         return loss, logits
 
 
@@ -62,10 +69,12 @@ class Distilled:
 
     Soft (equation 2): (1 - alpha) CE(y) + alpha tau^2 KL(teacher / tau || student / tau), the divergence being the mean
     over the batch of the sum over the classes. Hard (equation 3): (1 - alpha) CE(y) + alpha CE(argmax teacher). The
-    teacher sees the same, mixed, images, in evaluation mode and without gradients.
+    teacher sees the same, mixed, images, in evaluation mode and without gradients. `class_weights` [K] are of CE(y).
     """
 
-    def __init__(self, teacher: nn.Layer, *, kind: str, alpha: float = 0.5, tau: float = 1.0) -> None:
+    def __init__(
+        self, teacher: nn.Layer, *, kind: str, alpha: float = 0.5, tau: float = 1.0, class_weights: Tensor | None = None
+    ) -> None:
         if not 0.0 <= alpha <= 1.0:
             raise UserError(f"alpha must be between 0 and 1, got {alpha}")
         if tau <= 0.0:
@@ -77,12 +86,13 @@ class Distilled:
         self.kind = kind
         self.alpha = alpha
         self.tau = tau
+        self.class_weights = class_weights
 
     def __call__(self, model: Callable, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with paddle.no_grad():
             teacher_logits = self.teacher(images).astype("float32")
         logits, distill_logits = _two_heads(model(images))
-        base = soft_cross_entropy(logits, targets)
+        base = soft_cross_entropy(logits, targets, self.class_weights)
         if self.kind == "hard":
             distillation = F.cross_entropy(distill_logits.astype("float32"), teacher_logits.argmax(axis=-1))
         else:

@@ -101,7 +101,8 @@ def picture(index, kind="PNG"):
 def predictions_of(labels, predicted, class_names, **values):
     labels, predicted = np.asarray(labels, "int64"), np.asarray(predicted, "int64")
     confidence = np.random.default_rng(7).random(len(labels)).astype("float32")
-    known = {"confidence": confidence, "names": lambda i: f"val/{i}.png", "thumbnail": picture, **values}
+    known = {"scores": dict.fromkeys(("precision", "f1"), np.full(100_000, 50.0))}
+    known |= {"confidence": confidence, "names": lambda i: f"val/{i}.png", "thumbnail": picture, **values}
     return Predictions(labels=labels, predicted=predicted, class_names=class_names, **known)
 
 

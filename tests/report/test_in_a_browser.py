@@ -36,6 +36,7 @@ def look_at(chromium, page, width=1200):
     """What the browser has seen on a page of that width."""
     chromium.errors.clear()
     chromium.open(page.as_uri(), width=width)
+    chromium.until("[...document.images].every(image => image.complete)")
     return {**chromium.value(LOOK), "errors": chromium.errors}
 
 

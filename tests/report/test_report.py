@@ -131,7 +131,7 @@ def test_many_classes_show_the_most_frequent_confusions(tmp_path):
 def test_class_accuracy_is_worst_first(tmp_path):
     labels, predicted = [0] * 4 + [1] * 2 + [3] * 8 + [4] * 2, [0, 0, 0, 1] + [1, 1] + [3] * 2 + [0] * 6 + [3, 4]
     page = report(tmp_path, LINES, predictions_of(labels, predicted, ["a", "b", "c", "d", "e"]))
-    assert [[row[0], row[1], row[3]] for row in page.tables[1][1:]] == [
+    assert [[row[0], row[1], row[5]] for row in page.tables[1][1:]] == [
         ["d", "25.0 %", "2 of 8"],
         ["e", "50.0 %", "1 of 2"],
         ["a", "75.0 %", "3 of 4"],

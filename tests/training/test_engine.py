@@ -8,7 +8,10 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from paddle import nn
+from sklearn import metrics
 from tiny import arrays, batch, network, trainer_of
 
 from paddlevit.config import get_config
@@ -19,6 +22,7 @@ from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.gradients import LossScale
 from paddlevit.training.objectives import Supervised
 from paddlevit.training.optim import build_optimizer
+from paddlevit.training.scores import averages, class_scores
 
 
 def tiny_trainer(*, accum_iter=1, steps=8, ema=False, seed=0):
@@ -193,7 +197,24 @@ def test_evaluation_is_exact_whatever_the_batch_size(size):
     assert result["acc1"] == pytest.approx(100 * (order[:, 0] == labels).mean(), abs=1e-9)
     assert result["acc5"] == pytest.approx(100 * (order[:, :5] == labels[:, None]).any(1).mean(), abs=1e-9)
     assert result["loss"] == pytest.approx(-log_probs[np.arange(101), labels].mean(), rel=1e-6)
+    assert result["balanced_acc"] == pytest.approx(100 * metrics.balanced_accuracy_score(labels, order[:, 0]))
+    assert result["macro_f1"] == pytest.approx(100 * metrics.f1_score(labels, order[:, 0], average="macro"))
     assert model.training
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")  # scikit-learn's
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40))
+def test_scores_of_classes_are_those_of_scikit_learn(pairs):
+    labels, predicted = np.array(pairs).T
+    counts = [np.bincount(each, minlength=6) for each in (labels, predicted, labels[labels == predicted])]
+    expected = metrics.precision_recall_fscore_support(labels, predicted, labels=range(6), zero_division=0)
+    found = class_scores(*counts)
+    for key, values in zip(("precision", "recall", "f1"), expected):
+        np.testing.assert_allclose(found[key], 100 * values, rtol=1e-12)
+    average = averages(*counts)
+    assert average["balanced_acc"] == pytest.approx(100 * metrics.balanced_accuracy_score(labels, predicted))
+    macro = metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+    assert average["macro_f1"] == pytest.approx(100 * macro)
 
 
 def test_fewer_than_five_classes():

@@ -103,3 +103,13 @@ def test_the_teacher_gets_no_gradient_and_is_in_evaluation_mode():
 def test_impossible_values_are_named(key, options):
     with pytest.raises(UserError, match=key):
         Distilled(Fixed(TEACHER), kind="soft", **options)
+
+
+def test_class_weights_weigh_the_terms_of_each_class():
+    weights = RNG.uniform(0.5, 2.0, 7).astype("float32")
+    expected = cross_entropy(LOGITS, TARGETS * weights)
+    loss, _ = Supervised(paddle.to_tensor(weights))(Fixed(LOGITS), None, paddle.to_tensor(TARGETS))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    taught = Distilled(Fixed(TEACHER), kind="hard", alpha=0.0, class_weights=paddle.to_tensor(weights))
+    loss, _ = taught(Fixed(LOGITS, OTHER), paddle.zeros([5]), paddle.to_tensor(TARGETS))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,29 @@
+"""How well each class is told from the others, from what was counted per class."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def class_scores(images: np.ndarray, predicted: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 of each class in percent, float64 [K]; 0 where there is nothing to divide by.
+
+    Of each class: `images` that are of it, `predicted` as it, and `right`, which are both; integers [K].
+    """
+
+    def percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return 100.0 * part / np.maximum(whole, 1)
+
+    return {
+        "precision": percent(right, predicted),
+        "recall": percent(right, images),
+        "f1": percent(2 * right, images + predicted),
+    }
+
+
+def averages(images: np.ndarray, predicted: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Balanced accuracy, the mean recall of the classes that have images, and macro F1, the mean F1 of those that have
+    images or were predicted, in percent; counts as in `class_scores`.
+    """
+    scores, present, seen = class_scores(images, predicted, right), images > 0, images + predicted > 0
+    return {"balanced_acc": float(scores["recall"][present].mean()), "macro_f1": float(scores["f1"][seen].mean())}
