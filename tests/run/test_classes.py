@@ -56,8 +56,8 @@ def weights(tmp_path_factory):
     return run_of(tmp_path_factory.mktemp("runs") / "run", NAMES)
 
 
-def go(folder, output, *flags):
-    args = ["-cfg", "pit_digits", "-data_path", folder, "-output", output, "-num_workers", 0, "-batch_size", 4]
+def go(folder, output, *flags, cfg="pit_digits"):
+    args = ["-cfg", cfg, "-data_path", folder, "-output", output, "-num_workers", 0, "-batch_size", 4]
     opts = ["-opts", "TRAIN.NUM_EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
     return main([str(arg) for arg in (*args, *flags, *opts)], nprocs=1)
 
@@ -171,11 +171,10 @@ def test_a_teacher_names_the_same_classes(weights, tmp_path, capfd):
     folder = data(tmp_path / "data", NAMES)
     teacher = run_of(tmp_path / "teacher", ["ball", "leaf", "brick"])
     more = ["-teacher", "pit_digits", "-teacher_model_path"]
-    distil = ["-cfg", "pit_distilled_digits"]
     hard = ["-opts", "TRAIN.DISTILLATION_TYPE", "hard"]
     assert go(folder, tmp_path / "out", *more, teacher, *hard) == 2
     assert "class 1 is 'leaf' in" in (error := capfd.readouterr().err) and f"and 'brick' in {folder}" in error
-    assert go(folder, tmp_path / "out", *more, tmp_path / "none", *hard, *distil) == 2
+    assert go(folder, tmp_path / "out", *more, tmp_path / "none", *hard, cfg="pit_distilled_digits") == 2
     assert "same 3 classes" not in capfd.readouterr().err
 
 
@@ -247,8 +246,8 @@ def test_the_model_or_its_average_is_taken_wherever_weights_are_named(both, tmp_
     found = json.loads(capfd.readouterr().out)["classes"][0]
     number = NAMES.index(label)
     assert found["class"] == number and found["name"] == (str(number) if name.startswith("foreign") else label)
-    evaluated = ["-cfg", both / "run" / "config.yaml"] if name.startswith("run") else []
-    assert go(folder, tmp_path / "out", "-eval", "-pretrained", weights, *flags, *evaluated) == 0
+    cfg = both / "run" / "config.yaml" if name.startswith("run") else "pit_digits"
+    assert go(folder, tmp_path / "out", "-eval", "-pretrained", weights, *flags, cfg=cfg) == 0
     assert json.loads((tmp_path / "out" / "eval.json").read_text())["acc1"] == pytest.approx(100 / 3)
 
 
