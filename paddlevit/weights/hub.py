@@ -30,7 +30,11 @@ def published() -> list[dict[str, Any]]:
 
 def variant_of(weights: str) -> str | None:
     """The variant that published weights are of, by its own name or their address; None for all others."""
-    return next((row["variant"] for row in published() if weights in (row["variant"], row.get("address"))), None)
+    return _row(weights).get("variant")
+
+
+def _row(weights: str) -> dict[str, Any]:
+    return next((row for row in published() if weights in (row["variant"], row.get("address"))), {})
 
 
 def official(weights: str | os.PathLike[str], variant: str) -> str | os.PathLike[str]:
@@ -47,26 +51,26 @@ def fetch(weights: str) -> Path | None:
 
     What is not in the cache yet is fetched. Raises UserError.
     """
-    row = next((row for row in published() if weights in (row["variant"], row.get("address"))), None)
-    if row is None and not weights.startswith("hf:"):
+    row = _row(weights)
+    if not row and not weights.startswith("hf:"):
         return None
-    if row and "page" in row:
+    if "page" in row:
         raise UserError(
             f"the weights of {weights} have no address that can be fetched: save them from {row['page']} and name the "
             "file with -pretrained FILE"
         )
-    places = _places(row["address"] if row else weights)
+    places = _places(row.get("address", weights))
     for file in places.values():
         if file.is_file():
             return file
     for address, file in places.items():
         try:
-            _download(address, file, row.get("sha256", "") if row else "")
+            _download(address, file, row.get("sha256", ""))
             return file
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "code", None) not in _NOT_THERE:
                 raise UserError(
-                    f"{address} could not be fetched: {error or type(error).__name__}.\n"
+                    f"{address} could not be fetched: {error}.\n"
                     f"The same command resumes. Or fetch the file by other means and put it at {file}"
                 ) from None
             answered = error

@@ -106,7 +106,7 @@ def test_what_has_another_checksum_is_not_kept(server, tmp_path):
     server.sha256 = "0" * 64
     with pytest.raises(UserError, match=r"came with the sha256 [0-9a-f]{64}, not 0{64}: it is deleted"):
         hub.fetch(REPO)
-    assert [path.name for path in (tmp_path / "cache").rglob("*.*")] == ["someone", "some-model", ".lock"][2:]
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_where_nothing_can_be_fetched_the_address_and_the_place_are_named(server, tmp_path, monkeypatch, capsys):
