@@ -48,7 +48,6 @@ def _features(config: CfgNode, model: nn.Layer, heads: list[nn.Linear]) -> tuple
     mirrored = [False, True] if config.TRAIN.HFLIP else [False]
     size = len(mirrored) * loader.num_images
     features = [np.zeros([size, head.weight.shape[0]], "float32") for head in heads]
-    labels = np.asarray([loader.source.label(i) for i in range(loader.num_images)])
     seen: list[np.ndarray] = []
     hooks = [head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy())) for head in heads]
     model.eval()
@@ -66,7 +65,7 @@ def _features(config: CfgNode, model: nn.Layer, heads: list[nn.Linear]) -> tuple
     for hook in hooks:
         hook.remove()
     gathered = [process.all_reduce_sum(paddle.to_tensor(array)).numpy() for array in features]
-    return gathered, np.tile(labels, len(mirrored))
+    return gathered, np.tile(loader.source.labels, len(mirrored))
 
 
 def logistic_regression(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
