@@ -170,6 +170,7 @@ KEYS: dict[str, Any] = {
         "RANDOM_ERASE_MODE": Key("pixel", ("const", "rand", "pixel")),
         "RANDOM_ERASE_COUNT": Key(1, ">= 1"),
         "REPEATED_AUG": Key(1, ">= 1"),  # times that an image stands in an epoch, each with another augmentation
+        "BALANCE": Key(0.0, _SHARE),  # 1: an epoch has images of all classes equally often; 0: as often as they are
         "CLASS_WEIGHTS": "none",  # of the loss: none, balanced, or a file with a number per line and class
         "BEST_BY": Key("acc1", ("acc1", "balanced_acc", "macro_f1", "loss")),  # what the best weights are best in
         "PATIENCE": Key(0, ">= 0"),  # epochs without a better BEST_BY after which training ends; 0: it never does

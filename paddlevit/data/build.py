@@ -16,7 +16,15 @@ from paddlevit.data.cifar import open_cifar
 from paddlevit.data.classes import Classes, follow, imagenet_classes
 from paddlevit.data.dataset import MODES, ImageDataset
 from paddlevit.data.decode import Decoding
-from paddlevit.data.loader import BatchStream, EvalBatchSampler, EvalLoader, Normalize, TrainBatchSampler, TrainLoader
+from paddlevit.data.loader import (
+    BatchStream,
+    EvalBatchSampler,
+    EvalLoader,
+    Normalize,
+    TrainBatchSampler,
+    TrainLoader,
+    balanced_shares,
+)
 from paddlevit.data.mixup import build_erasing
 from paddlevit.data.sources import Source, open_imagenet
 from paddlevit.data.transforms import build_eval_transform, build_train_transform
@@ -65,7 +73,8 @@ def build_train_loader(
         from paddlevit.data.opencv import OpenCVDataset
 
         dataset = OpenCVDataset(source, transform, channels=channels, fast=train.FAST_JPEG)
-    sampler = TrainBatchSampler(len(source), data.BATCH_SIZE, rank, world_size, config.SEED, train.REPEATED_AUG)
+    shares = balanced_shares(source.labels, train.BALANCE) if train.BALANCE else None
+    sampler = TrainBatchSampler(len(source), data.BATCH_SIZE, rank, world_size, config.SEED, train.REPEATED_AUG, shares)
     max_bad = data.MAX_BAD if data.ON_ERROR == "skip" else None
     stream = _stream(config, dataset, data.BATCH_SIZE, world_size=world_size, max_bad=max_bad)
     return TrainLoader(stream, sampler, normalize=_normalize(config), erase=build_erasing(config))

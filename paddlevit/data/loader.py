@@ -72,14 +72,30 @@ class Normalize:
         return images
 
 
-def train_order(num_samples: int, seed: int, *, epoch: int, repeats: int = 1) -> np.ndarray:
+def train_order(
+    num_samples: int, seed: int, *, epoch: int, repeats: int = 1, shares: np.ndarray | None = None
+) -> np.ndarray:
     """Indices int64 [num_samples] of the images of an epoch, shuffled.
 
     With `repeats` above 1 each chosen image stands that often, one copy after the other, and an epoch keeps its length,
     so it has num_samples / repeats different images (repeated augmentation, Hoffer et al. 2020; Berman et al. 2019).
+    `shares`, float64 [num_samples] with the sum num_samples, say how often an image stands there on average: each epoch
+    has that number, rounded down or up at random (systematic resampling).
     """
-    order = generator((seed, epoch), ORDER).permutation(num_samples)
+    random = generator((seed, epoch), ORDER)
+    order = random.permutation(num_samples)
+    if shares is not None:
+        ends = np.floor(np.cumsum(shares[order])[:-1] + random.random()).astype("int64")
+        order = random.permutation(np.repeat(order, np.diff(ends, prepend=0, append=num_samples)))
     return order if repeats == 1 else np.repeat(order[: -(-num_samples // repeats)], repeats)[:num_samples]
+
+
+def balanced_shares(labels: np.ndarray, balance: float) -> np.ndarray:
+    """How often each image stands in an epoch, float64 [N] with the sum N: 1 with `balance` 0; 1 divided by the images
+    of its class, so that all classes are as frequent, with 1; in between by that number to the power of `balance`.
+    """
+    shares = np.bincount(labels)[labels].astype("float64") ** -balance
+    return shares * (len(labels) / shares.sum())
 
 
 @dataclass
@@ -96,6 +112,7 @@ class TrainBatchSampler:
     world_size: int = 1
     seed: int = 0
     repeats: int = 1
+    shares: np.ndarray | None = None  # see train_order
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -111,7 +128,7 @@ class TrainBatchSampler:
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[Sample]]:
         """This process's batches of an epoch, from `first_step` on."""
-        order = train_order(self.num_samples, self.seed, epoch=epoch, repeats=self.repeats)
+        order = train_order(self.num_samples, self.seed, epoch=epoch, repeats=self.repeats, shares=self.shares)
         images_per_step = self.batch_size * self.world_size
         for first in range(first_step * images_per_step, len(self) * images_per_step, images_per_step):
             if self.repeats > 1:  # copies of an image stand one after the other: deal them to different processes

@@ -19,6 +19,7 @@ from paddlevit.config import OF_IMAGES, changes, get_config, with_values
 from paddlevit.data import EvalLoader, TrainLoader, open_source
 from paddlevit.data.classes import Classes, classes_beside, folder_of, refuse_difference
 from paddlevit.data.index import text_lines
+from paddlevit.data.loader import balanced_shares
 from paddlevit.data.mixup import build_mixup
 from paddlevit.errors import UserError
 from paddlevit.layers import learnable
@@ -95,6 +96,7 @@ def _fixed(config: CfgNode, accum_iter: int, steps_per_epoch: int) -> dict[str, 
     return {
         "SEED": config.SEED,
         "TRAIN.REPEATED_AUG": config.TRAIN.REPEATED_AUG,
+        "TRAIN.BALANCE": config.TRAIN.BALANCE,
         "TRAIN.ACCUM_ITER": accum_iter,
         "DATA.BATCH_SIZE x processes": config.DATA.BATCH_SIZE * process.world_size(),
         "the number of batches per epoch": steps_per_epoch,
@@ -170,6 +172,8 @@ def _class_weights(config: CfgNode, labels: np.ndarray | None) -> Tensor | None:
                 f"TRAIN.CLASS_WEIGHTS {how}: it must hold one number of 0 or more for each of {num_classes} classes, "
                 f"not all of them 0, got {len(weights)}, the smallest {weights.min(initial=0):g}"
             )
+    if config.TRAIN.BALANCE:
+        logger.warning("TRAIN.CLASS_WEIGHTS and TRAIN.BALANCE are both on: rare classes count twice over")
     logger.info("class weights (TRAIN.CLASS_WEIGHTS %s): %.3g to %.3g", how, weights.min(), weights.max())
     return paddle.to_tensor(weights.astype("float32"))
 
@@ -239,6 +243,9 @@ def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval
     if config.TRAIN.TEACHER_MODEL_PATH and config.TRAIN.DISTILLATION_TYPE == "none":
         logger.warning("TRAIN.TEACHER_MODEL_PATH is not used: TRAIN.DISTILLATION_TYPE is none")
     logger.info(f"data: {train_loader.num_images} images to train on, {eval_loader.num_images} to validate")
+    if config.TRAIN.BALANCE:
+        shares, of = balanced_shares(train_loader.source.labels, config.TRAIN.BALANCE), config.TRAIN.BALANCE
+        logger.info(f"TRAIN.BALANCE {of:g}: an epoch has an image {shares.min():.3g} to {shares.max():.3g} times")
     found = train_loader.source.num_classes
     if found != classes:
         logger.warning(f"MODEL.NUM_CLASSES is {classes}, the data has {found} classes")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from paddlevit.commands.train import main
 from paddlevit.config import get_config
+from paddlevit.data.loader import balanced_shares, train_order
 from paddlevit.errors import UserError
 from paddlevit.run import build
 from paddlevit.run import train as run_room
@@ -130,3 +131,23 @@ def test_files_that_hold_no_weights_of_classes(data, tmp_path, text, said):
     with pytest.raises(UserError, match="TRAIN.CLASS_WEIGHTS .*weights.txt") as error:
         weights(data, str(tmp_path / "weights.txt"))
     assert said in str(error.value)
+
+
+def test_balance_draws_classes_equally_often(data, tmp_path, capsys):
+    labels = np.repeat([0, 1, 2], (240, 60, 20))
+    for balance, wanted in ((0.0, (240, 60, 20)), (1.0, (320 / 3,) * 3)):
+        shares = balanced_shares(labels, balance)
+        for epoch in range(3):
+            order = train_order(320, 0, epoch=epoch, shares=shares)
+            assert len(order) == 320 and np.array_equal(order, train_order(320, 0, epoch=epoch, shares=shares))
+            times = np.bincount(order, minlength=320)
+            assert (np.abs(times - shares) < 1).all()
+            assert np.abs(np.bincount(labels[order]) - wanted).max() <= 30, "by chance"
+    many = sum(np.bincount(labels[train_order(320, 1, epoch=e, shares=shares)], minlength=3) for e in range(200))
+    np.testing.assert_allclose(many / 200, 320 / 3, rtol=0.02)
+    both = ["TRAIN.NUM_EPOCHS", 1, "TRAIN.BALANCE", 1, "TRAIN.CLASS_WEIGHTS", "balanced"]
+    assert run(data, tmp_path / "run", *both) == 0
+    out = capsys.readouterr().out
+    assert (
+        "TRAIN.BALANCE 1: an epoch has an image 0.444 to 5.33 times" in out and "rare classes count twice over" in out
+    )
