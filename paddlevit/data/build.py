@@ -179,7 +179,7 @@ def num_workers(wanted: int, processes: int) -> int:
     """
     if sys.platform != "linux":
         return 0  # workers are forked, which elsewhere is impossible or unsafe beside the threads of Paddle
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     if wanted >= 0:
         if wanted * processes > cores:
             logger.warning(

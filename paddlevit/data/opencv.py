@@ -35,21 +35,22 @@ _MARGIN = 4  # rows that one row of the coarsest colors of a JPEG file can stand
 class OpenCVDataset(ImageDataset):
     """Training images of a source, of which no more is decoded than the part that is drawn."""
 
+    transform: TrainTransform
+
     def __init__(self, source: Source, transform: TrainTransform, *, channels: int = 3, fast: bool = True) -> None:
         """`fast`: see read_part."""
         super().__init__(source, transform, channels=channels)
-        self._train = transform
         self._fast = fast
 
     def pixels(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
         assert rng is not None
-        crop = self._train.crop
+        crop = self.transform.crop
         box = functools.partial(crop.box, rng=rng)
         part = read_part(self.source, i, box, side=crop.size, fast=self._fast)
         pixels = resize(part, crop.size, crop.resample)
         if isinstance(crop, PaddedCrop):
             pixels = moved(pixels, *crop.offset(rng), fill=(0, 0, 0))
-        return self._train.augmented(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if self.mode == "L" else pixels, rng)
+        return self.transform.augmented(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if self.mode == "L" else pixels, rng)
 
 
 def read_part(source: Source, i: int, choose: Callable[[int, int], Box], *, side: int, fast: bool = True) -> np.ndarray:
