@@ -94,6 +94,8 @@ def read_history(path: Path) -> History:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: a report needs the metrics of a run") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     read = [_read(line) for line in lines if line.strip()]
     records = [record for record in read if record is not None]
     unread = len(read) - len(records)
@@ -173,6 +175,8 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
         config = yaml.safe_load(text)
     except FileNotFoundError:
         raise MissingFileError(f"{path} does not exist: a report needs the configuration of the run") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a yaml file: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -16,7 +17,8 @@ from paddlevit.commands import export_model, predict
 from paddlevit.commands.train import main
 from paddlevit.config import get_config, with_values
 from paddlevit.data import open_source
-from paddlevit.data.classes import Classes, classes_beside
+from paddlevit.data.cifar import CifarSource
+from paddlevit.data.classes import Classes, classes_beside, follow
 from paddlevit.errors import UserError
 
 NAMES = ["ball", "brick", "leaf"]
@@ -129,6 +131,14 @@ def test_numbers_in_another_order_are_names_too(tmp_path):
     assert labels(open_source(config, "val"))["10"] == 2, "as text"
     by_value = Classes([str(i) for i in range(12)], "the run")
     assert labels(open_source(config, "val", by_value)) == {str(i): i for i in range(12)}
+
+
+def test_images_in_memory_follow_names_too():
+    source = CifarSource(np.zeros((3, 32, 32, 3), "uint8"), np.arange(3), ["cat", "dog", "ship"], files=[("x", 3)])
+    follow(source, Classes(["ship", "frog", "cat", "dog"], "the run"), Path("cifar"), "val")
+    assert [source.label(i) for i in range(3)] == [2, 3, 0] and source.num_classes == 4
+    with pytest.raises(UserError, match="class 0 of cifar is 'ship', which the run does not have: class 0 is 'cat'"):
+        follow(source, Classes(["cat", "dog"], "the run"), Path("cifar"), "val")
 
 
 def test_some_of_imagenets_classes_by_their_identifiers(tmp_path):
