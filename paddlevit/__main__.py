@@ -35,6 +35,7 @@ COMMANDS = {
     "flops": Command("count parameters and multiply-accumulates", "count_flops"),
     "benchmark": Command("measure the speed of a model, or of the data path", "benchmark"),
     "compare": Command("compare training runs", "compare_runs"),
+    "verify": Command("compare a run with its certificate, and repeat some of its steps", "verify"),
     "check": Command("check this machine, and every family on its device", "check"),
     "models": Command("list the variants: parameters, MACs, image size, published accuracy", "models"),
 }

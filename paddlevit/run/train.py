@@ -36,6 +36,7 @@ from paddlevit.run.build import (
     log_start,
     with_classes,
 )
+from paddlevit.run.certificate import certify
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, launched, stop_signals
@@ -96,6 +97,7 @@ def _prepare(config: CfgNode, folder: Path) -> _Run:
         num_epochs=config.TRAIN.NUM_EPOCHS,
         steps_per_epoch=trainer.steps_per_epoch,
         images_per_batch=config.DATA.BATCH_SIZE * process.world_size(),
+        fingerprint=lambda: checkpoint.fingerprint(trainer.model.state_dict()),
         write_curves=open_scalars(config.LOG_TO, folder) if config.LOG_TO != "none" and process.is_main() else None,
     )
     run = _Run(config, folder, trainer, train_loader, eval_loader, journal)
@@ -233,6 +235,7 @@ class _Run:
         predictions = _predictions(self.eval_loader, outputs, str(Path(self.config.DATA.DATA_PATH)))
         if process.is_main():
             _write_per_class(self.folder, predictions)
+            certify(self.folder, self.config, self.train_loader.source)
             report = write_report(self.folder, predictions)
             logger.info("best weights: %s (%s, epoch %d)", path, best["weights"], best["epoch"])
             self._log_probe()

@@ -98,6 +98,14 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     write_file(path, lambda part: paddle.save(full, str(part)))
 
 
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of names and values."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(name.encode() + value.numpy().tobytes())
+    return found.hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, atomically."""
     write_file(path, lambda part: part.write_text(text, encoding="utf-8"))

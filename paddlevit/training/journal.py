@@ -54,6 +54,7 @@ class Journal:
     steps_per_epoch: int
     images_per_batch: int  # over all processes
     write_curves: Callable[[dict[str, float], int], None] | None = None  # (values by tag, images seen)
+    fingerprint: Callable[[], str] | None = None  # of the weights, for the first line of an epoch
 
     def __post_init__(self) -> None:
         self._losses: list[Tensor] = []  # since the last line
@@ -118,6 +119,8 @@ class Journal:
         speed, waiting, memory = steps * self.images_per_batch / seconds, self._waited / seconds, peak_memory()
         record = {"phase": "train", "epoch": self._epoch, "step": self._step, "steps_per_epoch": self.steps_per_epoch}
         record |= {"loss": loss, "lr": lr, "images_per_sec": round(speed, 1), "seconds": round(seconds, 3)}
+        if self.fingerprint and self._reported == 0 and is_main():
+            record["weights_sha256"] = self.fingerprint()
         self._write({**record, "data_wait": round(waiting, 4), "memory_mib": memory})
         steps_left = (self.num_epochs - self._epoch + 1) * self.steps_per_epoch - self._step
         left = tqdm.format_interval(steps_left * self.images_per_batch / speed)

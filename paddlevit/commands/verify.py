@@ -1,0 +1,32 @@
+"""paddlevit verify: whether a run is still what it was certified to be, and whether its steps can be repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.errors import UserError
+
+
+@exit_code
+def main(argv: list[str]) -> int:
+    """Verify the run that `argv` names; the exit code is 2 where something differs."""
+    parser = Parser(
+        description="Compare a run with its certificate.json, and train some of its steps again.",
+        examples=("output/flowers", "output/flowers -steps 200"),
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.flag("steps", type=int, help="replay at least so many (default: the first REPORT_FREQ of an epoch)")
+    parser.flag("device", default="cpu", help="cpu (default: bit for bit), gpu or auto: losses to rounding")
+    args = parser.parse_args(argv)
+    if args.steps is not None and args.steps < 1:
+        raise UserError(f"-steps must be 1 or more, got {args.steps}")
+    from paddlevit.run.certificate import verify
+    from paddlevit.runtime import process
+
+    process.setup(args.device, seed=0)
+    same = True
+    for what, found, ok in verify(args.run, args.steps):
+        same &= ok
+        print(f"{'ok     ' if ok else 'DIFFERS'}  {what}: {found}", flush=True)
+    return 0 if same else 2

@@ -1,0 +1,124 @@
+"""A run's certificate: what it was made of, whether that is still so, and whether its steps can be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import paddle
+from yacs.config import CfgNode
+
+import paddlevit
+from paddlevit.config import get_config
+from paddlevit.data import build_train_loader
+from paddlevit.data.sources import Source
+from paddlevit.errors import MissingFileError, UserError
+from paddlevit.report.history import read_history
+from paddlevit.run.build import build_trainer, known_classes
+from paddlevit.runtime import process
+from paddlevit.training import checkpoint
+from paddlevit.training.engine import Batches, Trainer
+from paddlevit.training.journal import progress
+from paddlevit.weights import load_weights, read_state_dict
+
+FILE = "certificate.json"
+_TOLERANCE = 1e-3  # of losses, where the device does not repeat itself bit for bit
+
+
+class Finding(NamedTuple):
+    """What was looked at, what was found, and whether it is as it should be."""
+
+    what: str
+    found: str
+    same: bool
+
+
+def certify(folder: Path, config: CfgNode, source: Source) -> None:
+    """Write certificate.json: hashes of package, configuration, list of images and weights, and versions."""
+    made_of = {**_made_of(folder, config, source), "processes": process.world_size()}
+    checkpoint.write_text(folder / FILE, json.dumps(made_of, indent=1) + "\n")
+
+
+def _made_of(folder: Path, config: CfgNode, source: Source) -> dict[str, Any]:
+    package, root = Path(paddlevit.__file__).parent, f"{Path(config.DATA.DATA_PATH)}/"
+    files = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        files.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    images = hashlib.sha256(np.asarray(source.labels, "int64").tobytes())
+    for i in range(len(source)):
+        images.update(source.name(i).removeprefix(root).encode("utf-8", "surrogateescape") + b"\n")
+    weights = {path.name: checkpoint.sha256(path) for path in sorted(folder.glob("*.pdparams"))}
+    return {
+        "paddlevit": f"{paddlevit.__version__} ({files.hexdigest()})",
+        "PaddlePaddle": paddle.__version__,
+        "device": paddle.device.get_device(),
+        "configuration": checkpoint.sha256(folder / "config.yaml"),
+        "training images": f"{len(source):,} ({images.hexdigest()})",
+        **weights,
+    }
+
+
+def verify(folder: Path, steps: int | None) -> Iterator[Finding]:
+    """What has changed since the run in `folder` was certified, and a replay of at least `steps` of its steps (None: up
+    to the first whose weights were noted). Raises UserError where there is nothing to verify.
+    """
+    try:
+        known = json.loads((folder / FILE).read_bytes())
+    except FileNotFoundError:
+        raise MissingFileError(f"{folder / FILE} does not exist: a run writes it when it ends") from None
+    except ValueError:
+        raise UserError(f"{folder / FILE} is damaged: it holds no JSON") from None
+    if known.get("processes") != 1:
+        raise UserError(f"{folder} was trained by {known.get('processes')} processes; only runs of one can be replayed")
+    config = get_config(folder / "config.yaml")
+    paths = sorted(folder.glob("epoch_*.pdstate"))
+    loader = build_train_loader(config, classes=known_classes(config, paths[0] if paths else None))
+    for what, value in _made_of(folder, config, loader.source).items():
+        before = known.get(what)
+        yield Finding(what, "as certified" if value == before else f"was {before}, now {value}", value == before)
+    start, lines = _start(folder)
+    trainer = build_trainer(config, loader.steps_per_epoch, pretrained=False, labels=loader.source.labels)
+    state = checkpoint.load(start, read_state_dict)
+    load_weights(trainer.model, state["model"])
+    if trainer.ema is not None:
+        load_weights(trainer.ema.model, state["ema"] or state["model"])
+    trainer.load_state(state["optimizer"], state["progress"])
+    yield _replay(trainer, loader.epoch(trainer.epoch), lines, steps or 1)
+
+
+def _start(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """The first checkpoint that a noted epoch follows, and the training lines of that epoch."""
+    noted: dict[int, list[dict[str, Any]]] = {}
+    for record in read_history(folder / "metrics.jsonl").series["train"]:
+        noted.setdefault(int(record.epoch), []).append(record.values)
+    for path in sorted(folder.glob("epoch_*.pdstate")):
+        lines = noted.get(int(path.stem[6:]) + 1, []) if path.stem[6:].isdigit() else []
+        if lines and "weights_sha256" in lines[0]:
+            return path, lines
+    raise UserError(f"{folder} keeps no checkpoint between two of its epochs: nothing can be replayed")
+
+
+def _replay(trainer: Trainer, batches: Batches, lines: list[dict[str, Any]], steps: int) -> Finding:
+    """Train again from where the trainer stands, until a line of metrics.jsonl that is `steps` away or more."""
+    exact, losses, coming = paddle.device.get_device() == "cpu", [], iter(lines)
+    line, first = next(coming), trainer.epoch
+    trainer.model.train()
+    for images, labels in progress(batches, min(trainer.steps_per_epoch, max(steps, line["step"])), "replaying"):
+        losses.append(trainer.train_step(images, labels).item())
+        if trainer.step < line["step"]:
+            continue
+        loss, done = float(np.mean(np.array(losses, "float32"))), trainer.step
+        what = f"steps 1 to {done} of epoch {first + 1}, again"
+        if loss != line["loss"] and (exact or abs(loss - line["loss"]) > _TOLERANCE * abs(line["loss"])):
+            return Finding(what, f"the loss is {loss!r}, and was {line['loss']!r}", same=False)
+        weights = line.get("weights_sha256")
+        if exact and weights and checkpoint.fingerprint(trainer.model.state_dict()) != weights:
+            return Finding(what, "the loss is equal, the weights are not", same=False)
+        if done >= steps or done == trainer.steps_per_epoch:
+            return Finding(what, "equal bit for bit" if exact else f"losses equal to {_TOLERANCE:g}", same=True)
+        line, losses = next(coming), []
+    raise AssertionError("an epoch ends with a line")
