@@ -39,8 +39,9 @@ def _list(pattern: str) -> None:
         raise UserError(f"no published weights are known of '{pattern}'; paddlevit weights list shows all")
     width = max(len(row["variant"]) for row in rows)
     for row in rows:
-        where = row["address"] if "address" in row else f"by hand from {row['page']}"
-        print(f"{row['variant']:{width}}  {row['licence']:10}  {where}")
+        where = row.get("address") or f"by hand from {row['page']}"
+        sha256 = "by the hub" if where.startswith("hf:") else row.get("sha256", "not known")
+        print(f"{row['variant']:{width}}  {row['licence']:10}  sha256 {sha256:10}  {where}")
 
 
 def _pull(weights: str) -> Path:
