@@ -197,6 +197,13 @@ class TrainLoader:
         """Paths of the images of a batch of this process, as if all could be read."""
         return [self.source.name(index) for index, _ in next(self._sampler.batches(epoch, step))]
 
+    def pictures(self, images: Tensor) -> list[bytes]:
+        """Normalised images [N, C, H, W] as PNG or JPEG files, made small, with grey or the first three channels."""
+        mean, std = (np.asarray(each, "float32")[:, None, None] for each in (self.normalize.mean, self.normalize.std))
+        pixels = np.clip(255 * (images.numpy() * std + mean), 0, 255).round().astype("uint8").transpose(0, 2, 3, 1)
+        pixels = pixels[..., :3] if pixels.shape[3] >= 3 else pixels[..., 0]
+        return [_thumbnail(Image.fromarray(each)) for each in pixels]
+
 
 class EvalLoader:
     """Batches of this process's share of the images: those of all processes together are every image once."""
@@ -220,11 +227,14 @@ class EvalLoader:
 
     def thumbnail(self, i: int) -> bytes:
         """The i-th image of all, made small, as a PNG or JPEG file. Raises UserError where it cannot be read."""
-        image = self.source.image(i)
-        image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BICUBIC)
-        file = io.BytesIO()
-        image.save(file, "PNG" if max(image.size) <= _TINY_SIDE else "JPEG")
-        return file.getvalue()
+        return _thumbnail(self.source.image(i))
+
+
+def _thumbnail(image: Image.Image) -> bytes:
+    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "PNG" if max(image.size) <= _TINY_SIDE else "JPEG")
+    return file.getvalue()
 
 
 class BatchStream:

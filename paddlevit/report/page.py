@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from paddlevit.report import formats
 from paddlevit.report.chart import Chart, Plot, Series, line_chart
 from paddlevit.report.document import write_document
 from paddlevit.report.history import History, Record, Run, read_run
-from paddlevit.report.predictions import Predictions, shown_predictions
+from paddlevit.report.predictions import Predictions, data_address, shown_predictions
 
 _SERIES = {"train": "training", "model": "validation", "ema": "validation, EMA"}
 _PLOTS = (
@@ -23,11 +26,12 @@ _PLOTS = (
 )
 
 
-def write_report(folder: Path, predictions: Predictions | None = None) -> Path:
+def write_report(folder: Path, predictions: Predictions | None = None, training: Sequence[bytes] = ()) -> Path:
     """Write `folder`/report.html from its metrics.jsonl and config.yaml, and return its path.
 
-    `predictions` of the best weights add the confusion matrix, the accuracy per class and the worst mistakes. Raises
-    UserError where one of the two files is missing, empty or not what its name says, or the page cannot be written.
+    `predictions` of the best weights add the confusion matrix, the scores of each class, the worst mistakes and some
+    right answers; `training` are images as the model saw them, as PNG or JPEG files. Raises UserError where one of the
+    two files is missing, empty or not what its name says, or the page cannot be written.
     """
     run = read_run(folder)
     dataset = str(run.value("DATA.DATASET", ""))
@@ -39,14 +43,26 @@ def write_report(folder: Path, predictions: Predictions | None = None) -> Path:
         "run.html",
         title=f"{run.model} – training report",
         model=run.model,
-        facts=[fact for fact in [*facts, formats.date(run.changed)] if fact],
+        facts=[fact for fact in [*facts, formats.date(run.changed), *_made_with(folder)] if fact],
         notes=_notes(run),
         tiles=_tiles(run.history, classes),
         curves=_curves(run.history, classes),
         remark=_loss_remark(run),
         predictions=shown_predictions(predictions) if predictions is not None else None,
+        training=[data_address(picture) for picture in training],
+        best=shlex.quote(str(folder / "best.pdparams")),
         config=run.text,
     )
+
+
+def _made_with(folder: Path) -> list[str]:
+    """Versions, device and number of images from the run's certificate, where there is one."""
+    try:
+        known = json.loads((folder / "certificate.json").read_bytes())
+        images, own = (known[key].partition(" ")[0] for key in ("training images", "paddlevit"))
+        return [f"{images} training images", f"paddlevit {own}, PaddlePaddle {known['PaddlePaddle']}", known["device"]]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return []
 
 
 def _notes(run: Run) -> list[str]:

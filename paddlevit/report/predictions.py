@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _MOST_CLASSES_IN_MATRIX = 50
 _MOST_CONFUSIONS = 30
 _MOST_CLASSES_OPEN = 30
-_MOST_MISTAKES = 12
+_MOST_MISTAKES = 12  # and right answers
 _MOST_CLASSES_WIDE = 24  # above that the cells of the matrix are small
 _SHORT_NAME = 4  # characters that fit upright above a column of the matrix
 _TINY = 64  # pixels; smaller pictures are shown with sharp edges
@@ -64,6 +64,13 @@ class Predictions:
         confidence = np.nan_to_num(self.confidence[wrong], nan=-1.0)
         return [int(i) for i in wrong[np.argsort(-confidence, kind="stable")][:_MOST_MISTAKES]]
 
+    def right_answers(self) -> list[int]:
+        """Indices of right predictions, one for each class that has any, those with the lowest confidence first."""
+        right = np.flatnonzero(self.labels == self.predicted)
+        right = right[np.argsort(self.confidence[right], kind="stable")]
+        _, first = np.unique(self.labels[right], return_index=True)
+        return [int(i) for i in right[np.sort(first)][:_MOST_MISTAKES]]
+
 
 def shown_predictions(predictions: Predictions) -> dict[str, Any]:
     """What templates/predictions.html shows."""
@@ -79,7 +86,8 @@ def shown_predictions(predictions: Predictions) -> dict[str, Any]:
         "classes": _classes(predictions, right, images),
         "open_classes": _MOST_CLASSES_OPEN,
         "absent": int((images == 0).sum()),
-        "mistakes": [_mistake(predictions, i) for i in predictions.worst_mistakes()],
+        "mistakes": [_answer(predictions, i) for i in predictions.worst_mistakes()],
+        "answers": [_answer(predictions, i) for i in predictions.right_answers()],
     }
 
 
@@ -127,7 +135,7 @@ def _classes(predictions: Predictions, right: np.ndarray, images: np.ndarray) ->
     ]
 
 
-def _mistake(predictions: Predictions, index: int) -> dict[str, Any]:
+def _answer(predictions: Predictions, index: int) -> dict[str, Any]:
     confidence = float(predictions.confidence[index])
     picture, tiny = _picture(predictions, index)
     return {
@@ -143,10 +151,14 @@ def _mistake(predictions: Predictions, index: int) -> dict[str, Any]:
 def _picture(predictions: Predictions, index: int) -> tuple[str, bool]:
     """A data address, "" without a picture, and whether the picture is tiny."""
     try:
-        data = predictions.thumbnail(index)
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            mime, size = Image.MIME[str(image.format)], max(image.size)
+        return data_address(predictions.thumbnail(index))
     except (OSError, ValueError) as error:  # a missing picture is no reason to lose the report of a long run
         logger.warning("report: no picture of %s: %s", predictions.names(index), error)
         return "", False
+
+
+def data_address(data: bytes) -> tuple[str, bool]:
+    """The address that holds a PNG or JPEG file, and whether it is tiny. Raises OSError or ValueError."""
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        mime, size = Image.MIME[str(image.format)], max(image.size)
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}", size <= _TINY

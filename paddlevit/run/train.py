@@ -40,6 +40,7 @@ from paddlevit.run.certificate import certify
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, launched, stop_signals
+from paddlevit.runtime.seeding import seed_step
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.journal import Journal, open_scalars, progress, with_nulls
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 _IMAGES_TO_TRY = 100  # of the validation images, at the start
 _BATCHES_FOR_THE_TEACHER = 4
 _BATCHES_BETWEEN_CHECKS = 16
+_TRAINING_PICTURES = 12  # in the report
 
 
 def train(config: CfgNode) -> int:
@@ -236,10 +238,20 @@ class _Run:
         if process.is_main():
             _write_per_class(self.folder, predictions)
             certify(self.folder, self.config, self.train_loader.source)
-            report = write_report(self.folder, predictions)
+            report = write_report(self.folder, predictions, self._training_pictures())
             logger.info("best weights: %s (%s, epoch %d)", path, best["weights"], best["epoch"])
             self._log_probe()
             logger.info("report: %s", report)
+
+    def _training_pictures(self) -> list[bytes]:
+        """Images of the first batch as the model saw them: augmented, erased and mixed."""
+        try:
+            images, labels = next(self.train_loader.epoch(0))
+        except UserError as error:  # no reason to lose the report of a long run
+            logger.warning("report: no training images: %s", error)
+            return []
+        images, _ = self.trainer.mixup(images, labels, seed_step(self.config.SEED, 0, 0))
+        return self.train_loader.pictures(images[:_TRAINING_PICTURES])
 
     def _log_probe(self) -> None:
         """Say what fine-tuning has added to the probe that it started with."""

@@ -61,7 +61,7 @@ def test_report(chromium, width, tmp_path):
     predictions = predictions_of([0, 1, 2, 2], [0, 1, 1, 2], ["ant", "bee", "cat"])
     seen = look_at(chromium, write_report(run_folder(tmp_path, [*LINES, CLOSING]), predictions), width)
     check_charts(seen, charts=6, curves_of_the_first=3)
-    assert seen["pictures"] == [16], "the one mistake"
+    assert seen["pictures"] == [16] * 4, "the one mistake, and a right answer of each class"
     # What the pointer is told at the end of the loss: the last values of the three curves.
     assert {"0.625", "0.25", "0.0725"} <= set(re.findall(r"\d+\.\d+", seen["tip"]))
     left, _, right, _ = seen["tip_box"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import os
 import re
@@ -15,6 +16,7 @@ from run_pages import (
     CLOSING,
     CONFIG,
     LINES,
+    Page,
     picture,
     predictions_of,
     random_predictions,
@@ -150,7 +152,7 @@ def test_class_accuracy_is_collapsed_beyond_thirty(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_most_confident_mistakes(tmp_path, kind):
+def test_most_confident_mistakes_and_least_confident_right_answers(tmp_path, kind):
     fetched = []
 
     def thumbnail(index):
@@ -159,15 +161,33 @@ def test_most_confident_mistakes(tmp_path, kind):
 
     predictions = random_predictions(10, 200, thumbnail=thumbnail)
     wrong = [i for i in range(200) if predictions.labels[i] != predictions.predicted[i]]
-    expected = sorted(wrong, key=lambda i: -predictions.confidence[i])[:12]
+    mistakes = sorted(wrong, key=lambda i: -predictions.confidence[i])[:12]
+    unsure = sorted(set(range(200)) - set(wrong), key=lambda i: predictions.confidence[i])
+    right = list({predictions.labels[i]: i for i in reversed(unsure)}.values())  # the least confident of each class
+    right.sort(key=lambda i: predictions.confidence[i])
+    expected = mistakes + right
     page = report(tmp_path, LINES, predictions)
-    assert fetched == expected
+    assert fetched == expected and len(right) == 10
     sources = [attrs["src"] for attrs in page.attributes("img")]
     assert [base64.b64decode(src.split(",")[1]) for src in sources] == [picture(i, kind) for i in expected]
     assert all(src.startswith(f"data:image/{kind.lower()};base64,") for src in sources)
-    for i in expected:
+    for i in mistakes:
         told = f"taken for class {predictions.predicted[i]} {100 * predictions.confidence[i]:.1f} %"
         assert f"{told}true class class {predictions.labels[i]}val/{i}.png" in page.text
+
+
+def test_what_the_model_was_trained_on_and_with(tmp_path):
+    known = {"paddlevit": "0.1.0 (abc)", "PaddlePaddle": "3.3.1", "device": "cpu", "training images": "1,437 (def)"}
+    (tmp_path / "certificate.json").write_text(json.dumps(known))
+    path = write_report(run_folder(tmp_path, LINES), None, [picture(3), picture(4, "JPEG")])
+    page = Page(path.read_text(encoding="utf-8"))
+    sources = [attrs["src"].split(",")[1] for attrs in page.attributes("img")]
+    assert [base64.b64decode(source) for source in sources] == [picture(3), picture(4, "JPEG")]
+    for words in ("1,437 training images", "paddlevit 0.1.0, PaddlePaddle 3.3.1", "cpu", "Training images"):
+        assert words in page.text
+    assert f"paddlevit predict -pretrained {tmp_path}/best.pdparams photo.jpg" in page.text
+    (tmp_path / "certificate.json").write_text("[]")
+    assert "PaddlePaddle" not in report(tmp_path, LINES).text, "what others wrote there is no reason to fail"
 
 
 def test_unreadable_picture_is_named(tmp_path, caplog):
