@@ -81,9 +81,11 @@ def _typed(value: Any, like: Any) -> Any:
 
 _SHARE = ">= 0 and <= 1"
 
+_SETS = ("v2", "a", "r", "sketch", "real")  # to evaluate on
+
 KEYS: dict[str, Any] = {
     "DATA": {
-        "DATASET": Key("imagenet2012", ("imagenet2012", "cifar10", "cifar100")),
+        "DATASET": Key("imagenet2012", ("imagenet2012", "cifar10", "cifar100", *(f"imagenet-{s}" for s in _SETS))),
         "DATA_PATH": "./data/imagenet",
         "BATCH_SIZE": Key(128, ">= 1"),  # per process
         "BATCH_SIZE_EVAL": Key(None, ">= 1", like=1),  # per process; null: BATCH_SIZE

@@ -16,6 +16,7 @@ from paddlevit.data.cifar import open_cifar
 from paddlevit.data.classes import Classes, follow, imagenet_classes
 from paddlevit.data.dataset import MODES, ImageDataset
 from paddlevit.data.decode import Decoding
+from paddlevit.data.imagenet_sets import SETS, open_imagenet_set
 from paddlevit.data.loader import (
     BatchStream,
     EvalBatchSampler,
@@ -40,10 +41,13 @@ def open_source(config: CfgNode, split: str, classes: Classes | None = None) -> 
     classes by these. Raises MissingFileError or UserError.
     """
     path = Path(config.DATA.DATA_PATH)
-    if config.DATA.DATASET != "imagenet2012":
-        source: Source = open_cifar(path, config.DATA.DATASET, split=split)
+    name = config.DATA.DATASET
+    if name.startswith("cifar"):
+        source: Source = open_cifar(path, name, split=split)
     else:
-        source = open_imagenet(path, split)
+        if name in SETS and not config.EVAL:
+            raise UserError(f"DATA.DATASET {name} is to evaluate on (-eval), not to train on")
+        source = open_imagenet_set(path, name) if name in SETS else open_imagenet(path, split)
         source.decoding = build_decoding(config)
     if classes is None and (config.EVAL or not config.DATA.INFER_NUM_CLASSES):
         classes = imagenet_classes(source.class_names, path, config.MODEL.NUM_CLASSES)

@@ -24,6 +24,7 @@ from yacs.config import CfgNode
 
 from paddlevit.config import dumped, with_values
 from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from paddlevit.data.imagenet_sets import SUBSETS, real_accuracy, real_labels
 from paddlevit.errors import UserError
 from paddlevit.models import build_model
 from paddlevit.report import Predictions, read_run, write_report
@@ -44,7 +45,7 @@ from paddlevit.runtime.seeding import seed_step
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.journal import Journal, open_scalars, progress, with_nulls
-from paddlevit.training.objectives import Distilled
+from paddlevit.training.objectives import Distilled, Restricted
 from paddlevit.training.scores import class_scores
 from paddlevit.weights import load_weights
 
@@ -341,6 +342,8 @@ def validate(config: CfgNode) -> int:
         loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size(), classes=classes)
         model = build_model(config)
         load_pretrained(config, model)
+        if config.DATA.DATASET in SUBSETS:
+            model = Restricted(model, np.unique(loader.source.labels), config.MODEL.NUM_CLASSES)
         outputs: list[tuple[Tensor, Tensor]] = []
         result = evaluate(
             model,
@@ -348,11 +351,17 @@ def validate(config: CfgNode) -> int:
             autocast=autocast(config),
             on_batch=lambda logits: outputs.append(_top1(logits)),
         )
-        logger.info(
-            "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%",
-            *(result[k] for k in ("acc1", "acc5", "loss", "num_images", "balanced_acc", "macro_f1")),
-        )
-        predictions = _predictions(loader, outputs, str(Path(config.DATA.DATA_PATH)))
+        root = Path(config.DATA.DATA_PATH)
+        predictions = _predictions(loader, outputs, str(root))
+        if config.DATA.DATASET == "imagenet-real":
+            names = [predictions.names(i) for i in range(len(predictions.labels))]
+            result = real_accuracy(predictions.predicted, real_labels(root, names))
+            logger.info("ReaL top-1 %.3f %% on the %d images that have labels", result["acc1"], result["num_images"])
+        else:
+            logger.info(
+                "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%",
+                *(result[k] for k in ("acc1", "acc5", "loss", "num_images", "balanced_acc", "macro_f1")),
+            )
         if process.is_main():
             _write_per_class(folder, predictions)
             if config.SAVE_PREDICTIONS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Callable
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -62,6 +63,21 @@ class Renormalized(nn.Layer):
     def forward(self, images: Tensor) -> Tensor:
         """The model's output for images [N, C, H, W]."""
         return self.model(images * self.scale + self.shift)
+
+
+class Restricted(nn.Layer):
+    """`model`, which may only choose among `classes`, int64 [C]: the other logits are minus infinity."""
+
+    def __init__(self, model: nn.Layer, classes: np.ndarray, num_classes: int) -> None:
+        super().__init__()
+        self.model = model
+        others = np.full([num_classes], -np.inf, "float32")
+        others[classes] = 0.0
+        self.register_buffer("others", paddle.to_tensor(others), persistable=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, K] of images [N, C, H, W]."""
+        return self.model(images).astype("float32") + self.others
 
 
 class Distilled:
