@@ -92,7 +92,11 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
 def _add_flags(parser: Parser) -> None:
     flag = parser.flag
     flag("cfg", action="append", metavar="FILE", help="yaml file, or the name of a shipped variant such as pit_ti_224")
-    flag("dataset", metavar="NAME", help="imagenet2012 (default; or folder: images of your own), cifar10 or cifar100")
+    flag(
+        "dataset",
+        metavar="NAME",
+        help="imagenet2012 (default; or folder: images of your own), cifar10, cifar100, imagenet-v2 and so on",
+    )
     flag("data_path", metavar="DIR", help="folder of the data set")
     flag("batch_size", type=int, help="images per process and step")
     flag("batch_size_eval", type=int, help="images per process and step of the evaluation")

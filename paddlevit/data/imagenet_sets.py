@@ -1,4 +1,4 @@
-"""ImageNet's other evaluation sets: V2, A, R and Sketch in class folders, ReaL as other labels of the validation set."""
+"""ImageNet's other evaluation sets: V2, A, R and Sketch in class folders, ReaL as labels of the validation set."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ def open_imagenet_set(root: Path, name: str) -> Source:
     folders = [str(i) for i in range(len(names))] if name == "imagenet-v2" else list(names)
     other = sorted(set(class_folders(root)) - set(folders))
     if other:
-        called = (
-            "by their labels, 0 to 999" if name == "imagenet-v2" else "by ImageNet's identifiers, such as n01440764"
-        )
-        raise UserError(f"{root / other[0]}: the class folders of {name} are called {called}")
+        called = "their labels, 0 to 999" if name == "imagenet-v2" else "ImageNet's identifiers, such as n01440764"
+        raise UserError(f"{root / other[0]}: the class folders of {name} are called by {called}")
     return FolderSource(root, folders, list(names.values()))
 
 
