@@ -106,6 +106,12 @@ class Classifier:
         self._exported = open_exported(file, device=paddle.device.get_device().split(":")[0], precision=wanted)
         self.name, self.precision = f"{file.parent.name}/{file.name}", self._exported.precision
 
+    @property
+    def image_shape(self) -> list[int]:
+        """[C, H, W] of the images that the model takes."""
+        data = self.config.DATA
+        return [data.IMAGE_CHANNELS, data.IMAGE_SIZE, data.IMAGE_SIZE]
+
     def predict(self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...], topk: int = 5) -> Any:
         """The `topk` most likely classes, top-1 first: [{"label": name, "index", "probability"}, ...].
 

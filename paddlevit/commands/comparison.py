@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -47,21 +47,29 @@ class Comparison(NamedTuple):
         return "\n".join(lines)
 
 
-def compare(classifier: Classifier, exported: Exported, batches: Iterable[Batch]) -> Comparison:
-    """Both on the same images; accuracies where all have labels. Raises UserError for logits that are not finite."""
-    ours, theirs, labels = [], [], []
+def compare(classifier: Classifier, exported: Sequence[Exported], batches: Iterable[Batch]) -> list[Comparison]:
+    """The model and each of `exported` on the same images; accuracies where all have labels. Raises UserError for
+    logits that are not finite.
+    """
+    ours, labels = [], []
+    theirs: list[list[np.ndarray]] = [[] for _ in exported]
     for images, truth in batches:
         ours.append(classifier.forward(paddle.to_tensor(images)))
-        theirs.append(exported(images))
         labels.append(np.full(len(images), -1) if truth is None else truth)
-    model, other, right = np.concatenate(ours), np.concatenate(theirs), np.concatenate(labels)
+        for each, logits in zip(exported, theirs):
+            logits.append(each(images))
+    model, right = np.concatenate(ours), np.concatenate(labels)
+    return [_compared(e.precision, model, np.concatenate(logits), right) for e, logits in zip(exported, theirs)]
+
+
+def _compared(precision: str, model: np.ndarray, other: np.ndarray, right: np.ndarray) -> Comparison:
     for name, logits in (("the model", model), ("the exported model", other)):
         if not np.isfinite(logits).all():
             raise UserError(f"{name} gives logits that are not finite: nothing is written")
     top1, other_top1 = model.argmax(1), other.argmax(1)
     accuracy = None if right.min() < 0 else tuple(100 * float((found == right).mean()) for found in (top1, other_top1))
     return Comparison(
-        precision=exported.precision,
+        precision=precision,
         num_images=len(model),
         difference=float(np.abs(model - other).max()),
         largest=float(np.abs(model).max()),
@@ -79,7 +87,7 @@ def calibration_images(classifier: Classifier, args: argparse.Namespace) -> list
 def comparison_images(classifier: Classifier, args: argparse.Namespace) -> tuple[Iterable[Batch], str]:
     """What to compare on, and what that is in words."""
     data = classifier.config.DATA
-    if args.images:
+    if args.images and args.precision != "auto":  # which needs labels: they are for the ranges of int8
         return _of_files(classifier, args), "the named images"
     if args.data_path:
         return _of_data(classifier, "val", args.num_images), f"validation images of {data.DATA_PATH}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from paddlevit.export.description import DESCRIPTION_FILE, data_values, describe, read_description, with_file
 from paddlevit.export.read import Exported, exported_file, open_exported
-from paddlevit.export.write import FORMATS, complete_in, export, file_name
+from paddlevit.export.write import FORMATS, Bound, complete_in, export, file_name
 
 __all__ = [
     "DESCRIPTION_FILE",
     "FORMATS",
+    "Bound",
     "Exported",
     "complete_in",
     "data_values",

@@ -51,25 +51,29 @@ def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> di
     }
 
 
-def with_file(description: dict[str, Any], folder: Path, file: str, precision: str) -> dict[str, Any]:
+def with_file(
+    description: dict[str, Any], folder: Path, file: str, precision: str, measured: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """`description` with "files", the newest last, and the "precision" that each is for: those of the same model that
-    `folder` has already, and `file`. Raises UserError where it would keep files of another model.
+    `folder` has already, and `file`; and what was "measured" to choose it. Raises UserError where it would keep files
+    of another model.
     """
-    earlier: dict[str, Any] = {"files": [], "precision": {}}
+    earlier: dict[str, Any] = {"files": [], "precision": {}, "measured": {}}
     if (folder / DESCRIPTION_FILE).exists():
         earlier = read_description(folder)
     kept = [name for name in earlier["files"] if name != file and (folder / name).is_file()]
     if kept and any(earlier.get(key) != value for key, value in description.items()):
         raise UserError(f"{folder} holds another model ({', '.join(kept)}): export into another folder, or remove it")
     precisions = {**{name: earlier["precision"].get(name, "f32") for name in kept}, file: precision}
-    return {**description, "files": list(precisions), "precision": precisions}
+    tables = {name: table for name, table in {**earlier["measured"], file: measured}.items() if name in kept or table}
+    return {**description, "files": list(precisions), "precision": precisions, "measured": tables}
 
 
 def read_description(folder: Path) -> dict[str, Any]:
     """The description in `folder`. Raises UserError where there is none, or one that says too little."""
     path = folder / DESCRIPTION_FILE
     try:
-        description = {"precision": {}, **json.loads(path.read_text(encoding="utf-8"))}
+        description = {"precision": {}, "measured": {}, **json.loads(path.read_text(encoding="utf-8"))}
         files, names, num_classes = (description[key] for key in ("files", "class_names", "num_classes"))
         complete = set(_PREPROCESSING) <= set(description["preprocessing"]) and isinstance(num_classes, int)
         complete &= isinstance(files, list) and bool(files)

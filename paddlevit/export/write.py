@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -24,6 +24,15 @@ FORMATS = ("paddle", "onnx", "openvino")
 OPSET = 17
 _OUTPUT = '"fetch_name_0"'  # what jit.save calls the first output, with no way to say otherwise
 
+_ITERATIONS = 5  # operators that mixed int8 takes back one by one; each is a pass over the labelled images
+
+
+class Bound(NamedTuple):
+    """What int8 may cost: at most `max_drop` points of the top-1 on `batches` of images and labels."""
+
+    batches: Sequence[tuple[np.ndarray, np.ndarray]]
+    max_drop: float
+
 
 def export(
     model: nn.Layer,
@@ -32,12 +41,14 @@ def export(
     folder: str | Path,
     *,
     calibration: Sequence[np.ndarray] | None = None,
+    bound: Bound | None = None,
 ) -> Path:
     """Write `model` in evaluation as `fmt` "paddle", "onnx" or "openvino" into `folder`; the path of the file to open.
 
     Images are float32 [N, C, H, W] with [C, H, W] = `image_shape` and any N; the output is the logits [N, K]. With
-    batches of images as `calibration` OpenVINO's file computes in int8. Nothing is left half-written. Raises
-    UserError for another format, where a package is missing, or where the folder cannot be written.
+    batches of images as `calibration` OpenVINO's file computes in int8; with a `bound` too, operators that cost too
+    much top-1 stay in f32. Nothing is left half-written. Raises UserError for another format, where a package is
+    missing, or where the folder cannot be written.
     """
     folder = Path(folder)
     if fmt not in FORMATS:
@@ -53,7 +64,7 @@ def export(
         elif fmt == "onnx":
             _save_onnx(model, image_shape, scratch / name)
         else:
-            _save_openvino(model, image_shape, scratch / name, calibration)
+            _save_openvino(model, image_shape, scratch / name, calibration, bound)
     return folder / name
 
 
@@ -113,7 +124,11 @@ def _save_onnx(model: nn.Layer, image_shape: Sequence[int], path: Path) -> None:
 
 
 def _save_openvino(
-    model: nn.Layer, image_shape: Sequence[int], path: Path, calibration: Sequence[np.ndarray] | None
+    model: nn.Layer,
+    image_shape: Sequence[int],
+    path: Path,
+    calibration: Sequence[np.ndarray] | None,
+    bound: Bound | None,
 ) -> None:
     openvino = needs("openvino")
     with tempfile.TemporaryDirectory() as scratch:
@@ -121,18 +136,33 @@ def _save_openvino(
         _save_onnx(model, image_shape, onnx)
         converted = openvino.Core().read_model(onnx)  # convert_model() would report its use to OpenVINO's makers
         if calibration is not None:
-            converted = _int8(converted, calibration)
+            converted = _int8(converted, calibration, bound)
         openvino.save_model(converted, path, compress_to_fp16=False)
 
 
-def _int8(converted: Any, calibration: Sequence[np.ndarray]) -> Any:
+def _int8(converted: Any, calibration: Sequence[np.ndarray], bound: Bound | None) -> Any:
     """Post-training quantisation: ranges of the activations are those that the images of `calibration` cause."""
     with mock.patch.dict(os.environ, NNCF_CI="1"):  # otherwise it reports its use to its makers
         nncf = needs("nncf")
-    return nncf.quantize(
+    how = {
+        "subset_size": len(calibration),
+        "model_type": nncf.ModelType.TRANSFORMER,  # keeps softmax and the normalisations in float32
+        "preset": nncf.QuantizationPreset.MIXED,
+    }
+    ranges = nncf.Dataset(calibration)
+    if bound is None:
+        return nncf.quantize(converted, ranges, **how)
+    return nncf.quantize_with_accuracy_control(
         converted,
-        nncf.Dataset(calibration),
-        subset_size=len(calibration),
-        model_type=nncf.ModelType.TRANSFORMER,  # keeps softmax and the normalisations in float32
-        preset=nncf.QuantizationPreset.MIXED,
+        ranges,
+        nncf.Dataset(bound.batches),
+        _top1,
+        max_drop=bound.max_drop / 100,
+        advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(max_num_iterations=_ITERATIONS),
+        **how,
     )
+
+
+def _top1(model: Any, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, None]:
+    """The share of right answers, and no metric by image, as NNCF asks for it."""
+    return float(np.concatenate([model(images)[0].argmax(1) == labels for images, labels in batches]).mean()), None

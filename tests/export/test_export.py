@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 from paddlevit import build_model, export, paddle_internals
-from paddlevit.commands import export_model, predict
+from paddlevit.commands import export_model, precisions, predict
 from paddlevit.config import get_config, with_values
 from paddlevit.errors import UserError
 from paddlevit.export import write
@@ -280,6 +281,95 @@ def test_command_exports_for_bf16_and_predictions_run_in_it(trained, tmp_path, c
         assert f"model.xml runs in {precision.strip(';')}" in capsys.readouterr().err
 
 
+class Faked:
+    """A file whose answers are right but for the first `wrong` images."""
+
+    def __init__(self, path, precision, wrong):
+        self.path, self.precision, self.wrong = path, precision, wrong
+
+    def __call__(self, images):
+        logits = np.tile(np.float32([2, 1]), (len(images), 1))
+        logits[: self.wrong] = [1, 2]
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("ms", "wrong", "max_drop", "taken", "tried"),
+    [
+        ([3, 2, 1], [0, 0, 0], 0, "int8", 3),
+        ([3, 2, 1], [0, 0, 1], 12, "bf16", 4),  # one of eight is 12.5 points
+        ([3, 2, 1, 1.5], [0, 0, 1, 0], 12, "int8 mixed", 4),
+        ([3, 2, 1], [0, 0, 1], 12.5, "int8", 3),
+        ([3, 2, 2.5], [0, 0, 1], 0, "bf16", 3),
+        ([3, 2, 1], [1, 2, 2], 0, "f32", 4),
+        ([3, None, 1], [0, 0, 1], 0, "f32", 4),  # a processor without bfloat16
+    ],
+)
+def test_auto_takes_the_fastest_that_keeps_top1(ms, wrong, max_drop, taken, tried, tmp_path, monkeypatch):
+    def fake_export(model, shape, fmt, folder, calibration=None, bound=None):
+        path = folder / ("model.xml" if calibration is None else "model_int8.xml")
+        path.write_text(f"{bound and bound.max_drop}")
+        path.with_suffix(".bin").touch()
+        return path
+
+    def fake_open(path, precision):
+        which = ("f32", "bf16", "int8").index(precision) + (path.read_text() == str(max_drop))
+        return Faked(path, "f32" if which < 3 and ms[which] is None else precision, [*wrong, 2][which])
+
+    milliseconds = dict(zip(("f32", "bf16", "int8", "int8 mixed"), [*ms, 0.5]))
+    monkeypatch.setattr(precisions, "export", fake_export)
+    monkeypatch.setattr(precisions, "open_exported", fake_open)
+    monkeypatch.setattr(precisions, "by_turns", lambda steps, *_: {n: [milliseconds[n] * 8e-3] for n in steps})
+    monkeypatch.setattr(precisions, "calibration_images", lambda *_: ["ranges"])
+    batch = np.zeros([8, 3, 32, 32], "float32"), np.zeros(8, "int64")
+    monkeypatch.setattr(precisions, "comparison_images", lambda *_: ([batch], "images"))
+    classifier = SimpleNamespace(model=None, image_shape=[3, 32, 32], forward=Faked(None, None, 0))
+    chosen = precisions.fastest_within(classifier, SimpleNamespace(max_drop=max_drop), tmp_path)
+    assert chosen.measured["taken"] == taken and len(chosen.measured["rows"]) == tried - (None in ms)
+    assert {file.name for file in tmp_path.iterdir()} == {chosen.path.name, f"{chosen.path.stem}.bin"}
+    assert chosen.path.name == ("model_int8.xml" if "int8" in taken else "model.xml")
+    (line,) = (line for line in precisions.as_text(chosen.measured).splitlines() if line.endswith("taken"))
+    assert line.startswith(f"{taken:11} {milliseconds[taken]:8.3f} ")
+
+
+@pytest.mark.slow
+def test_command_chooses_the_precision(trained, tmp_path, capsys):
+    need("openvino")
+    pytest.importorskip("nncf")
+    run(trained, tmp_path, "-precision", "auto", "-max_drop", "100", "-data_path", trained / "data")
+    said = capsys.readouterr().out
+    assert "\nprecision   ms/image    top-1     drop\nf32 " in said and said.count("taken") == 1
+    described = export.read_description(tmp_path)
+    ((file, measured),) = described["measured"].items()
+    assert described["files"] == [file] and described["precision"] == {file: measured["taken"]}
+    assert measured["max_drop"] == 100 and measured["images"] == 15
+    assert min(measured["rows"], key=lambda row: row["ms_per_image"])["precision"] == measured["taken"]
+    run(trained, tmp_path)
+    assert export.read_description(tmp_path)["measured"] == {file: measured}, "it stays beside further files"
+    assert guesses(capsys, trained / "data" / "val", "-exported", tmp_path / file)
+
+
+@pytest.mark.slow
+def test_mixed_int8_is_bound_by_top1(tmp_path, monkeypatch):
+    need("openvino")
+    nncf = pytest.importorskip("nncf")
+    asked = {}
+
+    def control(model, ranges, labelled, top1, **how):
+        asked.update(how, top1=top1(openvino.Core().compile_model(model, "CPU"), labelled.get_data()))
+        return model
+
+    openvino = pytest.importorskip("openvino")
+    monkeypatch.setattr(nncf, "quantize_with_accuracy_control", control)
+    model, images = small("pit_digits"), random_images(8)
+    labels = logits_of(model, images).argmax(1)
+    labels[:2] += 1
+    bound = export.Bound([(images[:5], labels[:5]), (images[5:], labels[5:])], 0.1)
+    path = export.export(model, [3, 32, 32], "openvino", tmp_path, calibration=[images], bound=bound)
+    assert asked["top1"] == (0.75, None) and asked["max_drop"] == pytest.approx(0.001)
+    assert path.name == "model_int8.xml" and asked["subset_size"] == 1
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_logits_that_are_not_finite_are_not_exported(trained, tmp_path, capsys, fmt):
     need(fmt)
@@ -351,11 +441,15 @@ def test_mistakes_are_named(trained, tmp_path, capsys, monkeypatch):
     assert "invalid choice: 'tflite' (choose from" in said("-format", "tflite")
     with pytest.raises(UserError, match="format tflite, allowed: paddle, onnx, openvino"):
         export.export(small("pit_digits"), [3, 32, 32], "tflite", tmp_path)
-    assert "-precision int8 of -format paddle, allowed: f32 (others: openvino)" in said("-int8")
+    assert "-precision int8 of -format paddle, allowed: f32 (others: openvino)" in said("-int8", "-format", "paddle")
     assert "-precision bf16 of -format onnx, allowed: f32" in said("-precision", "bf16", "-format", "onnx")
     with pytest.raises(UserError, match="int8, which goes with the format openvino, not onnx"):
         export.export(small("pit_digits"), [3, 32, 32], "onnx", tmp_path, calibration=[])
-    assert "images to find ranges on" in said("-int8", "-format", "openvino")
+    assert "images to find ranges on" in said("-int8")
+    assert "-precision auto needs validation images with labels" in said("-precision", "auto", "-images", "x.png")
+    assert "-max_drop 1.0 of -precision f32: it is for -precision auto" in said("-max_drop", "1")
+    auto = ["-precision", "auto", "-data_path", trained / "data"]
+    assert "-max_drop is -0.1, allowed: 0 and above" in said(*auto, "-max_drop", "-0.1")
     assert "there is no file none.png" in said("-images", "none.png")
     (tmp_path / "file").write_text("")
     assert "file/out cannot be written" in said(output=tmp_path / "file" / "out")
