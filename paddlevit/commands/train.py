@@ -44,6 +44,7 @@ _EXAMPLES = {
     ),
     "eval": (
         "-cfg pit_b_224 -data_path data/imagenet -pretrained pit_b_224.pdparams",
+        "-pretrained output/flowers/best.pdparams",
         "-cfg hrt_small -data_path data/imagenet -pretrained hrt_small.pth -amp -nprocs 4",
     ),
     "distill": (
@@ -69,12 +70,6 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
     if len(set(named)) > 1 and not launcher.launched():  # a launcher adds what it has found
         raise UserError(f"-cfg is given twice, as {' and as '.join(named)}")
     args.cfg = named[-1]
-    if args.cfg is None and args.pretrained:
-        from paddlevit.weights.hub import variant_of
-
-        args.cfg = variant_of(args.pretrained)
-    if args.cfg is None:
-        raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
     args.eval = args.eval or command == "eval"
     if args.eval and args.weights is None:
         args.weights = "model"  # a run's own config.yaml says which it started from
@@ -86,7 +81,20 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
         if args.resume == "auto":
             raise UserError("-eval: -resume auto is for training; name the weights with -pretrained FILE")
         args.pretrained, args.resume = args.resume, None
+    if args.cfg is None and args.pretrained:
+        args.cfg = _cfg_of(args.pretrained, is_run=args.eval)
+    if args.cfg is None:
+        raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
     return args
+
+
+def _cfg_of(weights: str, *, is_run: bool) -> str | None:
+    """The variant that published weights are of, or of a run's own weights, to evaluate, its config.yaml."""
+    from paddlevit.data.classes import folder_of
+    from paddlevit.weights.hub import variant_of
+
+    beside = folder_of(weights) / "config.yaml"
+    return str(beside) if is_run and beside.is_file() else variant_of(weights)
 
 
 def _add_flags(parser: Parser) -> None:

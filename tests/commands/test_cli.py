@@ -273,8 +273,9 @@ def test_going_on_in_another_folder(trained, digits, tmp_path):
 def test_evaluating_in_a_runs_folder_leaves_its_configuration(trained, digits, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     before = (tmp_path / "run" / "config.yaml").read_text()
-    cfg = ["-cfg", tmp_path / "run" / "config.yaml", "-output", tmp_path / "run"]
-    assert run_here(*cfg, "-eval", "-pretrained", tmp_path / "run" / "epoch_003") == 0
+    weights = tmp_path / "run" / "epoch_003"
+    assert run_here("-eval", "-pretrained", weights, "-output", weights.parent) == 0, "as the run's config.yaml says"
+    assert run_here("-pretrained", weights, "-output", tmp_path / "other") == 2, "to train needs -cfg"
     assert (tmp_path / "run" / "config.yaml").read_text() == before
     assert (tmp_path / "run" / "eval.json").is_file()
 
