@@ -22,13 +22,17 @@ Every key of a configuration. [Configuration](configuration.md) says how to set 
 
 
 def comments(text: str) -> dict[str, str]:
-    """Key -> its comment: behind it, or in the lines right above."""
-    found, above = {}, []
+    """Dotted key -> its comment: behind it, in the lines right above, or else that of an earlier key of this name."""
+    found, latest, parents, above = {}, {}, [], []
     for line in text.splitlines():
-        key = re.match(r'\s*"?([A-Z][A-Z0-9_]*)"?:', line)
+        key = re.match(r'(\s*)"?([A-Z][A-Z0-9_]*)"?:', line)
         behind = re.search(r"\s# (.*)", line)
         if key:
-            found[key.group(1)] = " ".join(above + ([behind.group(1)] if behind else []))
+            parents = [parent for parent in parents if parent[0] < len(key.group(1))] + [
+                (len(key.group(1)), key.group(2))
+            ]
+            own = " ".join(above + ([behind.group(1)] if behind else []))
+            latest[key.group(2)] = found[".".join(name for _, name in parents)] = own or latest.get(key.group(2), "")
         above = [*above, line.strip()[2:]] if line.strip().startswith("# ") else []
     return found
 
@@ -61,7 +65,7 @@ def general(section: str) -> str:
     for name, key in leaves(f"{section}." if section else "", keys):
         key = key if isinstance(key, Key) else Key(key)
         allowed = ", ".join(f"`{word}`" for word in key.allowed) if isinstance(key.allowed, tuple) else key.allowed
-        rows.append((name, key.default, allowed, said.get(name.rpartition(".")[2], "")))
+        rows.append((name, key.default, allowed, said.get(f"KEYS.{name}", "")))
     return table(rows)
 
 
@@ -72,7 +76,7 @@ def of_family(family: str) -> str:
     allowed.update({key: ", ".join(f"`{word}`" for word in words) for key, words in content.get("CHOICES", {}).items()})
     rows = []
     for name, default in leaves("", content["MODEL"]):
-        rows.append((f"MODEL.{name}", default, allowed.get(name, ""), said.get(name.rpartition(".")[2], "")))
+        rows.append((f"MODEL.{name}", default, allowed.get(name, ""), said.get(f"MODEL.{name}", "")))
     return table(rows)
 
 

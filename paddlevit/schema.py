@@ -86,16 +86,16 @@ _SETS = ("v2", "a", "r", "sketch", "real")  # to evaluate on
 KEYS: dict[str, Any] = {
     "DATA": {
         "DATASET": Key("imagenet2012", ("imagenet2012", "cifar10", "cifar100", *(f"imagenet-{s}" for s in _SETS))),
-        "DATA_PATH": "./data/imagenet",
+        "DATA_PATH": "./data/imagenet",  # folder of the data set
         "BATCH_SIZE": Key(128, ">= 1"),  # per process
         "BATCH_SIZE_EVAL": Key(None, ">= 1", like=1),  # per process; null: BATCH_SIZE
-        "IMAGE_SIZE": Key(224, ">= 1"),
-        "IMAGE_CHANNELS": Key(3, ">= 1"),
+        "IMAGE_SIZE": Key(224, ">= 1"),  # side of the square image
+        "IMAGE_CHANNELS": Key(3, ">= 1"),  # 1: grey
         "CROP_PCT": Key(0.875, "> 0 and <= 1"),  # evaluation: resize the shorter side to IMAGE_SIZE / CROP_PCT, crop
         "RESIZE_MODE": Key("crop", ("crop", "squash")),  # evaluation; squash: both sides to IMAGE_SIZE, no crop
-        "INTERPOLATION": Key("bicubic", ("bicubic", "bilinear")),
+        "INTERPOLATION": Key("bicubic", ("bicubic", "bilinear")),  # filter that resizes images
         "IMAGENET_MEAN": Key([0.485, 0.456, 0.406], _SHARE),  # of pixels from 0 to 1
-        "IMAGENET_STD": Key([0.229, 0.224, 0.225], "> 0 and <= 1"),
+        "IMAGENET_STD": Key([0.229, 0.224, 0.225], "> 0 and <= 1"),  # of pixels from 0 to 1
         "NUM_WORKERS": Key(-1, ">= -1"),  # per process; -1: one per core that is free for it, at most 8
         "ON_ERROR": Key("stop", ("stop", "skip")),  # a training image that cannot be read; skip: take the next one
         "MAX_BAD": Key(100, ">= 0"),  # images per process that may be skipped
@@ -105,25 +105,25 @@ KEYS: dict[str, Any] = {
     },
     "MODEL": {
         "TYPE": "pit",  # the family: hvt, cvt, hrformer, pit, regnet
-        "NAME": "",
+        "NAME": "",  # the variant's name
         "NUM_CLASSES": Key(1000, ">= 0"),  # 0: no head, the model returns features
-        "PRETRAINED": "",
+        "PRETRAINED": "",  # weights: a file of any source, hf:OWNER/NAME, a variant, or official
         "WEIGHTS": Key("model", ("model", "ema")),  # which of PRETRAINED, where it has both
         "REINIT_HEAD": False,  # start with a new classifier, not with that of PRETRAINED
         "RESUME": "",  # a checkpoint, a run's folder, or auto
     },
     "TRAIN": {
         "LAST_EPOCH": Key(0, ">= 0"),  # epochs to count as done
-        "NUM_EPOCHS": Key(300, ">= 1"),
+        "NUM_EPOCHS": Key(300, ">= 1"),  # epochs to train
         "BASE_LR": Key(5.0e-4, ">= 0"),  # at LINEAR_SCALED_LR images per optimizer step
         "LINEAR_SCALED_LR": Key(512, ">= 1", like=1),  # null: BASE_LR is used as it is
         "SCALE_ALL_LRS": False,  # scale WARMUP_START_LR and END_LR as well
         # The learning rate follows the iteration, the epoch, or the epoch before.
         "LR_SCHEDULE": Key("previous_epoch", ("epoch", "previous_epoch", "iteration")),
-        "WARMUP_EPOCHS": Key(5.0, ">= 0"),
-        "WARMUP_START_LR": Key(1.0e-6, ">= 0"),
-        "END_LR": Key(1.0e-5, ">= 0"),
-        "WEIGHT_DECAY": Key(0.05, ">= 0"),
+        "WARMUP_EPOCHS": Key(5.0, ">= 0"),  # epochs in which the learning rate rises, linearly
+        "WARMUP_START_LR": Key(1.0e-6, ">= 0"),  # learning rate at the start of the warm-up
+        "END_LR": Key(1.0e-5, ">= 0"),  # learning rate at the end of the cosine
+        "WEIGHT_DECAY": Key(0.05, ">= 0"),  # of AdamW; norms and biases do not decay
         # Last parts of names, in place of the model's own (pos_embed, cls_token).
         "NO_WEIGHT_DECAY": Key(None, like=[""]),
         "GRAD_CLIP": Key(None, "> 0", like=1.0),  # largest global norm of the gradient; null: not clipped
@@ -138,62 +138,62 @@ KEYS: dict[str, Any] = {
         "FREEZE": Key(None, like=[""]),
         "ACCUM_ITER": Key(1, ">= 1"),  # batches per optimizer step
         "OPTIMIZER": {
-            "NAME": Key("AdamW", ("AdamW",)),
-            "EPS": Key(1.0e-8, ">= 0"),
-            "BETAS": Key([0.9, 0.999], ">= 0 and < 1"),
+            "NAME": Key("AdamW", ("AdamW",)),  # there is no other
+            "EPS": Key(1.0e-8, ">= 0"),  # added to the root of the second moment
+            "BETAS": Key([0.9, 0.999], ">= 0 and < 1"),  # decay of the first and the second moment
         },
-        "MODEL_EMA": False,
-        "MODEL_EMA_DECAY": Key(0.99996, _SHARE),
+        "MODEL_EMA": False,  # keep and evaluate a moving average of the weights too
+        "MODEL_EMA_DECAY": Key(0.99996, _SHARE),  # share of the average that a step keeps
         "MODEL_EMA_WARMUP": True,  # decay (1 + step) / (10 + step) while that is smaller
-        "SMOOTHING": Key(0.1, ">= 0 and < 1"),
-        "MIXUP_ALPHA": Key(0.8, ">= 0"),
-        "CUTMIX_ALPHA": Key(1.0, ">= 0"),
-        "CUTMIX_MINMAX": Key(None, _SHARE, like=[0.0]),
-        "MIXUP_PROB": Key(1.0, _SHARE),
-        "MIXUP_SWITCH_PROB": Key(0.5, _SHARE),
-        "MIXUP_MODE": Key("batch", ("batch", "elem", "pair")),
+        "SMOOTHING": Key(0.1, ">= 0 and < 1"),  # label smoothing
+        "MIXUP_ALPHA": Key(0.8, ">= 0"),  # of the beta distribution of the shares; 0: no mixup
+        "CUTMIX_ALPHA": Key(1.0, ">= 0"),  # of the beta distribution of the areas; 0: no cutmix
+        "CUTMIX_MINMAX": Key(None, _SHARE, like=[0.0]),  # smallest and largest side of its box, in place of the alpha
+        "MIXUP_PROB": Key(1.0, _SHARE),  # probability of mixing
+        "MIXUP_SWITCH_PROB": Key(0.5, _SHARE),  # share of cutmix in it, where both are on
+        "MIXUP_MODE": Key("batch", ("batch", "elem", "pair")),  # one share per batch, image, or pair of images
         # padded: CROP_PADDING pixels around, then a random crop of IMAGE_SIZE
         "CROP": Key("random_resized", ("random_resized", "padded")),
         "CROP_SCALE": [0.08, 1.0],  # share of the area that random_resized keeps
         "CROP_RATIO": [0.75, 1.3333333333333333],  # width / height that random_resized keeps
-        "CROP_PADDING": Key(4, ">= 0"),
-        "HFLIP": Key(0.5, _SHARE),
+        "CROP_PADDING": Key(4, ">= 0"),  # pixels around, for CROP padded
+        "HFLIP": Key(0.5, _SHARE),  # probability that an image is mirrored
         # Training images by opencv where it is installed, or pillow: the published pixels, slower.
         "RESIZER": Key("auto", ("auto", "opencv", "pillow")),
         "FAST_JPEG": True,  # opencv only: decode by simplejpeg where it is installed, 1 level less exact
         "COLOR_JITTER": Key(0.4, ">= 0"),  # where only THREE_AUGMENT, or none of the three, is on
-        "RAND_AUGMENT": True,
-        "RAND_AUGMENT_LAYERS": Key(2, ">= 1"),
-        "RAND_AUGMENT_MAGNITUDE": Key(9, ">= 0 and <= 10"),
-        "RAND_AUGMENT_STD": Key(0.5, ">= 0"),
+        "RAND_AUGMENT": True,  # random operations on each image
+        "RAND_AUGMENT_LAYERS": Key(2, ">= 1"),  # operations per image
+        "RAND_AUGMENT_MAGNITUDE": Key(9, ">= 0 and <= 10"),  # their strength
+        "RAND_AUGMENT_STD": Key(0.5, ">= 0"),  # of the strength, which is drawn for each operation
         "AUTO_AUGMENT": False,  # in place of RAND_AUGMENT
         "THREE_AUGMENT": False,  # in place of RAND_AUGMENT: grey, solarized or blurred, and COLOR_JITTER
-        "RANDOM_ERASE_PROB": Key(0.25, _SHARE),
-        "RANDOM_ERASE_MODE": Key("pixel", ("const", "rand", "pixel")),
-        "RANDOM_ERASE_COUNT": Key(1, ">= 1"),
+        "RANDOM_ERASE_PROB": Key(0.25, _SHARE),  # share of the images with an erased box
+        "RANDOM_ERASE_MODE": Key("pixel", ("const", "rand", "pixel")),  # filled with grey, a random colour, or noise
+        "RANDOM_ERASE_COUNT": Key(1, ">= 1"),  # boxes per image, at most
         "REPEATED_AUG": Key(1, ">= 1"),  # times that an image stands in an epoch, each with another augmentation
         "BALANCE": Key(0.0, _SHARE),  # 1: an epoch has images of all classes equally often; 0: as often as they are
         "CLASS_WEIGHTS": "none",  # of the loss: none, balanced, or a file with a number per line and class
         "BEST_BY": Key("acc1", ("acc1", "balanced_acc", "macro_f1", "loss")),  # what the best weights are best in
         "PATIENCE": Key(0, ">= 0"),  # epochs without a better BEST_BY after which training ends; 0: it never does
         "MIN_DELTA": Key(0.0, ">= 0"),  # what counts as better, in points of percent (BEST_BY loss: of the loss)
-        "DISTILLATION_TYPE": Key("none", ("none", "soft", "hard")),
-        "DISTILLATION_ALPHA": Key(0.5, _SHARE),
-        "DISTILLATION_TAU": Key(1.0, "> 0"),
-        "TEACHER_MODEL": "regnety_160",
-        "TEACHER_MODEL_PATH": "",
+        "DISTILLATION_TYPE": Key("none", ("none", "soft", "hard")),  # its probabilities (soft) or its choice (hard)
+        "DISTILLATION_ALPHA": Key(0.5, _SHARE),  # share of the distillation in the loss
+        "DISTILLATION_TAU": Key(1.0, "> 0"),  # temperature of soft distillation
+        "TEACHER_MODEL": "regnety_160",  # a variant, or a yaml file
+        "TEACHER_MODEL_PATH": "",  # its weights; "": ./<teacher>.pdparams
     },
     "OUTPUT": "",  # "": ./output/<variant>-<train or eval>-<time>
     "DEVICE": "auto",  # gpu where there is one, else cpu; custom:NAME is another maker's plug-in
     "NPROCS": Key(None, ">= 1", like=1),  # processes to start; null: one per visible GPU, 1 on CPU
     "MAX_RESTARTS": Key(0, ">= 0"),  # times that a run which died, failed or hung is started again
     "HANG_TIMEOUT": Key(1800, ">= 0"),  # seconds without progress after which a process counts as hung; 0: never
-    "EVAL": False,
+    "EVAL": False,  # evaluate PRETRAINED and stop
     "SAVE_PREDICTIONS": False,  # with EVAL: predictions.csv, a line per image
-    "AMP": False,
-    "AMP_DTYPE": Key("float16", ("float16", "bfloat16")),
-    "AMP_OPT_LEVEL": Key("O1", ("O0", "O1", "O2")),
-    "SEED": Key(0, ">= 0 and < 2147483648"),
+    "AMP": False,  # mixed precision; nothing on a CPU
+    "AMP_DTYPE": Key("float16", ("float16", "bfloat16")),  # bfloat16: compute capability 8.0 and above
+    "AMP_OPT_LEVEL": Key("O1", ("O0", "O1", "O2")),  # O1: operators in half precision; O2: weights too; O0: neither
+    "SEED": Key(0, ">= 0 and < 2147483648"),  # of everything random
     "SAVE_FREQ": Key(1, ">= 1"),  # epochs between checkpoints
     "KEEP_LAST": Key(3, ">= 1"),  # checkpoints that stay, beside the best
     "VALIDATE_FREQ": Key(1, ">= 1"),  # epochs between evaluations
