@@ -120,10 +120,13 @@ KEYS: dict[str, Any] = {
         "SCALE_ALL_LRS": False,  # scale WARMUP_START_LR and END_LR as well
         # The learning rate follows the iteration, the epoch, or the epoch before.
         "LR_SCHEDULE": Key("previous_epoch", ("epoch", "previous_epoch", "iteration")),
+        "LR_DECAY": Key("cosine", ("cosine", "constant", "step")),  # of the learning rate after the warm-up
+        "LR_STEP_EPOCHS": Key(30, ">= 1"),  # LR_DECAY step: the learning rate is a tenth after each so many epochs
         "WARMUP_EPOCHS": Key(5.0, ">= 0"),  # epochs in which the learning rate rises, linearly
+        "WARMUP_PREFIX": False,  # the decay begins after the warm-up, not at epoch 0 under it
         "WARMUP_START_LR": Key(1.0e-6, ">= 0"),  # learning rate at the start of the warm-up
-        "END_LR": Key(1.0e-5, ">= 0"),  # learning rate at the end of the cosine
-        "WEIGHT_DECAY": Key(0.05, ">= 0"),  # of AdamW; norms and biases do not decay
+        "END_LR": Key(1.0e-5, ">= 0"),  # learning rate at the end of the decay
+        "WEIGHT_DECAY": Key(0.05, ">= 0"),  # norms and biases do not decay
         # Last parts of names, in place of the model's own (pos_embed, cls_token).
         "NO_WEIGHT_DECAY": Key(None, like=[""]),
         "GRAD_CLIP": Key(None, "> 0", like=1.0),  # largest global norm of the gradient; null: not clipped
@@ -138,19 +141,22 @@ KEYS: dict[str, Any] = {
         "FREEZE": Key(None, like=[""]),
         "ACCUM_ITER": Key(1, ">= 1"),  # batches per optimizer step
         "OPTIMIZER": {
-            "NAME": Key("AdamW", ("AdamW",)),  # there is no other
+            "NAME": Key("AdamW", ("AdamW", "SGD", "Lamb")),
             "EPS": Key(1.0e-8, ">= 0"),  # added to the root of the second moment
             "BETAS": Key([0.9, 0.999], ">= 0 and < 1"),  # decay of the first and the second moment
+            "MOMENTUM": Key(0.9, ">= 0 and < 1"),  # of SGD
         },
         "MODEL_EMA": False,  # keep and evaluate a moving average of the weights too
         "MODEL_EMA_DECAY": Key(0.99996, _SHARE),  # share of the average that a step keeps
         "MODEL_EMA_WARMUP": True,  # decay (1 + step) / (10 + step) while that is smaller
+        "LOSS": Key("cross_entropy", ("cross_entropy", "bce")),  # bce: each class for itself
         "SMOOTHING": Key(0.1, ">= 0 and < 1"),  # label smoothing
         "MIXUP_ALPHA": Key(0.8, ">= 0"),  # of the beta distribution of the shares; 0: no mixup
         "CUTMIX_ALPHA": Key(1.0, ">= 0"),  # of the beta distribution of the areas; 0: no cutmix
         "CUTMIX_MINMAX": Key(None, _SHARE, like=[0.0]),  # smallest and largest side of its box, in place of the alpha
         "MIXUP_PROB": Key(1.0, _SHARE),  # probability of mixing
         "MIXUP_SWITCH_PROB": Key(0.5, _SHARE),  # share of cutmix in it, where both are on
+        "MIXUP_OFF_EPOCHS": Key(0, ">= 0"),  # last epochs, without mixup and CutMix
         "MIXUP_MODE": Key("batch", ("batch", "elem", "pair")),  # one share per batch, image, or pair of images
         # padded: CROP_PADDING pixels around, then a random crop of IMAGE_SIZE
         "CROP": Key("random_resized", ("random_resized", "padded")),

@@ -118,7 +118,7 @@ def _add_flags(parser: Parser) -> None:
     flag("epochs", type=int, help="epochs to train")
     flag("lr", type=float, help="TRAIN.BASE_LR, scaled by the images of a step where the recipe does so")
     flag("warmup_epochs", type=float, help="epochs in which the learning rate rises")
-    flag("weight_decay", type=float, help="weight decay of AdamW")
+    flag("weight_decay", type=float, help="weight decay")
     flag("drop_path", type=float, help="stochastic depth of the deepest block")
     flag("freeze", nargs="+", metavar="PATTERN", help="parameters that stay as they are, such as 'patch_embed*'")
     flag("patience", type=int, help="epochs without a better validation (TRAIN.BEST_BY) after which training ends")

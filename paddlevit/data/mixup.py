@@ -56,7 +56,8 @@ class Mixup(SmoothTargets):
     that of CutMix where both are on (alpha above 0). `cutmix_minmax`: smallest and largest share of each side for the
     box, in place of lam ~ Beta.
 
-    `mode`: one lam and box per 'batch', per image ('elem') or per 'pair' of images that are mixed with each other.
+    `mode`: one lam and box per 'batch', per image ('elem') or per 'pair' of images that are mixed with each other. From
+    `until_epoch` of the keys (seed, epoch, ...) on nothing is mixed.
     """
 
     smoothing: float = 0.1
@@ -66,6 +67,7 @@ class Mixup(SmoothTargets):
     prob: float = 1.0
     switch_prob: float = 0.5
     mode: str = "batch"
+    until_epoch: int | None = None
 
     @paddle.no_grad()
     def __call__(self, images: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor]:
@@ -73,6 +75,8 @@ class Mixup(SmoothTargets):
 
         The same key gives the same mix. The input is left as it is; there is no host sync.
         """
+        if self.until_epoch is not None and key[1] >= self.until_epoch:
+            return super().__call__(images, labels, key)
         rng = generator(key, MIXUP)
         num, _, height, width = images.shape
         partner = paddle.arange(num - 1, -1, -1, dtype="int64")
@@ -170,6 +174,7 @@ def build_mixup(config: CfgNode) -> Callable[[Tensor, Tensor, Key], tuple[Tensor
         switch_prob=train.MIXUP_SWITCH_PROB,
         mode=train.MIXUP_MODE,
         smoothing=train.SMOOTHING,
+        until_epoch=train.NUM_EPOCHS - train.MIXUP_OFF_EPOCHS if train.MIXUP_OFF_EPOCHS else None,
     )
 
 

@@ -29,7 +29,14 @@ from paddlevit.runtime import process
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.engine import Trainer
 from paddlevit.training.gradients import LossScale
-from paddlevit.training.objectives import Distilled, Objective, Renormalized, Supervised
+from paddlevit.training.objectives import (
+    Distilled,
+    Objective,
+    Renormalized,
+    Supervised,
+    binary_cross_entropy,
+    soft_cross_entropy,
+)
 from paddlevit.training.optim import build_optimizer, decay_split, freeze, layer_rates
 from paddlevit.training.recompute import recompute_blocks
 from paddlevit.training.schedule import build_lr_schedule, peak_lr
@@ -147,7 +154,11 @@ def _teacher(config: CfgNode) -> nn.Layer:
 def _objective(config: CfgNode, labels: np.ndarray | None) -> Objective:
     train, weights = config.TRAIN, _class_weights(config, labels)
     if train.DISTILLATION_TYPE == "none":
-        return Supervised(weights)
+        return Supervised(weights, binary_cross_entropy if train.LOSS == "bce" else soft_cross_entropy)
+    if train.LOSS != "cross_entropy":
+        raise UserError(
+            f"TRAIN.LOSS {train.LOSS} cannot be combined with TRAIN.DISTILLATION_TYPE {train.DISTILLATION_TYPE}"
+        )
     how = {"kind": train.DISTILLATION_TYPE, "alpha": train.DISTILLATION_ALPHA, "tau": train.DISTILLATION_TAU}
     return Distilled(_teacher(config), **how, class_weights=weights)
 

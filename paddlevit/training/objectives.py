@@ -25,6 +25,12 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, class_weights: Tensor | 
     return -(targets.astype(logits.dtype) * F.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
 
 
+def binary_cross_entropy(logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Mean over batch and classes of the binary cross-entropy of each class, weighted by `class_weights` [K]."""
+    losses = F.binary_cross_entropy_with_logits(logits.astype("float32"), targets.astype("float32"), reduction="none")
+    return losses.mean() if class_weights is None else (losses * class_weights).mean()
+
+
 def _two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Class and distillation logits; a model with one head gives the same for both."""
     logits, distill_logits = output if isinstance(output, (tuple, list)) else (output, output)
@@ -32,18 +38,19 @@ def _two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class Supervised:
-    """Cross-entropy with the targets, classes weighted by `class_weights` [K]; the mean of both heads' where the model
+    """`loss` with the targets, classes weighted by `class_weights` [K]; the mean of both heads' where the model
     has two.
     """
 
-    def __init__(self, class_weights: Tensor | None = None) -> None:
+    def __init__(self, class_weights: Tensor | None = None, loss: Callable[..., Tensor] = soft_cross_entropy) -> None:
         self.class_weights = class_weights
+        self.loss = loss
 
     def __call__(self, model: Callable, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, distill_logits = _two_heads(model(images))
-        loss = soft_cross_entropy(logits, targets, self.class_weights)
+        loss = self.loss(logits, targets, self.class_weights)
         if distill_logits is not logits:
-            loss = (loss + soft_cross_entropy(distill_logits, targets, self.class_weights)) / 2
+            loss = (loss + self.loss(distill_logits, targets, self.class_weights)) / 2
         return loss, logits
 
 

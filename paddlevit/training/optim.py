@@ -21,7 +21,8 @@ from paddlevit.paddle_internals import (
     use_running_statistics,
 )
 
-_SLOTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0")  # what AdamW keeps for a parameter
+# What AdamW and Lamb keep for a parameter, and what SGD does.
+_SLOTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0", "velocity_0")
 _MASTER = "master_weights"
 _OF_MASTER = "fp32_master_0"  # ends the name of a float32 copy, from which Paddle makes those of its slots
 
@@ -85,29 +86,35 @@ def layer_rates(model: nn.Layer, decay: float) -> dict[str, float]:
 def build_optimizer(
     config: CfgNode, model: nn.Layer, *, steps: Callable[[str], bool] = lambda name: True
 ) -> paddle.optimizer.Optimizer:
-    """AdamW over the trainable parameters whose names `steps` accepts; call `set_lr` before every step.
+    """TRAIN.OPTIMIZER over the trainable parameters whose names `steps` accepts; call `set_lr` before every step.
 
-    The decay filter goes by tensor names, which is what Paddle asks it with; structured names would never match.
+    Weight decay is decoupled in AdamW (Loshchilov & Hutter 2019) and Lamb (You et al. 2020), and a part of the gradient
+    in SGD. The decay filter goes by tensor names, with which Paddle asks it; structured names would never match.
     """
-    betas = config.TRAIN.OPTIMIZER.BETAS
-    if len(betas) != 2:
-        raise UserError(f"TRAIN.OPTIMIZER.BETAS must be two numbers, got {betas}")
+    how = config.TRAIN.OPTIMIZER
+    if len(how.BETAS) != 2:
+        raise UserError(f"TRAIN.OPTIMIZER.BETAS must be two numbers, got {how.BETAS}")
     rates = layer_rates(model, config.TRAIN.LAYER_DECAY)
     for name, param in learnable(model).items():
         # AdamW's lr_ratio refuses to run on a CPU; this factor reaches the update and the decay alike.
         param.optimize_attr = {"learning_rate": rates[name]}
+    decay = config.TRAIN.WEIGHT_DECAY
     decayed, left = decay_split(model, config.TRAIN.NO_WEIGHT_DECAY)
     decayed_names = {param.name for param in decayed.values()}
-    return paddle.optimizer.AdamW(
-        learning_rate=config.TRAIN.BASE_LR,
-        beta1=betas[0],
-        beta2=betas[1],
-        epsilon=config.TRAIN.OPTIMIZER.EPS,
-        parameters=[param for name, param in {**decayed, **left}.items() if steps(name)],
-        weight_decay=config.TRAIN.WEIGHT_DECAY,
-        apply_decay_param_fun=decayed_names.__contains__,
-        multi_precision=config.AMP and config.AMP_OPT_LEVEL == "O2",
-    )
+    options: dict[str, Any] = {
+        "learning_rate": config.TRAIN.BASE_LR,
+        "parameters": [param for name, param in {**decayed, **left}.items() if steps(name)],
+        "multi_precision": config.AMP and config.AMP_OPT_LEVEL == "O2",
+    }
+    if how.NAME == "SGD":
+        for param in decayed.values():
+            param.regularizer = paddle.regularizer.L2Decay(decay)
+        return paddle.optimizer.Momentum(momentum=how.MOMENTUM, **options)
+    options |= {"beta1": how.BETAS[0], "beta2": how.BETAS[1], "epsilon": how.EPS}
+    if how.NAME == "Lamb":
+        excluded = lambda param: param.name not in decayed_names  # noqa: E731
+        return paddle.optimizer.Lamb(lamb_weight_decay=decay, exclude_from_weight_decay_fn=excluded, **options)
+    return paddle.optimizer.AdamW(weight_decay=decay, apply_decay_param_fun=decayed_names.__contains__, **options)
 
 
 def set_lr(optimizer: paddle.optimizer.Optimizer, lr: float, *, skip: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import Callable
 
 from yacs.config import CfgNode
@@ -16,21 +17,35 @@ def scaled_lr(lr: float, images_per_step: int, reference: int | None) -> float:
     return lr if reference is None else lr * images_per_step / reference
 
 
-def lr_schedule(
-    *, peak: float, start: float, end: float, warmup_epochs: float, num_epochs: int
-) -> Callable[[float], float]:
-    """lr_at(epoch): linear from `start` to `peak` over the warm-up, then half a cosine to `end`.
+@dataclass
+class Schedule:
+    """lr_at(epoch): linear from `start` to `peak` over the warm-up, then down to `end` by `decay`.
 
-    The cosine counts from epoch 0, not from the end of the warm-up, as in the official recipes (Loshchilov & Hutter
-    2017, equation 5, with one period of `num_epochs`). A run that is shorter than its warm-up ends within it.
+    cosine: half a cosine (Loshchilov & Hutter 2017, equation 5, with one period of `num_epochs`); step: a tenth of the
+    way after each `step_epochs`; constant: none. The decay counts from epoch 0, not from the end of the warm-up, as in
+    the official recipes; with `prefix` it does. A run that is shorter than its warm-up ends within it.
     """
 
-    def lr_at(epoch: float) -> float:
-        if epoch < warmup_epochs:
-            return start + (peak - start) * epoch / warmup_epochs
-        return end + (peak - end) * 0.5 * (1.0 + math.cos(math.pi * min(epoch / num_epochs, 1.0)))
+    peak: float
+    start: float
+    end: float
+    warmup_epochs: float
+    num_epochs: int
+    decay: str = "cosine"
+    step_epochs: int = 30
+    prefix: bool = False
 
-    return lr_at
+    def __call__(self, epoch: float) -> float:
+        if epoch < self.warmup_epochs:
+            return self.start + (self.peak - self.start) * epoch / self.warmup_epochs
+        before = self.warmup_epochs if self.prefix else 0.0
+        return self.end + (self.peak - self.end) * self._left(epoch - before, self.num_epochs - before)
+
+    def _left(self, epoch: float, num_epochs: float) -> float:
+        """What is left of the way from `peak` to `end`, from 1 to 0."""
+        if self.decay == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(epoch / num_epochs, 1.0)))
+        return 1.0 if self.decay == "constant" else 0.1 ** math.floor(epoch / self.step_epochs)
 
 
 def peak_lr(lr_at: Callable[[float], float], num_epochs: int, steps_per_epoch: int, accum_iter: int) -> float:
@@ -55,12 +70,15 @@ def build_lr_schedule(config: CfgNode, images_per_step: int) -> Callable[[float]
     above = [f"TRAIN.{key} {edges[key]:.3g}" for key in used if edges[key] > peak]
     if above:
         logger.warning("above the peak learning rate of %.3g, and capped at it: %s", peak, ", ".join(above))
-    schedule = lr_schedule(
+    schedule = Schedule(
         peak=peak,
         start=min(edges["WARMUP_START_LR"], peak),
         end=min(edges["END_LR"], peak),
         warmup_epochs=train.WARMUP_EPOCHS,
         num_epochs=train.NUM_EPOCHS,
+        decay=train.LR_DECAY,
+        step_epochs=train.LR_STEP_EPOCHS,
+        prefix=train.WARMUP_PREFIX,
     )
     if train.LR_SCHEDULE == "iteration":
         return schedule

@@ -314,3 +314,12 @@ def test_smoothing_without_mixing():
     opts = ["TRAIN.MIXUP_ALPHA", 0.0, "TRAIN.CUTMIX_ALPHA", 0.0, "TRAIN.SMOOTHING", 0.4, "MODEL.NUM_CLASSES", 4]
     _, targets = build_mixup(get_config(None, opts))(paddle.zeros([1, 3, 2, 2]), paddle.to_tensor([2]), (0,))
     np.testing.assert_allclose(targets.numpy(), [[0.1, 0.1, 0.7, 0.1]], atol=1e-7)
+
+
+def test_the_last_epochs_may_be_without_mixing():
+    images, labels = batch()
+    mixup = build_mixup(get_config("pit_ti_224", ["TRAIN.MIXUP_OFF_EPOCHS", 20, "MODEL.NUM_CLASSES", 7]))
+    assert not np.array_equal(run(mixup, images, labels, key=(0, 279, 0, 0))[0], images)
+    mixed, targets = run(mixup, images, labels, key=(0, 280, 0, 0))
+    np.testing.assert_array_equal(mixed, images)
+    np.testing.assert_allclose(targets, np.eye(7)[labels] * 0.9 + 0.1 / 7, rtol=1e-6)

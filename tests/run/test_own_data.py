@@ -16,6 +16,7 @@ from paddlevit.errors import UserError
 from paddlevit.run import build
 from paddlevit.run import train as run_room
 from paddlevit.training import checkpoint
+from paddlevit.weights import read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,18 @@ def test_patience_ends_a_run_which_says_why_and_stays_ended(data, tmp_path, monk
     assert checkpoint.newest(tmp_path / "run").stem == f"epoch_{last:03d}"
     assert run(data, tmp_path / "run", *opts, flags=["-patience", 2, "-resume", "auto"]) == 0
     assert checkpoint.newest(tmp_path / "run").stem == f"epoch_{last:03d}", "nothing was left to train"
+
+
+def test_other_optimizers_schedules_and_losses_train_and_resume(data, tmp_path):
+    opts = ["TRAIN.OPTIMIZER.NAME", "SGD", "TRAIN.LR_DECAY", "step", "TRAIN.LR_STEP_EPOCHS", 1, "TRAIN.LOSS", "bce"]
+    opts += ["TRAIN.WARMUP_PREFIX", "true", "TRAIN.MIXUP_ALPHA", 0.8, "TRAIN.MIXUP_OFF_EPOCHS", 1]
+    assert run(data, tmp_path / "whole", "TRAIN.NUM_EPOCHS", 2, *opts) == 0
+    (tmp_path / "half").mkdir()
+    for path in (tmp_path / "whole").glob("epoch_001*"):
+        (tmp_path / "half" / path.name).write_bytes(path.read_bytes())
+    assert run(data, tmp_path / "half", "TRAIN.NUM_EPOCHS", 2, *opts, flags=["-resume", "auto"]) == 0
+    whole, half = (read_state_dict(tmp_path / name / "epoch_002.pdparams") for name in ("whole", "half"))
+    assert all(np.array_equal(whole[name], half[name]) for name in whole)
 
 
 def weights(data, how):

@@ -8,7 +8,7 @@ import pytest
 from paddle import nn
 
 from paddlevit.errors import UserError
-from paddlevit.training.objectives import Distilled, Renormalized, Supervised, soft_cross_entropy
+from paddlevit.training.objectives import Distilled, Renormalized, Supervised, binary_cross_entropy, soft_cross_entropy
 
 RNG = np.random.default_rng(0)
 LOGITS, OTHER, TEACHER = (RNG.standard_normal((5, 7)).astype("float32") * 3 for _ in range(3))
@@ -113,3 +113,15 @@ def test_class_weights_weigh_the_terms_of_each_class():
     taught = Distilled(Fixed(TEACHER), kind="hard", alpha=0.0, class_weights=paddle.to_tensor(weights))
     loss, _ = taught(Fixed(LOGITS, OTHER), paddle.zeros([5]), paddle.to_tensor(TARGETS))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_binary_cross_entropy_asks_each_class_for_itself():
+    probabilities = 1 / (1 + np.exp(-LOGITS.astype("float64")))
+    expected = -(TARGETS * np.log(probabilities) + (1 - TARGETS) * np.log(1 - probabilities))
+    loss, _ = Supervised(None, binary_cross_entropy)(Fixed(LOGITS), None, paddle.to_tensor(TARGETS))
+    assert loss.item() == pytest.approx(expected.mean(), rel=1e-5)
+    weights = RNG.uniform(0.5, 2.0, 7).astype("float32")
+    loss, _ = Supervised(paddle.to_tensor(weights), binary_cross_entropy)(
+        Fixed(LOGITS), None, paddle.to_tensor(TARGETS)
+    )
+    assert loss.item() == pytest.approx((expected * weights).mean(), rel=1e-5)

@@ -22,7 +22,7 @@ from paddlevit.training.optim import (
     load_optimizer_arrays,
     optimizer_arrays,
 )
-from paddlevit.training.schedule import build_lr_schedule, lr_schedule, peak_lr, scaled_lr
+from paddlevit.training.schedule import Schedule, build_lr_schedule, peak_lr, scaled_lr
 
 
 def test_decay_reaches_what_it_should_and_nothing_else():
@@ -45,14 +45,67 @@ def test_decay_reaches_what_it_should_and_nothing_else():
 
 def test_schedule_of_the_official_recipes():
     # Values of the published rule, worked out by hand: linear warm-up, then a cosine that counts from epoch 0.
-    lr_at = lr_schedule(peak=1e-3, start=1e-6, end=1e-5, warmup_epochs=5, num_epochs=300)
+    lr_at = Schedule(peak=1e-3, start=1e-6, end=1e-5, warmup_epochs=5, num_epochs=300)
     assert lr_at(0) == 1e-6
     assert lr_at(2.5) == pytest.approx((1e-6 + 1e-3) / 2)
     assert lr_at(5) == pytest.approx(1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + math.cos(math.pi * 5 / 300)))
     assert lr_at(150) == pytest.approx((1e-3 + 1e-5) / 2)
     assert lr_at(300) == pytest.approx(1e-5)
-    short = lr_schedule(peak=1e-3, start=0.0, end=0.0, warmup_epochs=5, num_epochs=1)
+    short = Schedule(peak=1e-3, start=0.0, end=0.0, warmup_epochs=5, num_epochs=1)
     assert (short(0), short(0.5), short(1)) == pytest.approx((0.0, 1e-4, 2e-4)), "a trial run ends within the warm-up"
+
+
+def test_other_schedules():
+    edges = {"peak": 1.0, "start": 0.0, "end": 0.1, "warmup_epochs": 4}
+    step = Schedule(**edges, num_epochs=40, decay="step", step_epochs=10)
+    assert [step(e) for e in (2, 4, 9.9, 10, 19, 20)] == pytest.approx([0.5, 1, 1, 0.19, 0.19, 0.109])
+    assert [Schedule(**edges, num_epochs=40, decay="constant")(e) for e in (4, 39)] == [1.0, 1.0]
+    prefixed = Schedule(**edges, num_epochs=12, prefix=True)
+    assert [prefixed(e) for e in (0, 4, 8, 12)] == pytest.approx([0.0, 1.0, 0.55, 0.1])
+    opts = ["TRAIN.LR_DECAY", "step", "TRAIN.LR_STEP_EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.END_LR", 0]
+    built = build_lr_schedule(get_config("pit_ti_224", [*opts, "TRAIN.LR_SCHEDULE", "epoch"]), 512)
+    assert [built(e) for e in (0, 1.9, 2, 4)] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Lamb"])
+def test_optimizers_step_as_their_papers_say_and_survive_a_resumed_run(name):
+    config = get_config(
+        "pit_digits", ["TRAIN.OPTIMIZER.NAME", name, "TRAIN.WEIGHT_DECAY", 0.1, "TRAIN.LAYER_DECAY", 0.9]
+    )
+    models, optimizers = [], []
+    for _ in range(2):
+        paddle.seed(0)
+        models.append(build_model(config))
+        optimizers.append(build_optimizer(config, models[-1]))
+    rng, lr, steps = np.random.default_rng(0), 0.01, 3
+    names = [key for key, _ in models[0].named_parameters()]
+    key = "head.weight"  # which is decayed, at the full rate
+    value = dict(models[0].named_parameters())[key].numpy().astype("float64")
+    first, second = np.zeros_like(value), np.zeros_like(value)
+    for step in range(1, steps + 1):
+        gradients = {n: rng.standard_normal(p.shape).astype("float32") for n, p in models[0].named_parameters()}
+        if step == 3:  # the second one goes on from what the first one has saved
+            models[1].set_state_dict(models[0].state_dict())
+            load_optimizer_arrays(optimizers[1], models[1], optimizer_arrays(optimizers[0], models[0]))
+        for model, optimizer in list(zip(models, optimizers))[: 2 if step == 3 else 1]:
+            for n, param in model.named_parameters():
+                param.grad = paddle.to_tensor(gradients[n])
+            optimizer.set_lr(lr)
+            optimizer.step()
+        value, first, second = by_the_paper(name, value, gradients[key].astype("float64"), first, second, step, lr)
+    np.testing.assert_allclose(dict(models[0].named_parameters())[key].numpy(), value, rtol=1e-4, atol=1e-6)
+    ours, resumed = (dict(model.named_parameters()) for model in models)
+    assert all(np.array_equal(ours[n].numpy(), resumed[n].numpy()) for n in names)
+
+
+def by_the_paper(name, value, gradient, first, second, step, lr, decay=0.1):
+    if name == "SGD":
+        first = 0.9 * first + gradient + decay * value
+        return value - lr * first, first, second
+    first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+    update = first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8) + decay * value
+    trust = np.linalg.norm(value) / np.linalg.norm(update) if name == "Lamb" else 1.0
+    return value - lr * trust * update, first, second
 
 
 @pytest.mark.parametrize(
