@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlevit.commands.parser import Parser, exit_code
-from paddlevit.errors import MissingFileError, UserError
+from paddlevit.errors import UserError
 
 if TYPE_CHECKING:
     from paddlevit.data.sources import Source
@@ -122,8 +122,6 @@ def _check(args: argparse.Namespace) -> str:
             own = _bad_images(source, split, num_workers(args.workers, 1))
             lines.append(f"{_described(source, split)}, {len(own)} of them cannot be read")
             bad += own
-    if not lines:
-        raise MissingFileError(f"{args.folder} holds neither images to train on nor to validate with")
     report = "\n".join(lines)
     if not bad:
         return report
@@ -134,16 +132,16 @@ def _check(args: argparse.Namespace) -> str:
 
 
 def _source(folder: Path, dataset: str, split: str) -> Source | None:
-    """A split of the data set; None where it has the other one only."""
+    """A split of the data set; None where it has the other one only, as ImageNet's validation images."""
     from paddlevit.data.cifar import open_cifar
     from paddlevit.data.sources import SPLITS, open_imagenet
 
-    try:
-        return open_imagenet(folder, split) if dataset == "imagenet2012" else open_cifar(folder, dataset, split=split)
-    except MissingFileError:
-        if split == SPLITS[0]:
-            return None
-        raise
+    if dataset != "imagenet2012":
+        return open_cifar(folder, dataset, split=split)
+    there = [any((folder / file).exists() for file in (f"{name}_list.txt", f"{name}_map.txt", name)) for name in SPLITS]
+    if split == SPLITS[0] and there == [False, True]:
+        return None
+    return open_imagenet(folder, split)
 
 
 def _bad_images(source: Source, split: str, workers: int) -> list[str]:

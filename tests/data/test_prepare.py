@@ -241,6 +241,16 @@ class TestCheck:
         lines = report.read_text().splitlines()
         assert [line.startswith(str(path)) for line, path in zip(lines, bad)] == [True, True]
 
+    def test_a_split_that_cannot_be_opened_is_no_split_that_is_not_there(self, folders, capsys):
+        assert main(["list", str(folders)]) == 0
+        (folders / "train" / "class 0" / "4.png").unlink()
+        assert main(["check", str(folders), "-workers", "0"]) == 2
+        assert "train_list.txt, line" in capsys.readouterr().err
+        for name in ("train", "train_list.txt"):
+            path = folders / name
+            path.rename(folders / f"away_{name}")
+        assert main(["check", str(folders), "-workers", "0"]) == 0, "as ImageNet's validation images alone"
+
     def test_a_process_that_dies_is_told(self, folders, monkeypatch, capsys):
         monkeypatch.setattr(FolderSource, "image", lambda self, i: os._exit(1))
         assert main(["check", str(folders), "-workers", "2"]) == 2
