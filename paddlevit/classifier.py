@@ -65,7 +65,7 @@ class Classifier:
         best = Path(weights).expanduser() / "best.pdparams"
         file = None if best.is_file() else exported_file(weights)
         if file is None:
-            cfg = cfg or _beside(weights)
+            cfg = cfg or config_beside(weights)
             own = ["MODEL.WEIGHTS", "model"]  # a run's file says which it started from
             if Path(cfg).name != "config.yaml":
                 own += ["DATA.EXIF_ORIENTATION", "apply"]  # as photographs are meant; a run has its own
@@ -193,14 +193,14 @@ def softmax(logits: np.ndarray) -> np.ndarray:
         return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _beside(weights: FilePath) -> str | Path:
+def config_beside(weights: FilePath) -> str | Path:
     """The config.yaml beside the weights, or the variant that published ones are of."""
     cfg = folder_of(weights) / "config.yaml"
     if not cfg.is_file():
         variant = variant_of(str(weights))
         if variant:
             return variant
-        if not Path(weights).expanduser().is_dir():
+        if not Path(weights).expanduser().is_dir() and not str(weights).startswith("hf:"):
             find(Path(weights).expanduser())  # raises where the weights themselves are missing
         raise UserError(f"-cfg FILE is missing, and there is no {cfg} of a run beside the weights")
     return cfg

@@ -81,20 +81,20 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
         if args.resume == "auto":
             raise UserError("-eval: -resume auto is for training; name the weights with -pretrained FILE")
         args.pretrained, args.resume = args.resume, None
-    if args.cfg is None and args.pretrained:
-        args.cfg = _cfg_of(args.pretrained, is_run=args.eval)
+    if args.cfg is None and args.pretrained not in (None, "official"):
+        args.cfg = _cfg_of(args.pretrained, whole_run=args.eval)
     if args.cfg is None:
         raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
     return args
 
 
-def _cfg_of(weights: str, *, is_run: bool) -> str | None:
-    """The variant that published weights are of, or of a run's own weights, to evaluate, its config.yaml."""
-    from paddlevit.data.classes import folder_of
-    from paddlevit.weights.hub import variant_of
+def _cfg_of(weights: str, *, whole_run: bool) -> str:
+    """The variant that `weights` are of; with `whole_run`, of a run's weights, all of its config.yaml."""
+    from paddlevit.classifier import config_beside
+    from paddlevit.config import get_config
 
-    beside = folder_of(weights) / "config.yaml"
-    return str(beside) if is_run and beside.is_file() else variant_of(weights)
+    cfg = str(config_beside(weights))
+    return cfg if whole_run or Path(cfg).name != "config.yaml" else get_config(cfg).MODEL.NAME
 
 
 def _add_flags(parser: Parser) -> None:

@@ -26,6 +26,7 @@ from PIL import Image
 from paddlevit.commands import prepare_data
 from paddlevit.commands.train import main, parse_args
 from paddlevit.config import get_config
+from paddlevit.errors import UserError
 from paddlevit.pit import build_pit as build_model
 from paddlevit.run import train as run_room
 from paddlevit.training import checkpoint, engine
@@ -146,6 +147,18 @@ def test_evaluation_of_best_gives_the_last_line_digit_for_digit(trained, digits,
     evaluated, last = json.loads((tmp_path / "eval.json").read_text()), records(folder)[-1]
     for key in ("loss", "acc1", "acc5", "num_images"):
         assert evaluated[key] == last[key]
+
+
+def test_a_runs_weights_know_their_configuration(trained, tmp_path):
+    folder, _ = trained
+    assert run_here(f"-output={tmp_path}", "-eval", "-pretrained", folder / "best") == 0
+    assert json.loads((tmp_path / "eval.json").read_text())["acc1"] == records(folder)[-1]["acc1"]
+    assert parse_args(["-pretrained", str(folder / "best")]).cfg == "pit_digits", "another run's keys are not taken"
+    with pytest.raises(UserError, match="there is no weights file gone"):
+        parse_args(["-pretrained", "gone"])
+    for weights in ("official", "hf:nobody/nothing"):
+        with pytest.raises(UserError, match="-cfg FILE is missing"):
+            parse_args(["-pretrained", weights])
 
 
 def test_the_four_lines_of_a_notebook(trained, digits):
