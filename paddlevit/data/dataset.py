@@ -65,7 +65,8 @@ class ImageDataset:
                     pixels[...] = self.pixels(i, rng)
                 reply.labels.append(self.source.label(i))
         except UserError as error:
-            return reply._replace(error=type(error)(str(error)))  # without its cause, which may not pickle
+            hint = "`paddlevit prepare check` lists all that cannot be read"
+            return reply._replace(error=type(error)(f"{error}; {hint}"))  # without its cause, which may not pickle
         except Exception:
             return reply._replace(error=RuntimeError(f"while reading data:\n{traceback.format_exc()}"))
         return reply

@@ -321,7 +321,7 @@ class BatchStream:
             if len(self._bad) > self._max_bad:
                 raise UserError(
                     f"{len(self._bad)} images cannot be read, allowed: {self._max_bad} (DATA.MAX_BAD). The last one: "
-                    f"{message}. The log lists them; tools/prepare_data.py check finds all"
+                    f"{message}. The log lists them; `paddlevit prepare check` finds all"
                 )
 
 

@@ -66,7 +66,7 @@ def build_trainer(
     if train.PROBE != "none" and pretrained:
         if not (config.MODEL.PRETRAINED and config.MODEL.REINIT_HEAD):
             what = f"-recipe finetune and probe (TRAIN.PROBE {train.PROBE}) start from weights"
-            raise UserError(f"{what}: -pretrained FILE -reinit_head")
+            raise UserError(f"{what}: -pretrained FILE -reinit_head; to train from scratch, leave -recipe out")
         fit_heads(config, model)
     freeze(model, train.FREEZE or ())
     ema = ModelEma(model, decay=train.MODEL_EMA_DECAY, warmup=train.MODEL_EMA_WARMUP) if train.MODEL_EMA else None

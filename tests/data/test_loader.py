@@ -202,7 +202,8 @@ def test_unreadable_images_are_named(folder, workers, tmp_path):
     loader = build_eval_loader(config(tmp_path, "DATA.NUM_WORKERS", workers, "DATA.BATCH_SIZE", 1))
     with pytest.raises(UserError) as caught:
         list(loader)
-    assert str(caught.value) == f"{tmp_path}/gone.png is empty" and caught.value.__cause__ is None
+    hint = "`paddlevit prepare check` lists all that cannot be read"
+    assert str(caught.value) == f"{tmp_path}/gone.png is empty; {hint}" and caught.value.__cause__ is None
     (tmp_path / "gone.png").unlink()
     with pytest.raises(MissingFileError, match=r"val_list.txt, line 6: there is no file .*gone.png"):
         list(loader)

@@ -245,5 +245,5 @@ def test_fine_tuning_starts_with_the_probe_and_says_what_it_adds(photographs, tm
 
 def test_the_recipes_start_from_weights(photographs, tmp_path, capsys):
     assert go("pit_ti_224", photographs, tmp_path / "run", "-recipe", "probe", opts=[*TINY, *SIZE]) == 2
-    error = "error: -recipe finetune and probe (TRAIN.PROBE only) start from weights: -pretrained FILE -reinit_head\n"
-    assert capsys.readouterr().err == error
+    error = "error: -recipe finetune and probe (TRAIN.PROBE only) start from weights: -pretrained FILE -reinit_head"
+    assert capsys.readouterr().err == f"{error}; to train from scratch, leave -recipe out\n"
