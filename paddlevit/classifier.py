@@ -22,7 +22,15 @@ from paddlevit.data.decode import decode, to_rgb
 from paddlevit.data.index import imagenet_names, read_class_names
 from paddlevit.data.sources import read_image
 from paddlevit.errors import MissingFileError, UserError
-from paddlevit.export import DESCRIPTION_FILE, data_values, exported_file, open_exported, read_description
+from paddlevit.export import (
+    DESCRIPTION_FILE,
+    Exported,
+    compiled_for,
+    data_values,
+    exported_file,
+    open_exported,
+    read_description,
+)
 from paddlevit.models import build_model
 from paddlevit.runtime import process, settings
 from paddlevit.weights import load_weights
@@ -41,10 +49,11 @@ class Classifier:
 
     `weights`: a run's folder, weights as `load_weights` takes them, or what export_model.py wrote, a folder or one of
     its files. `cfg` and `opts`: of weights, as in `get_config` (default: the config.yaml beside them, or the variant
-    that they are published for). `device`: auto (Paddle's current one), gpu or cpu. `precision`: auto (what the export
-    was made for, else f32), f32, and for OpenVINO's files bf16 or int8. `labels`: names of the classes, or a file with
-    one a line (default: those that the run or the export has saved, or those of the data in DATA.DATA_PATH). Raises
-    UserError.
+    that they are published for). `device`: auto (Paddle's current one), gpu or cpu. `engine`: of weights, paddle,
+    openvino or onnx, for which they are compiled, or auto: openvino where it is installed and the device is a CPU.
+    `precision`: auto (what the export was made for, else f32), f32, bf16 of openvino, int8 of an export. `labels`:
+    names of the classes, or a file with one a line (default: those that the run or the export has saved, or those of
+    the data in DATA.DATA_PATH). Raises UserError.
     """
 
     def __init__(
@@ -53,6 +62,7 @@ class Classifier:
         cfg: str | Path | None = None,
         *,
         device: str = "auto",
+        engine: str = "paddle",
         precision: str = "auto",
         labels: FilePath | Sequence[str] | None = None,
         opts: Sequence[Any] | None = None,
@@ -60,6 +70,7 @@ class Classifier:
         if device != "auto":
             paddle.set_device(process.choose_device(device))
         self.model: nn.Layer | None = None
+        self._exported: Exported | None = None
         self.classes: Classes | None  # as the run or the export has them; `class_names` are what they are called
         self._lock = threading.Lock()
         best = Path(weights).expanduser() / "best.pdparams"
@@ -74,10 +85,10 @@ class Classifier:
             self.config, self.class_names = _with_names(config, labels, self.classes)
             if self.classes and "DATA.DATA_PATH" in (opts or ()):
                 _compare_with_data(self.config, self.classes)
-            self._load(best if best.is_file() else weights, precision)
+            self._load(best if best.is_file() else weights, engine, precision)
         else:
-            if cfg or opts:
-                raise UserError(f"{cfg or opts} cannot be combined with {file}: its export.json defines it")
+            if cfg or opts or engine != "paddle":
+                raise UserError(f"{cfg or opts or engine} cannot be combined with {file}: its export.json defines it")
             description = read_description(file.parent)
             self.config = with_values(get_config(), data_values(description))
             self.classes = Classes(description["class_names"], str(file.parent / DESCRIPTION_FILE))
@@ -86,16 +97,19 @@ class Classifier:
         self._decoding = build_decoding(self.config)
         self._prepare, self._normalize = build_preparation(self.config)
 
-    def _load(self, weights: FilePath, precision: str) -> None:
-        if precision not in ("auto", "f32"):
-            raise UserError(f"precision {precision} of trained weights, allowed: auto, f32 (bf16, int8: export them)")
+    def _load(self, weights: FilePath, engine: str, precision: str) -> None:
         settings.turn_off_stride_kernels()
         if self.config.AMP:
             process.check_amp(self.config.AMP_DTYPE)
-        self.name, self.precision = self.config.MODEL.NAME, "f32"
+        self.name = self.config.MODEL.NAME
         self.model = build_model(self.config)
         load_weights(self.model, official(weights, self.config.MODEL.NAME), which=self.config.MODEL.WEIGHTS)
         self.model.eval()
+        self._exported = compiled_for(self.model, self.image_shape, engine, precision)
+        if self._exported is None:
+            self.engine, self.precision = "paddle", "f32"
+        else:
+            self.engine, self.precision = self._exported.engine, self._exported.precision
 
     def _open(self, file: Path, exported_for: str, precision: str) -> None:
         wanted = exported_for if precision == "auto" else precision
@@ -104,7 +118,8 @@ class Classifier:
                 f"precision {precision} of {file}, allowed: auto, {exported_for} (it was exported for that)"
             )
         self._exported = open_exported(file, device=paddle.device.get_device().split(":")[0], precision=wanted)
-        self.name, self.precision = f"{file.parent.name}/{file.name}", self._exported.precision
+        self.name = f"{file.parent.name}/{file.name}"
+        self.engine, self.precision = self._exported.engine, self._exported.precision
 
     @property
     def image_shape(self) -> list[int]:
@@ -154,9 +169,10 @@ class Classifier:
 
     def forward(self, images: Tensor) -> np.ndarray:
         """Logits float32 [N, K] of normalised images [N, C, H, W]."""
-        if self.model is None:
+        if self._exported:
             logits = self._exported(images.numpy())
         else:
+            assert self.model is not None
             with self._lock, paddle.no_grad(), self._autocast():
                 logits = self.model(images).astype("float32").numpy()
         if logits.shape[1] != self.config.MODEL.NUM_CLASSES:

@@ -196,6 +196,8 @@ KEYS: dict[str, Any] = {
     "HANG_TIMEOUT": Key(1800, ">= 0"),  # seconds without progress after which a process counts as hung; 0: never
     "EVAL": False,  # evaluate PRETRAINED and stop
     "SAVE_PREDICTIONS": False,  # with EVAL: predictions.csv, a line per image
+    "ENGINE": Key("paddle", ("auto", "paddle", "openvino", "onnx")),  # with EVAL: what computes the logits
+    "PRECISION": Key("auto", ("auto", "f32", "bf16")),  # of ENGINE; auto: f32
     "AMP": False,  # mixed precision; nothing on a CPU
     "AMP_DTYPE": Key("float16", ("float16", "bfloat16")),  # bfloat16: compute capability 8.0 and above
     "AMP_OPT_LEVEL": Key("O1", ("O0", "O1", "O2")),  # O1: operators in half precision; O2: weights too; O0: neither
@@ -236,6 +238,8 @@ FLAGS: dict[str, str] = {
     "teacher_model_path": "TRAIN.TEACHER_MODEL_PATH",
     "output": "OUTPUT",
     "eval": "EVAL",
+    "engine": "ENGINE",
+    "precision": "PRECISION",
     "amp": "AMP",
     "amp_dtype": "AMP_DTYPE",
     "device": "DEVICE",

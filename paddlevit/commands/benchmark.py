@@ -22,7 +22,7 @@ from paddlevit.runtime.streams import only_results
 if TYPE_CHECKING:
     from yacs.config import CfgNode
 
-ENGINES = ("paddle", "program", "onnx", "openvino")
+ENGINES = ("auto", "paddle", "program", "onnx", "openvino")
 Step = Callable[[], Any]
 
 _SUMMARIES = {"model": "the speed of a model, or of its exports", "data": "the speed of the data path, stage by stage"}
@@ -63,7 +63,7 @@ def _parse_args(command: str, argv: Sequence[str]) -> argparse.Namespace:
         flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
         flag("train", action="store_true", help="a training step (forward, loss, backward, AdamW), not inference")
         flag("engine", nargs="+", default=["paddle"], choices=ENGINES, help="the model itself, or exported; by turns")
-        flag("precision", default="f32", choices=("f32", "bf16"), help="of -engine openvino")
+        flag("precision", default="f32", choices=("f32", "bf16", "int8"), help="of -engine openvino")
         flag("batch_size", type=int, default=8, help="images per step (default 8)")
         flag("threads", type=int, default=1, help="threads of a CPU (default 1)")
         flag("device", default="cpu", choices=("cpu", "gpu"), help="(default cpu)")
@@ -102,19 +102,19 @@ def by_turns(steps: Mapping[Any, Step], rounds: int, clock: Callable[[], float])
 def _model(args: argparse.Namespace) -> str:
     if args.train and args.engine != ["paddle"]:
         raise UserError(f"-engine must be paddle with -train, got {' '.join(args.engine)}")
-    if args.precision != "f32" and args.engine != ["openvino"]:
-        raise UserError(
-            f"-precision {args.precision} of -engine {' '.join(args.engine)}, allowed: f32 (bf16: openvino)"
-        )
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # Paddle reads it when it is imported
     import paddle
 
     from paddlevit.config import get_config
+    from paddlevit.export import choose_engine
     from paddlevit.flops import count
     from paddlevit.models import build_model
     from paddlevit.runtime.process import choose_device, peak_memory
 
     paddle.set_device(choose_device(args.device))
+    engines = [engine if engine == "program" else choose_engine(engine) for engine in args.engine]
+    if args.precision != "f32" and engines != ["openvino"]:
+        raise UserError(f"-precision {args.precision} of -engine {' '.join(engines)}, allowed: f32 (others: openvino)")
     config = get_config(args.cfg, args.opts)
     model, side = build_model(config), config.DATA.IMAGE_SIZE
     macs = count(model, side)["macs"] * args.batch_size * (3 if args.train else 1)
@@ -123,7 +123,7 @@ def _model(args: argparse.Namespace) -> str:
         steps = {"paddle": training_step(model, images, config.MODEL.NUM_CLASSES, amp=args.amp)}
     else:
         how = {"threads": args.threads, "amp": args.amp, "precision": args.precision}
-        steps = {engine: inference_step(engine, model, images, **how) for engine in args.engine}
+        steps = {engine: inference_step(engine, model, images, **how) for engine in engines}
     medians = {engine: statistics.median(s) for engine, s in by_turns(steps, args.rounds, _clock(args)).items()}
     rows = {
         engine: {"seconds": each, "images_per_sec": args.batch_size / each, "macs_per_sec": macs / each}
@@ -179,7 +179,7 @@ def inference_step(
     """A forward pass by one of ENGINES; `amp` is for "paddle", `precision` for "openvino"."""
     import paddle
 
-    from paddlevit.export import export, open_exported
+    from paddlevit.export import compiled
 
     model.eval()
 
@@ -190,11 +190,8 @@ def inference_step(
     if engine == "paddle":
         return step
     pixels = images.numpy()
-    with tempfile.TemporaryDirectory() as folder:
-        path = export(model, pixels.shape[1:], "paddle" if engine == "program" else engine, folder)
-        device = paddle.device.get_device().split(":")[0]
-        predict = open_exported(path, threads=threads, device=device, precision=precision)
-        predict(pixels)  # some read their files only now
+    fmt, ranges = "paddle" if engine == "program" else engine, [pixels] if precision == "int8" else None
+    predict = compiled(model, pixels.shape[1:], fmt, threads=threads, precision=precision, calibration=ranges)
     if predict.precision != precision:
         raise UserError(f"-precision {precision}: this processor has no bfloat16")
     return lambda: predict(pixels)

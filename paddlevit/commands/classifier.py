@@ -10,12 +10,13 @@ from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export import DESCRIPTION_FILE, exported_file
 from paddlevit.schema import FLAGS
 
-_IN_THE_DESCRIPTION = ("cfg", "data_path", "num_classes", "image_size", "amp", "weights")
+_IN_THE_DESCRIPTION = ("cfg", "data_path", "num_classes", "image_size", "amp", "weights", "engine")
 
 
 def open_classifier(args: argparse.Namespace, *, precision: str = "auto") -> Classifier:
     """What -pretrained or -exported names, as the other flags of `flags.add_flags` say. Raises UserError."""
-    given = {flag: value for flag in _IN_THE_DESCRIPTION if (value := getattr(args, flag)) not in (None, False)}
+    flags = ((flag, getattr(args, flag, None)) for flag in _IN_THE_DESCRIPTION)
+    given = {flag: value for flag, value in flags if value not in (None, False)}
     options = {"device": args.device or "auto", "precision": precision, "labels": args.labels}
     exported = getattr(args, "exported", None)
     if exported:
@@ -28,9 +29,11 @@ def open_classifier(args: argparse.Namespace, *, precision: str = "auto") -> Cla
         if (precision, classifier.precision) != ("auto", "f32"):
             print(f"{classifier.name} runs in {classifier.precision}", file=sys.stderr)
         return classifier
-    cfg = given.pop("cfg", None)
+    cfg, engine = given.pop("cfg", None), given.pop("engine", "paddle")
     opts = [word for flag, value in given.items() for word in (FLAGS[flag], value)]
-    classifier = Classifier(args.pretrained, cfg, opts=[*opts, *getattr(args, "opts", [])], **options)
+    classifier = Classifier(args.pretrained, cfg, opts=[*opts, *getattr(args, "opts", [])], engine=engine, **options)
+    if engine != "paddle":
+        print(f"{classifier.name} runs by {classifier.engine} in {classifier.precision}", file=sys.stderr)
     if not classifier.class_names:
         print("no names of classes found, showing their indices (-labels FILE)", file=sys.stderr)
     return classifier

@@ -15,10 +15,15 @@ def add_flags(parser: Parser, *, exported: bool = False) -> None:
     if exported:
         flag("exported", group=weights, metavar="DIR", help="folder or file of an exported model")
         flag(
+            "engine",
+            choices=("auto", "paddle", "openvino", "onnx"),
+            help="that -pretrained is compiled for (default paddle: it is not; auto: openvino, on a CPU that has it)",
+        )
+        flag(
             "precision",
             choices=("auto", "f32", "bf16", "int8"),
             default="auto",
-            help="of an OpenVINO model",
+            help="auto (default: as exported, or f32), f32, bf16 with -engine openvino; int8 of an exported model",
         )
     flag("weights", metavar="WHICH", help="model (default) or ema, where -pretrained has both")
     flag("cfg", metavar="FILE", help="yaml file, variant, or a run's config.yaml (default: the one beside the weights)")

@@ -71,6 +71,9 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
         raise UserError(f"-cfg is given twice, as {' and as '.join(named)}")
     args.cfg = named[-1]
     args.eval = args.eval or command == "eval"
+    for name in ("engine", "precision"):
+        if getattr(args, name) is not None and not args.eval:
+            raise UserError(f"-{name} {getattr(args, name)} is for -eval: Paddle trains, in f32 or with -amp")
     if args.eval and args.weights is None:
         args.weights = "model"  # a run's own config.yaml says which it started from
     if args.eval and args.resume:  # as official HVT and HRFormer have it
@@ -143,6 +146,8 @@ def _add_flags(parser: Parser) -> None:
     flag("eval", action="store_true", help="evaluate and stop")
     flag("amp", action="store_true", help="mixed precision")
     flag("amp_dtype", metavar="TYPE", help="float16 (default) or bfloat16")
+    flag("engine", metavar="NAME", help="-eval by paddle (default), openvino, onnx, or auto: openvino on a CPU with it")
+    flag("precision", metavar="TYPE", help="of -engine: auto or f32 (default), or bf16 with openvino")
     flag("device", metavar="NAME", help="auto (default: a GPU where there is one), gpu, cpu, custom:NAME")
     flag("nprocs", type=int, help="processes to start (default: one per visible GPU)")
     flag("max_restarts", type=int, help="times that a run which died, failed or hung is started again (default 0)")

@@ -21,18 +21,21 @@ from paddlevit.paddle_internals import set_cpu_threads
 
 logger = logging.getLogger(__name__)
 
+PRECISIONS = {"paddle": ("f32",), "onnx": ("f32",), "openvino": ("f32", "bf16", "int8")}  # by format
+
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class Exported:
     """An exported model as a function: images float32 [N, C, H, W] -> logits float32 [N, K].
 
-    Threads take turns. After a fork only the process that has opened the file may call it. `precision` is what it
-    computes in: "f32", "bf16" or "int8".
+    Threads take turns. After a fork only the process that has opened the file may call it. `engine` is what computes,
+    "paddle", "onnx" or "openvino", and `precision` in what: "f32", "bf16" or "int8".
     """
 
     def __init__(self, path: Path, compute: Predict, image_shape: Sequence[int], precision: str = "f32") -> None:
         self.path = path
+        self.engine = _OPENERS[path.suffix][0]
         self.image_shape = list(image_shape)
         self.precision = precision
         self._compute = compute
@@ -80,9 +83,10 @@ def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu", pr
     if path.suffix not in _OPENERS:
         raise UserError(f"{path} is no exported model, allowed: {', '.join(f'*{suffix}' for suffix in _OPENERS)}")
     threads = threads or _process_threads()
-    opener, weights, precisions = _OPENERS[path.suffix]
-    if precision not in precisions:
-        raise UserError(f"precision {precision} for {path}, allowed: {', '.join(precisions)} (others: OpenVINO)")
+    engine, opener, weights = _OPENERS[path.suffix]
+    if precision not in PRECISIONS[engine]:
+        allowed = ", ".join(PRECISIONS[engine])
+        raise UserError(f"precision {precision} for {path}, allowed: {allowed} (others: OpenVINO)")
     for file in (path, path.with_suffix(weights)):
         if not file.is_file():
             raise MissingFileError(f"there is no file {file}")
@@ -167,9 +171,9 @@ def _open_openvino(path: Path, threads: int, device: str, precision: str) -> Exp
     return Exported(path, lambda batch: model(batch)[0], shape, precision)
 
 
-# By the suffix of the file to open: its opener, where its weights are, and its precisions.
+# By the suffix of the file to open: its engine, its opener, and where its weights are.
 _OPENERS = {
-    ".json": (_open_program, ".pdiparams", ("f32",)),
-    ".onnx": (_open_onnx, ".onnx", ("f32",)),
-    ".xml": (_open_openvino, ".bin", ("f32", "bf16", "int8")),
+    ".json": ("paddle", _open_program, ".pdiparams"),
+    ".onnx": ("onnx", _open_onnx, ".onnx"),
+    ".xml": ("openvino", _open_openvino, ".bin"),
 }

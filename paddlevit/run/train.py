@@ -26,6 +26,7 @@ from paddlevit.config import dumped, with_values
 from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
 from paddlevit.data.imagenet_sets import SUBSETS, real_accuracy, real_labels
 from paddlevit.errors import UserError
+from paddlevit.export import CompiledLayer, compiled_for
 from paddlevit.models import build_model
 from paddlevit.report import Predictions, read_run, write_report
 from paddlevit.run.build import (
@@ -342,6 +343,12 @@ def validate(config: CfgNode) -> int:
         loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size(), classes=classes)
         model = build_model(config)
         load_pretrained(config, model)
+        shape = [config.DATA.IMAGE_CHANNELS, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE]
+        exported = compiled_for(model, shape, config.ENGINE, config.PRECISION)
+        how = {"engine": "paddle"}
+        if exported:
+            model, how = CompiledLayer(exported), {"engine": exported.engine, "precision": exported.precision}
+            logger.info("computed by %s in %s", exported.engine, exported.precision)
         if config.DATA.DATASET in SUBSETS:
             model = Restricted(model, np.unique(loader.source.labels), config.MODEL.NUM_CLASSES)
         outputs: list[tuple[Tensor, Tensor]] = []
@@ -366,7 +373,7 @@ def validate(config: CfgNode) -> int:
             _write_per_class(folder, predictions)
             if config.SAVE_PREDICTIONS:
                 _write_predictions(folder, predictions)
-            record = {**result, "weights": config.MODEL.PRETRAINED}
+            record = {**result, "weights": config.MODEL.PRETRAINED, **how}
             checkpoint.write_text(folder / "eval.json", json.dumps(with_nulls(record), indent=1) + "\n")
             if not (folder / "config.yaml").exists():  # a training run's stays
                 checkpoint.write_text(folder / "config.yaml", dumped(config))

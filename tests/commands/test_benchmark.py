@@ -110,4 +110,4 @@ def test_mistakes_are_named(argv, message, capsys):
 
 def test_precision_is_openvinos(capsys):
     assert main(["model", "-cfg", "pit_digits", "-precision", "bf16"]) == 2
-    assert "-precision bf16 of -engine paddle, allowed: f32 (bf16: openvino)" in capsys.readouterr().err
+    assert "-precision bf16 of -engine paddle, allowed: f32 (others: openvino)" in capsys.readouterr().err

@@ -217,7 +217,7 @@ def test_mistakes(data, run, capsys, tmp_path, monkeypatch):
     assert "no image is named" in error("-", *own)
     assert "required" in error(*own)
     assert "-exported is required" in error(image)
-    assert "precision bf16 of trained weights, allowed: auto, f32" in error(image, *own, "-precision", "bf16")
+    assert "precision bf16 of trained weights by paddle, allowed: auto, f32" in error(image, *own, "-precision", "bf16")
 
 
 NOISY = """
