@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "paddlevit" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
 SERVE = ["fastapi>=0.110", "uvicorn>=0.29", "prometheus-client>=0.17"]
-DOCS = ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26,<2"]
 EXPORT = [
     "paddle2onnx>=2.1; python_version < '3.13'",  # it writes ONNX, of which OpenVINO's files are made; no later build
     "onnxruntime>=1.16",

@@ -44,10 +44,10 @@ def cell(value: Any) -> str:
 
 def table(rows: list[tuple[str, Any, str, str]]) -> str:
     flags = {key: f"`-{flag}`" for flag, key in FLAGS.items()}
-    lines = ["| key | default | allowed | meaning | flag |", "|---|---|---|---|---|"]
+    lines = ["| key | meaning | default | allowed | flag |", "|---|---|---|---|---|"]
     for name, default, allowed, meaning in rows:
-        row = f"| `{name}` | {cell(default)} | {allowed} | {meaning} | {flags.get(name, '')} |"
-        lines.append(row.replace("  ", " "))
+        row = f"| `{name}` | {meaning} | {cell(default)} | {allowed} | {flags.get(name, '')} |"
+        lines.append(re.sub(r"<(?=[a-z])", "&lt;", row.replace("  ", " ")))
     return "\n".join(lines)
 
 
