@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from paddlevit.data.sources import Source
 
 _MOST_NAMED = 5
@@ -30,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        description="Prepare a data set.", examples=("digits data/digits", "list data/flowers", "check data/flowers")
+        description="Prepare a data set.", examples=("digits data/digits", "list data/flowers", "audit data/flowers")
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     digits = commands.add_parser("digits", help="write scikit-learn's 1,797 handwritten digits as an image folder")
@@ -49,12 +52,21 @@ def _parser() -> Parser:
     zips = commands.add_parser("zip", help="write train.zip and val.zip with their maps")
     zips.add_argument("folder", type=Path, metavar="DATA_DIR", help="folders of classes, or list files and images")
     zips.flag("output", type=Path, metavar="OUT_DIR", help="where they go (default: DATA_DIR)")
-    for command in (digits, photos, lists, split, zips):
+    audit = commands.add_parser(
+        "audit", help="look for duplicates, leaks and likely wrong labels", synonyms={"weights": "pretrained"}
+    )
+    audit.add_argument("folder", type=Path, metavar="DATA_DIR", help="list files, or train/<class>/* and val/<class>/*")
+    audit.flag("output", type=Path, metavar="OUT_DIR", help="where page and lists go (default: DATA_DIR-audit)")
+    audit.flag("pretrained", metavar="W", help="weights whose features show wrong labels (default: the pixels do)")
+    audit.flag("cfg", metavar="FILE", help="of the weights (default: the one beside them)")
+    audit.flag("seed", type=int, default=0, help="of the folds (default: 0)")
+    for command in (digits, photos, lists, split, zips, audit):
         command.flag("force", action="store_true", help="replace what is there and has other content")
     check = commands.add_parser("check", help="decode every image and list those that cannot be read")
+    for command in (audit, check):
+        command.flag("workers", type=int, default=-1, help="processes (default: one per core, at most 8)")
     check.add_argument("folder", type=Path, metavar="DATA_DIR", help="a data set in any layout that training reads")
     check.flag("dataset", choices=("imagenet2012", "cifar10", "cifar100"), default="imagenet2012")
-    check.flag("workers", type=int, default=-1, help="processes (default: one per core, at most 8)")
     check.flag("output", type=Path, default=Path("bad_images.txt"), metavar="FILE", help="the list of bad images")
     return parser
 
@@ -131,6 +143,56 @@ def _check(args: argparse.Namespace) -> str:
     raise UserError(f"{len(bad)} images cannot be read; {args.output} lists them, beginning with\n{shown}")
 
 
+def _audit(args: argparse.Namespace) -> str:
+    import json
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from paddlevit.data import num_workers
+    from paddlevit.data.audit import audit
+    from paddlevit.data.decode import decode, thumbnail
+    from paddlevit.data.prepare import refuse_filled, write_texts
+    from paddlevit.data.sources import read_image
+    from paddlevit.report.audit import headline, write_audit
+
+    output = args.output or Path(f"{args.folder.resolve()}-audit")
+    refuse_filled(output, args.force)
+    if output.resolve() == args.folder.resolve():
+        raise UserError(f"-output {output} holds the data, which stays as it is: name another folder")
+    findings, texts = audit(
+        args.folder,
+        num_workers=num_workers(args.workers, 1),
+        seed=args.seed,
+        bar=partial(tqdm, disable=None),
+        features=_features(args.pretrained, args.cfg) if args.pretrained else None,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    write_texts(output, {**texts, "audit.json": json.dumps(findings, indent=1)})
+    write_audit(output / "audit.html", args.folder, findings, lambda path: thumbnail(decode(read_image(path), path)))
+    lines = [f"{what:20}{count:9,}  {detail}" for what, count, detail in headline(findings)]
+    return "\n".join([*lines, f"{output}/audit.html shows them; -data_path {output} trains on the lists beside it"])
+
+
+def _features(weights: str, cfg: str | None) -> Callable[[Sequence[bytes]], np.ndarray]:
+    """What the head of these weights sees of image files, or the logits of an exported model."""
+    import numpy as np
+    import paddle
+
+    from paddlevit.classifier import Classifier
+
+    classifier = Classifier(weights, cfg)
+
+    def features(files: Sequence[bytes]) -> np.ndarray:
+        images = classifier.normalize(np.stack([classifier.pixels(file) for file in files]))
+        if classifier.model is None:
+            return classifier.forward(images)
+        with paddle.no_grad():
+            return classifier.model.forward_features(images).flatten(1).numpy()
+
+    return features
+
+
 def _source(folder: Path, dataset: str, split: str) -> Source | None:
     """A split of the data set; None where it has the other one only, as ImageNet's validation images."""
     from paddlevit.data.cifar import open_cifar
@@ -173,4 +235,5 @@ _COMMANDS = {
     "split": _split,
     "zip": _zip,
     "check": _check,
+    "audit": _audit,
 }

@@ -15,6 +15,9 @@ _JPEG, _NETPBM = (b".jpg", b".jpeg", b".jpe", b".jfif"), (b".ppm", b".pgm", b".p
 _SUFFIXES = (*_JPEG, b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif", *_NETPBM)
 KNOWN = "JPEG, PNG, WebP, BMP, TIFF, GIF and PPM files"
 
+_THUMBNAIL_SIDE = 160
+_TINY_SIDE = 64  # up to which a thumbnail loses nothing
+
 _ORIENTATION = 0x0112  # an EXIF tag: how the camera was held
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,6 +88,14 @@ def is_turned(data: bytes) -> bool:
         return _turn(Image.open(io.BytesIO(data), formats=FORMATS)) is not None
     except Exception:  # decoding says what is wrong
         return False
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """An image in mode RGB or L, made small, as a PNG or JPEG file."""
+    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "PNG" if max(image.size) <= _TINY_SIDE else "JPEG")
+    return file.getvalue()
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

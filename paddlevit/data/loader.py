@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import io
 import itertools
 import logging
 import math
@@ -28,6 +27,7 @@ from paddle.utils.dlpack import from_dlpack
 from PIL import Image
 
 from paddlevit.data.dataset import ImageDataset, Reply, Sample
+from paddlevit.data.decode import thumbnail
 from paddlevit.errors import UserError
 from paddlevit.runtime.seeding import ORDER, Key, generator
 
@@ -37,8 +37,6 @@ Batch = tuple[Tensor, Tensor]  # images float32 [N, C, H, W] and labels int64 [N
 Prepare = Callable[[int, np.ndarray], Tensor]
 
 _AHEAD = 2  # batches that each worker reads ahead of the one in use
-_THUMBNAIL_SIDE = 160
-_TINY_SIDE = 64
 
 
 @dataclass
@@ -202,7 +200,7 @@ class TrainLoader:
         mean, std = (np.asarray(each, "float32")[:, None, None] for each in (self.normalize.mean, self.normalize.std))
         pixels = np.clip(255 * (images.numpy() * std + mean), 0, 255).round().astype("uint8").transpose(0, 2, 3, 1)
         pixels = pixels[..., :3] if pixels.shape[3] >= 3 else pixels[..., 0]
-        return [_thumbnail(Image.fromarray(each)) for each in pixels]
+        return [thumbnail(Image.fromarray(each)) for each in pixels]
 
 
 class EvalLoader:
@@ -227,14 +225,7 @@ class EvalLoader:
 
     def thumbnail(self, i: int) -> bytes:
         """The i-th image of all, made small, as a PNG or JPEG file. Raises UserError where it cannot be read."""
-        return _thumbnail(self.source.image(i))
-
-
-def _thumbnail(image: Image.Image) -> bytes:
-    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    image.save(file, "PNG" if max(image.size) <= _TINY_SIDE else "JPEG")
-    return file.getvalue()
+        return thumbnail(self.source.image(i))
 
 
 class BatchStream:

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 from PIL import Image
@@ -65,7 +65,7 @@ def write_digits(folder: Path, *, force: bool = False) -> str:
         image.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC).save(file)
     shutil.copytree(unfinished, folder, copy_function=os.replace, dirs_exist_ok=True)
     shutil.rmtree(unfinished)
-    _write_texts(folder, texts)
+    write_texts(folder, texts)
     return f"{len(rows['train'])} digits to train on and {len(rows['val'])} to validate are in {folder}"
 
 
@@ -89,8 +89,7 @@ def write_photos(folder: Path, *, force: bool = False) -> str:
     Images to train on are from the left 60 % of the place where the class is seen, others from right of that. Raises
     UserError where scikit-learn is missing or the folder is not empty.
     """
-    if not force and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: name another folder, or -force to write into it")
+    refuse_filled(folder, force)
     photos = {name: Image.fromarray(photo) for name, photo in photographs().items()}
     for path, photo, box in cuts():
         file = folder / path
@@ -157,7 +156,7 @@ def write_lists(folder: Path, *, force: bool = False) -> str:
         texts[f"{split}_list.txt"] = list_text(rows)
         counts.append(f"{len(rows)} images of {split}")
     _refuse_other(folder, texts, force)
-    _write_texts(folder, texts)
+    write_texts(folder, texts)
     return f"listed {' and '.join(counts)}, {len(classes)} classes, in {folder}"
 
 
@@ -200,7 +199,7 @@ def write_splits(
             texts[f"{split}_list.txt"] = list_text([(paths[i], source.label(i)) for i in chosen.tolist()])
         _refuse_other(place, texts, force)
         place.mkdir(parents=True, exist_ok=True)
-        _write_texts(place, texts)
+        write_texts(place, texts)
         num = int((sides == side).sum())
         said.append(f"{len(paths) - num} images to train on and {num} to validate, {len(classes)} classes, in {place}")
     return "\n".join(said)
@@ -265,7 +264,7 @@ def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[t
                 yield before + done, total
         before += len(source)
         yield before, total
-    _write_texts(output, texts)
+    write_texts(output, texts)
 
 
 def _file_sources(folder: Path, split: str) -> Iterator[ListSource | FolderSource]:
@@ -312,6 +311,12 @@ def list_text(rows: Sequence[tuple[str, int]], separator: str = " ") -> str:
     return "".join(f"{path}{separator}{label}\n" for path, label in rows)
 
 
+def refuse_filled(folder: Path, force: bool) -> None:
+    """Raises UserError where a folder is not empty."""
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: name another folder, or -force to write into it")
+
+
 def _refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
     """Raises UserError where one of the files `texts`, content by name, is there with other content."""
     for name, text in texts.items():
@@ -322,7 +327,7 @@ def _refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
             )
 
 
-def _write_texts(folder: Path, texts: dict[str, str]) -> None:
+def write_texts(folder: Path, texts: dict[str, str]) -> None:
     """Write files, content by name, each at once or not at all."""
     for name, text in texts.items():
         unfinished = folder / f"{name}.unfinished"
@@ -335,20 +340,30 @@ def _encoded(text: str) -> bytes:
 
 
 def check_images(source: Source, *, num_workers: int) -> Iterator[str]:
-    """Decode every image, as training does it: what is wrong with each, empty where nothing is. Raises UserError where
-    a process that decodes dies.
+    """Decode every image, as training does it: what is wrong with each, empty where nothing is."""
+    return look_at_images(source, _decode, num_workers=num_workers)
+
+
+def _decode(source: Source, i: int) -> str:
+    source.image(i)
+    return ""
+
+
+def look_at_images(source: Source, look: Callable[[Source, int], Any], *, num_workers: int) -> Iterator[Any]:
+    """What `look` makes of every image, in processes: its value, or the message of its UserError. Raises UserError
+    where a process dies.
     """
     if num_workers == 0:
-        _keep(source)
-        yield from map(_check, range(len(source)))
+        _keep(source, look)
+        yield from map(_look, range(len(source)))
         return
     context = multiprocessing.get_context("fork")
     done = 0
-    with concurrent.futures.ProcessPoolExecutor(num_workers, context, _keep, (source,)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(num_workers, context, _keep, (source, look)) as pool:
         try:
-            for error in pool.map(_check, range(len(source)), chunksize=_IMAGES_PER_TASK):
+            for seen in pool.map(_look, range(len(source)), chunksize=_IMAGES_PER_TASK):
                 done += 1
-                yield error
+                yield seen
         except BrokenProcessPool:
             raise UserError(
                 f"a process that decodes images has died at one of the {num_workers * _IMAGES_PER_TASK} images from "
@@ -356,20 +371,19 @@ def check_images(source: Source, *, num_workers: int) -> Iterator[str]:
             ) from None
 
 
-_source: Source | None = None
+_kept: tuple[Source, Callable[[Source, int], Any]]
 
 
-def _keep(source: Source) -> None:
+def _keep(*kept: Any) -> None:
     """Hold the source in this process: with every task it would be sent again."""
-    global _source
-    _source = source
+    global _kept
+    _kept = kept
     warnings.simplefilter("ignore")  # of Pillow, about files that can be read all the same
 
 
-def _check(i: int) -> str:
-    assert _source is not None
+def _look(i: int) -> Any:
+    source, look = _kept
     try:
-        _source.image(i)
+        return look(source, i)
     except UserError as error:
         return str(error)
-    return ""

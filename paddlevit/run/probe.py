@@ -12,13 +12,11 @@ from yacs.config import CfgNode
 
 from paddlevit.data import build_eval_loader
 from paddlevit.errors import UserError
+from paddlevit.linear_probe import logistic_regression
 from paddlevit.runtime import process
 from paddlevit.training.journal import progress
 
 logger = logging.getLogger(__name__)
-
-_STEPS = 500
-_PENALTY = 10.0  # of the sum of the losses: scikit-learn's C = 0.1; better than 1 on 5 to 100 images a class
 
 
 def fit_heads(config: CfgNode, model: nn.Layer) -> None:
@@ -66,25 +64,3 @@ def _features(config: CfgNode, model: nn.Layer, heads: list[nn.Linear]) -> tuple
         hook.remove()
     gathered = [process.all_reduce_sum(paddle.to_tensor(array)).numpy() for array in features]
     return gathered, np.tile(loader.source.labels, len(mirrored))
-
-
-def logistic_regression(features: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [D, K] and biases [K] of multinomial logistic regression on standardised features.
-
-    Minimised by accelerated gradient descent (Nesterov 1983), with the largest step that is safe.
-    """
-    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
-    x = np.concatenate([(features - mean) / std, np.ones([len(features), 1], "float32")], axis=1)
-    targets = np.eye(num_classes, dtype="float32")[labels]
-    penalty = np.full([x.shape[1], 1], _PENALTY / len(x), "float32")
-    penalty[-1] = 0  # of the biases
-    step = len(x) / (0.5 * np.linalg.norm(x, 2) ** 2 + _PENALTY)
-    weights = before = np.zeros([x.shape[1], num_classes], "float32")
-    for i in range(_STEPS):
-        ahead = weights + i / (i + 3) * (weights - before)
-        logits = x @ ahead
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        gradient = x.T @ (powers / powers.sum(axis=1, keepdims=True) - targets) / len(x) + penalty * ahead
-        before, weights = weights, ahead - step * gradient
-    scaled = weights[:-1] / std[:, None]
-    return scaled.astype("float32"), (weights[-1] - mean @ scaled).astype("float32")

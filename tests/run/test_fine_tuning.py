@@ -14,7 +14,7 @@ from PIL import Image
 from paddlevit import build_model
 from paddlevit.commands.train import main
 from paddlevit.config import get_config
-from paddlevit.run.probe import logistic_regression
+from paddlevit.linear_probe import logistic_regression
 
 CLASSES = 3
 TINY = ["MODEL.PATCH_SIZE", "8", "MODEL.STRIDE", "4", "MODEL.BASE_DIMS", "[8, 8, 8]", "MODEL.DEPTH", "[1, 1, 1]"]
