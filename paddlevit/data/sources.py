@@ -190,11 +190,13 @@ class FolderSource(_IndexedSource):
     def __init__(self, root: Path, folders: Sequence[str], class_names: Sequence[str]) -> None:
         self.class_names = class_names
         self._root = root
-        self._folders = folders
         own = class_folders(root)
+        # One split may have come from macOS, which takes letters and their accents apart.
+        forms = {plain_name(name): name for name in set(own) - set(folders)}
+        self._folders = [name if name in own else forms.pop(plain_name(name), name) for name in folders]
         if not own:
             raise UserError(f"{root} has no class folders: images lie in {root}/<class>/")
-        unknown = sorted(set(own) - set(folders))
+        unknown = sorted(set(own) - set(self._folders))
         if unknown:
             raise UserError(f"{root / unknown[0]}: the images to train on have no class folder '{unknown[0]}'")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -222,6 +224,24 @@ def test_formats_are_alike_in_training_evaluation_and_prediction(tmp_path, suffi
     config = get_config("pit_digits", ["DATA.DATA_PATH", str(tmp_path), "DATA.BATCH_SIZE", 1, "DATA.NUM_WORKERS", 0])
     loaders = [build_train_loader(config).epoch(0), build_eval_loader(config)]
     assert [next(iter(loader))[1].tolist() for loader in loaders] == [[0], [0]]
+
+
+@pytest.mark.parametrize("forms", ["NFC NFD", "NFD NFC"])
+def test_splits_that_write_letters_in_different_ways(tmp_path, forms):
+    for split, form in zip(("train", "val"), forms.split()):
+        for name in ("Käse", "Öl"):
+            folder = tmp_path / split / unicodedata.normalize(form, name)
+            folder.mkdir(parents=True)
+            picture(200).save(folder / "x.png")
+    train = tmp_path / "train" / unicodedata.normalize(forms.split()[0], "Öl")
+    shutil.copytree(train, f"{train} ")
+    source = open_imagenet(tmp_path, "val")
+    assert (list(source.class_names), source.labels.tolist()) == (["Käse", "Öl", "Öl"], [0, 1])
+    twin = tmp_path / "val" / unicodedata.normalize(forms.split()[0], "Käse")
+    twin.mkdir()
+    picture(200).save(twin / "y.png")
+    with pytest.raises(UserError, match="the images to train on have no class folder"):
+        open_imagenet(tmp_path, "val")
 
 
 def test_images_of_a_class_are_in_the_order_of_their_names(tmp_path):
