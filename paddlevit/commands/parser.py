@@ -6,6 +6,7 @@ import argparse
 import difflib
 import functools
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,13 +99,13 @@ class Parser(argparse.ArgumentParser):
                 yield word
                 yield from rest
             elif found is None:
-                yield word
+                yield _at_home(word)
             else:
                 name = found[1].replace("-", "_")
                 name = self._synonyms.get(name, name)
                 if name not in self._flags and not self._has_commands:  # each of which has flags of its own
                     self.error(f"there is no flag -{found[1]}{self._nearest(name)}")
-                yield f"-{name}{found[2] or ''}"
+                yield f"-{name}" + (f"={_at_home(found[2][1:])}" if found[2] else "")
 
     def _nearest(self, name: str) -> str:
         candidates = {**dict(zip(self._flags, self._flags)), **self._synonyms, **self._meant}
@@ -114,6 +115,11 @@ class Parser(argparse.ArgumentParser):
             said = _keys()
             near = difflib.get_close_matches(name.lower(), said, n=1, cutoff=0.7)
         return f"; did you mean {said[near[0]]}?" if near else ""
+
+
+def _at_home(word: str) -> str:
+    """The path that a word is, where it begins with ~/: a shell leaves that alone after an equals sign."""
+    return os.path.expanduser(word) if word.startswith("~/") else word
 
 
 def _keys() -> dict[str, str]:

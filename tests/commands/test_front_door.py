@@ -15,6 +15,7 @@ from paddlevit.__main__ import COMMANDS
 from paddlevit.__main__ import main as paddlevit_command
 from paddlevit.commands import train
 from paddlevit.commands.models import figures
+from paddlevit.commands.parser import Parser
 from paddlevit.config import get_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,18 @@ def test_the_command_is_the_files_own_package_from_any_folder(tmp_path):
         env = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
         result = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
+
+
+def test_paths_may_begin_at_home(monkeypatch):
+    """Shells expand ~/ at the beginning of a word only."""
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = Parser()
+    parser.flag("output")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    args = parser.parse_args(["-output=~/run", "~/a.jpg", "b~/c.jpg"])
+    assert (args.output, args.images) == ("/home/me/run", ["/home/me/a.jpg", "b~/c.jpg"])
+    assert parser.parse_args(["a", "-output", "~/run"]).output == "/home/me/run"
+    assert parser.parse_args(["a", "-output", "~"]).output == "~", "no value, in a configuration"
 
 
 def test_models_shows_the_figures_of_the_readme(capsys):
