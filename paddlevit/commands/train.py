@@ -86,6 +86,8 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
         args.pretrained, args.resume = args.resume, None
     if args.cfg is None and args.pretrained not in (None, "official"):
         args.cfg = _cfg_of(args.pretrained, whole_run=args.eval)
+        if Path(args.cfg).name == "config.yaml":  # which may name a folder that the run is no longer in
+            args.output = args.output or str(Path(args.cfg).parent)
     if args.cfg is None:
         raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
     return args

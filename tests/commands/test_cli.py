@@ -287,7 +287,7 @@ def test_evaluating_in_a_runs_folder_leaves_its_configuration(trained, digits, t
     shutil.copytree(trained[0], tmp_path / "run")
     before = (tmp_path / "run" / "config.yaml").read_text()
     weights = tmp_path / "run" / "epoch_003"
-    assert run_here("-eval", "-pretrained", weights, "-output", weights.parent) == 0, "as the run's config.yaml says"
+    assert run_here("-eval", "-pretrained", weights) == 0, "as the run's config.yaml says, but where it is now"
     assert run_here("-pretrained", weights, "-output", tmp_path / "other") == 2, "a run's data is not what to train on"
     assert (tmp_path / "run" / "config.yaml").read_text() == before
     assert (tmp_path / "run" / "eval.json").is_file()
