@@ -301,7 +301,8 @@ def _new_folder(what: str) -> str:
 
 
 def _start(config: CfgNode) -> int:
-    from paddlevit.run.train import train, validate
+    from paddlevit.run.evaluation import validate
+    from paddlevit.run.train import train
     from paddlevit.runtime import process
 
     process.setup_logging()

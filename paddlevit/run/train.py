@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import itertools
-import json
 import logging
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-import numpy as np
-import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.config import dumped, with_values
 from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
-from paddlevit.data.imagenet_sets import SUBSETS, real_accuracy, real_labels
 from paddlevit.errors import UserError
-from paddlevit.export import CompiledLayer, compiled_for
 from paddlevit.models import build_model
-from paddlevit.report import Predictions, read_run, write_report
+from paddlevit.report import read_run, write_report
 from paddlevit.run.build import (
     autocast,
     build_trainer,
     check_teacher,
     known_classes,
-    load_pretrained,
     log_start,
     with_classes,
 )
 from paddlevit.run.certificate import certify
+from paddlevit.run.evaluation import gathered, top1, write_per_class
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, launched, stop_signals
 from paddlevit.runtime.seeding import seed_step
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
-from paddlevit.training.journal import Journal, open_scalars, progress, with_nulls
-from paddlevit.training.objectives import Distilled, Restricted
-from paddlevit.training.scores import class_scores
+from paddlevit.training.journal import Journal, open_scalars, progress
+from paddlevit.training.objectives import Distilled
 from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -234,11 +224,11 @@ class _Run:
         model = build_model(self.config)
         load_weights(model, path)
         outputs: list[tuple[Tensor, Tensor]] = []
-        result = self._evaluate(model, "evaluating the best", lambda logits: outputs.append(_top1(logits)))
+        result = self._evaluate(model, "evaluating the best", lambda logits: outputs.append(top1(logits)))
         self.journal.evaluation(best["epoch"], best["weights"], result, best=True)
-        predictions = _predictions(self.eval_loader, outputs, str(Path(self.config.DATA.DATA_PATH)))
+        predictions = gathered(self.eval_loader, outputs, self.config.DATA.DATA_PATH)
         if process.is_main():
-            _write_per_class(self.folder, predictions)
+            write_per_class(self.folder, predictions)
             certify(self.folder, self.config, self.train_loader.source)
             report = write_report(self.folder, predictions, self._training_pictures())
             logger.info("best weights: %s (%s, epoch %d)", path, best["weights"], best["epoch"])
@@ -263,52 +253,6 @@ class _Run:
             logger.info("top-1 of the linear probe %.2f %%, fine-tuned %.2f %%", probe, self.trainer.best["acc1"])
 
 
-def _top1(logits: Tensor) -> tuple[Tensor, Tensor]:
-    return F.softmax(logits.astype("float32")).max(axis=-1), logits.argmax(axis=-1)
-
-
-def _predictions(loader: EvalLoader, outputs: list[tuple[Tensor, Tensor]], root: str) -> Predictions:
-    """What was predicted for every validation image, gathered from all processes; images are called as below `root`."""
-    confidence = np.zeros(loader.num_images, dtype="float32")
-    predicted = np.zeros(loader.num_images, dtype="int64")
-    if outputs:
-        confidence[loader.indices] = np.concatenate([values.numpy() for values, _ in outputs])
-        predicted[loader.indices] = np.concatenate([classes.numpy() for _, classes in outputs])
-    source = loader.source
-    labels = np.asarray([source.label(i) for i in range(loader.num_images)], dtype="int64")
-    predicted = process.all_reduce_sum(paddle.to_tensor(predicted)).numpy()
-    classes = max(len(loader.class_names), labels.max(initial=0) + 1, predicted.max(initial=0) + 1)
-    counts = [np.bincount(each, minlength=classes) for each in (labels, predicted, labels[labels == predicted])]
-    return Predictions(
-        labels=labels,
-        predicted=predicted,
-        confidence=process.all_reduce_sum(paddle.to_tensor(confidence)).numpy(),
-        scores=class_scores(*counts),
-        class_names=loader.class_names,
-        names=lambda i: source.name(i).removeprefix(f"{root}/"),
-        thumbnail=loader.thumbnail,
-    )
-
-
-def _write_per_class(folder: Path, predictions: Predictions) -> None:
-    images = np.bincount(predictions.labels, minlength=predictions.num_classes)
-    scores = [[f"{value:.4f}" for value in predictions.scores[key]] for key in ("precision", "recall", "f1")]
-    names = map(predictions.class_name, range(predictions.num_classes))
-    _write_csv(folder / "per_class.csv", ["class", "images", "precision", "recall", "f1"], zip(names, images, *scores))
-
-
-def _write_predictions(folder: Path, predictions: Predictions) -> None:
-    of, name = predictions, predictions.class_name
-    rows = ((of.names(i), name(of.labels[i]), name(of.predicted[i]), of.confidence[i]) for i in range(len(of.labels)))
-    _write_csv(folder / "predictions.csv", ["image", "class", "predicted", "probability"], rows)
-
-
-def _write_csv(path: Path, head: list[str], rows: Iterable) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(itertools.chain([head], rows))
-    checkpoint.write_text(path, text.getvalue())
-
-
 @contextlib.contextmanager
 def _stop_signals(trainer: Trainer) -> Iterator[None]:
     """While training, a signal asks the trainer to stop after its step; another one ends the process at once.
@@ -329,53 +273,3 @@ def _stop_signals(trainer: Trainer) -> Iterator[None]:
 
     with stop_signals(ask, but=(signal.SIGUSR1,) if launched() else ()) as previous:
         yield
-
-
-def validate(config: CfgNode) -> int:
-    """Evaluate the weights that `config` names on the validation images and write eval.json; 0."""
-    if not config.MODEL.PRETRAINED or config.MODEL.RESUME:
-        raise UserError("-eval needs the weights to evaluate: -pretrained FILE")
-    config = with_values(config, {"MODEL.REINIT_HEAD": False})  # the run's own file has it; its head is trained by now
-    with open_folder(config) as folder:
-        if config.AMP:
-            process.check_amp(config.AMP_DTYPE)
-        config, classes = with_classes(config, "val", known_classes(config, None))
-        loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size(), classes=classes)
-        model = build_model(config)
-        load_pretrained(config, model)
-        shape = [config.DATA.IMAGE_CHANNELS, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE]
-        exported = compiled_for(model, shape, config.ENGINE, config.PRECISION)
-        how = {"engine": "paddle"}
-        if exported:
-            model, how = CompiledLayer(exported), {"engine": exported.engine, "precision": exported.precision}
-            logger.info("computed by %s in %s", exported.engine, exported.precision)
-        if config.DATA.DATASET in SUBSETS:
-            model = Restricted(model, np.unique(loader.source.labels), config.MODEL.NUM_CLASSES)
-        outputs: list[tuple[Tensor, Tensor]] = []
-        result = evaluate(
-            model,
-            progress(loader, len(loader), "evaluation"),
-            autocast=autocast(config),
-            on_batch=lambda logits: outputs.append(_top1(logits)),
-        )
-        root = Path(config.DATA.DATA_PATH)
-        predictions = _predictions(loader, outputs, str(root))
-        if config.DATA.DATASET == "imagenet-real":
-            names = [predictions.names(i) for i in range(len(predictions.labels))]
-            result = real_accuracy(predictions.predicted, real_labels(root, names))
-            logger.info("ReaL top-1 %.3f %% on the %d images that have labels", result["acc1"], result["num_images"])
-        else:
-            logger.info(
-                "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%",
-                *(result[k] for k in ("acc1", "acc5", "loss", "num_images", "balanced_acc", "macro_f1")),
-            )
-        if process.is_main():
-            _write_per_class(folder, predictions)
-            if config.SAVE_PREDICTIONS:
-                _write_predictions(folder, predictions)
-            record = {**result, "weights": config.MODEL.PRETRAINED, **how}
-            checkpoint.write_text(folder / "eval.json", json.dumps(with_nulls(record), indent=1) + "\n")
-            if not (folder / "config.yaml").exists():  # a training run's stays
-                checkpoint.write_text(folder / "config.yaml", dumped(config))
-            logger.info("written to %s", folder / "eval.json")
-    return 0

@@ -1,0 +1,143 @@
+"""Evaluation of weights: the numbers, and what was predicted for every image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from yacs.config import CfgNode
+
+from paddlevit.config import dumped, with_values
+from paddlevit.data import EvalLoader, build_eval_loader
+from paddlevit.data.imagenet_sets import SUBSETS, real_accuracy, real_labels
+from paddlevit.errors import UserError
+from paddlevit.export import CompiledLayer, compiled_for
+from paddlevit.models import build_model
+from paddlevit.report import Predictions
+from paddlevit.run.build import autocast, known_classes, load_pretrained, with_classes
+from paddlevit.run.folder import open_folder
+from paddlevit.runtime import process
+from paddlevit.training import checkpoint
+from paddlevit.training.engine import evaluate
+from paddlevit.training.journal import progress, with_nulls
+from paddlevit.training.objectives import Restricted
+from paddlevit.training.scores import class_scores
+
+logger = logging.getLogger(__name__)
+
+
+def validate(config: CfgNode) -> int:
+    """Evaluate the weights that `config` names on the validation images and write eval.json; 0."""
+    if not config.MODEL.PRETRAINED or config.MODEL.RESUME:
+        raise UserError("-eval needs the weights to evaluate: -pretrained FILE")
+    config = with_values(config, {"MODEL.REINIT_HEAD": False})  # the run's own file has it; its head is trained by now
+    with open_folder(config) as folder:
+        if config.AMP:
+            process.check_amp(config.AMP_DTYPE)
+        config, classes = with_classes(config, "val", known_classes(config, None))
+        loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size(), classes=classes)
+        model, how = _model(config, loader)
+        outputs: list[tuple[Tensor, Tensor]] = []
+        result = evaluate(
+            model,
+            progress(loader, len(loader), "evaluation"),
+            autocast=autocast(config),
+            on_batch=lambda logits: outputs.append(top1(logits)),
+        )
+        predictions = gathered(loader, outputs, config.DATA.DATA_PATH)
+        if config.DATA.DATASET == "imagenet-real":
+            names = [predictions.names(i) for i in range(len(predictions.labels))]
+            result = real_accuracy(predictions.predicted, real_labels(Path(config.DATA.DATA_PATH), names))
+        _log(result)
+        if process.is_main():
+            write_per_class(folder, predictions)
+            if config.SAVE_PREDICTIONS:
+                _write_predictions(folder, predictions)
+            record = {**result, "weights": config.MODEL.PRETRAINED, **how}
+            checkpoint.write_text(folder / "eval.json", json.dumps(with_nulls(record), indent=1) + "\n")
+            if not (folder / "config.yaml").exists():  # a training run's stays
+                checkpoint.write_text(folder / "config.yaml", dumped(config))
+            logger.info("written to %s", folder / "eval.json")
+    return 0
+
+
+def _model(config: CfgNode, loader: EvalLoader) -> tuple[nn.Layer, dict[str, str]]:
+    """The model with its weights, by ENGINE in PRECISION, and what eval.json says of these."""
+    model = build_model(config)
+    load_pretrained(config, model)
+    shape = [config.DATA.IMAGE_CHANNELS, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE]
+    exported = compiled_for(model, shape, config.ENGINE, config.PRECISION)
+    how = {"engine": "paddle"}
+    if exported:
+        model, how = CompiledLayer(exported), {"engine": exported.engine, "precision": exported.precision}
+        logger.info("computed by %s in %s", exported.engine, exported.precision)
+    if config.DATA.DATASET in SUBSETS:
+        model = Restricted(model, np.unique(loader.source.labels), config.MODEL.NUM_CLASSES)
+    return model, how
+
+
+def _log(result: dict[str, float]) -> None:
+    if "loss" not in result:
+        logger.info("ReaL top-1 %.3f %% on the %d images that have labels", result["acc1"], result["num_images"])
+        return
+    logger.info(
+        "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%",
+        *(result[k] for k in ("acc1", "acc5", "loss", "num_images", "balanced_acc", "macro_f1")),
+    )
+
+
+def top1(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability and number of the top-1 class, [N] each, of logits [N, K]."""
+    return F.softmax(logits.astype("float32")).max(axis=-1), logits.argmax(axis=-1)
+
+
+def gathered(loader: EvalLoader, outputs: list[tuple[Tensor, Tensor]], root: str) -> Predictions:
+    """What was predicted for every validation image, gathered from all processes; images are called as below `root`."""
+    confidence = np.zeros(loader.num_images, dtype="float32")
+    predicted = np.zeros(loader.num_images, dtype="int64")
+    if outputs:
+        confidence[loader.indices] = np.concatenate([values.numpy() for values, _ in outputs])
+        predicted[loader.indices] = np.concatenate([classes.numpy() for _, classes in outputs])
+    source = loader.source
+    labels = np.asarray([source.label(i) for i in range(loader.num_images)], dtype="int64")
+    predicted = process.all_reduce_sum(paddle.to_tensor(predicted)).numpy()
+    classes = max(len(loader.class_names), labels.max(initial=0) + 1, predicted.max(initial=0) + 1)
+    counts = [np.bincount(each, minlength=classes) for each in (labels, predicted, labels[labels == predicted])]
+    return Predictions(
+        labels=labels,
+        predicted=predicted,
+        confidence=process.all_reduce_sum(paddle.to_tensor(confidence)).numpy(),
+        scores=class_scores(*counts),
+        class_names=loader.class_names,
+        names=lambda i: source.name(i).removeprefix(f"{Path(root)}/"),
+        thumbnail=loader.thumbnail,
+    )
+
+
+def write_per_class(folder: Path, predictions: Predictions) -> None:
+    """Write `folder`/per_class.csv: images, precision, recall and F1 of each class."""
+    images = np.bincount(predictions.labels, minlength=predictions.num_classes)
+    scores = [[f"{value:.4f}" for value in predictions.scores[key]] for key in ("precision", "recall", "f1")]
+    names = map(predictions.class_name, range(predictions.num_classes))
+    _write_csv(folder / "per_class.csv", ["class", "images", "precision", "recall", "f1"], zip(names, images, *scores))
+
+
+def _write_predictions(folder: Path, predictions: Predictions) -> None:
+    of, name = predictions, predictions.class_name
+    rows = ((of.names(i), name(of.labels[i]), name(of.predicted[i]), of.confidence[i]) for i in range(len(of.labels)))
+    _write_csv(folder / "predictions.csv", ["image", "class", "predicted", "probability"], rows)
+
+
+def _write_csv(path: Path, head: list[str], rows: Iterable) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(itertools.chain([head], rows))
+    checkpoint.write_text(path, text.getvalue())
