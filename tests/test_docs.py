@@ -238,6 +238,8 @@ def test_the_site_builds_and_fetches_nothing(tmp_path):
     for path in tmp_path.rglob("*.html"):
         html = path.read_text(encoding="utf-8")
         assert not re.search(r"<(script|img|iframe)[^>]* src=\"?https?:|<link[^>]* href=\"?https?:", html), path
+    assert "data:image/" in (tmp_path / "notebooks" / "4_look_inside.html").read_text(encoding="utf-8")
+    assert 'href="notebooks/4_look_inside.html"' in (tmp_path / "notebooks.html").read_text(encoding="utf-8")
     reference = (tmp_path / "api.html").read_text(encoding="utf-8")
     for name in ("config.get_config", "weights.load.load_weights", "training.engine.Trainer", "pit.model.PiT"):
         assert f'id="paddlevit.{name}"' in reference
