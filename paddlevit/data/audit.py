@@ -46,7 +46,6 @@ class _Images:
     """All images, those to train on before those to validate with."""
 
     def __init__(self, folder: Path, *, num_workers: int, bar: Bar) -> None:
-        self.folder = folder
         self.sources = [open_imagenet(folder, split) for split in SPLITS]
         if isinstance(self.sources[0], ZipSource):
             raise UserError(f"{folder} has zip files, allowed: list files, or folders of classes")

@@ -31,7 +31,6 @@ def write_audit(path: Path, folder: Path, findings: dict[str, Any], picture: Cal
     """Write the page of what `data.audit.audit` has found in `folder` and return its path; `picture` gives a PNG or
     JPEG file of the image that a path names. Raises UserError where it cannot be written.
     """
-    train = [row["train"] for row in findings["classes"]]
 
     def shown_picture(name: str) -> tuple[str, bool]:
         try:
@@ -43,10 +42,8 @@ def write_audit(path: Path, folder: Path, findings: dict[str, Any], picture: Cal
         path,
         "audit.html",
         title=f"{folder} – audit",
-        name=str(folder),
+        folder=str(folder),
         tiles=headline(findings),
-        fewest=min(train),
-        most=max(train),
         picture=shown_picture,
         shown=lambda name: name.removeprefix(f"{os.path.abspath(folder)}{os.sep}"),
         **findings,

@@ -124,7 +124,7 @@ def colors(tmp_path):
 
 def test_the_lists_train_and_names_stay_text(colors, tmp_path, capsys):
     output = tmp_path / "audit"
-    assert main(["audit", str(colors), "-output", str(output), "-workers", "0"]) == 0
+    assert main(["audit", str(colors), "-output", str(output), "-workers", "2"]) == 0
     found = json.loads((output / "audit.json").read_text())
     assert sorted((image["class"], image["why"]) for image in found["removed"]) == sorted(
         [
