@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TextIO
@@ -93,8 +95,11 @@ def _guesses(
 
     batches = [paths[i : i + args.batch_size] for i in range(0, len(paths), args.batch_size)]
     with ThreadPoolExecutor(max(args.num_workers, 0) or None) as readers:
-        for batch in progress(batches, len(batches), "batches"):
-            pixels = list(readers.map(read, batch))
+        ahead = (readers.map(read, batch) for batch in batches)  # map begins at once
+        reading = deque(itertools.islice(ahead, 1))
+        for _ in progress(batches, len(batches), "batches"):
+            reading.extend(itertools.islice(ahead, 1))  # decoded while the model computes
+            pixels = list(reading.popleft())
             images = [each for each in pixels if not isinstance(each, UserError)]
             logits = iter(classifier.forward(classifier.normalize(np.stack(images))) if images else ())
             for each in pixels:

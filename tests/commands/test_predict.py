@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,35 @@ def test_standard_output_holds_results_only(data, run):
     result = subprocess.run([*map(str, words)], capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
     assert len([json.loads(line) for line in result.stdout.splitlines()]) == 15
     assert {"from C", "from C++", "from Python"} <= {line.split(",")[0] for line in result.stderr.splitlines()}
+
+
+def test_the_next_batch_is_decoded_while_the_model_computes(data, run, monkeypatch):
+    """And no more than that: a folder of any size takes the memory of two batches."""
+    from paddlevit.classifier import Classifier
+    from paddlevit.commands.predict import _guesses, parse_args
+
+    classifier, read, forward = Classifier(run), Classifier.pixels, Classifier.forward
+    decoded, seen, third = [], [], threading.Event()
+
+    def pixels(self, path):
+        found = read(self, path)
+        decoded.append(path)
+        if len(decoded) == 6:
+            third.set()
+        return found
+
+    def slow(self, images):
+        if not seen:
+            assert third.wait(30), "the second batch waits for the first"
+        seen.append(len(decoded))
+        return forward(self, images)
+
+    monkeypatch.setattr(Classifier, "pixels", pixels)
+    monkeypatch.setattr(Classifier, "forward", slow)
+    paths = sorted(map(str, (data / "val").rglob("*.*")))[:12]
+    args = parse_args(["-pretrained", "x", "-batch_size", "3", "-num_workers", "2", *paths])
+    assert sum(1 for _ in _guesses(classifier, paths, args)) == 12
+    assert seen[0] == 6 and seen[1] <= 9
 
 
 def test_logits_that_are_not_finite_are_an_error_of_the_image(data, run, capsys, tmp_path):
