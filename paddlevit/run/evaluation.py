@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -93,6 +94,8 @@ def _log(result: dict[str, float]) -> None:
         "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%",
         *(result[k] for k in ("acc1", "acc5", "loss", "num_images", "balanced_acc", "macro_f1")),
     )
+    if not math.isfinite(result["loss"]):
+        logger.warning("images whose logits are not finite count as wrong")
 
 
 def top1(logits: Tensor) -> tuple[Tensor, Tensor]:

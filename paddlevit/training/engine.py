@@ -243,11 +243,13 @@ def evaluate(
 
 def _counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of a batch, on the device: the sum of the losses; the images whose class is among the first 5; and by class the
-    images, the predictions and those that are right, [3, K].
+    images, the predictions and those that are right, [3, K]. An image whose logits are not finite is wrong.
     """
     loss = F.cross_entropy(logits, labels, reduction="none")
     _, best = paddle.topk(logits, min(5, logits.shape[1]))
-    hits = (best == labels.unsqueeze(1)).sum()
+    known = logits.sum(axis=1, keepdim=True) < float("inf")  # not for NaN either; -inf is a class that is left out
+    hits = paddle.logical_and(best == labels.unsqueeze(1), known).sum()
     of_class, predicted = (F.one_hot(each, logits.shape[1]) for each in (labels, best[:, 0]))
+    predicted = predicted * known.astype(predicted.dtype)
     counts = paddle.stack([each.sum(axis=0) for each in (of_class, predicted, of_class * predicted)])
     return loss.astype("float64").sum(), hits, counts.astype("int64")

@@ -135,6 +135,7 @@ def test_an_evaluation_whose_loss_is_not_finite_is_written_as_json(pictures, tmp
     assert train(pictures, tmp_path / "run", "-eval", "-pretrained", tmp_path / "spoilt.pdparams") == 0
     text = (tmp_path / "run" / "eval.json").read_text()
     assert json.loads(text)["loss"] is None and "NaN" not in text
+    assert json.loads(text)["acc1"] == 0.0 and "not finite count as wrong" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_numbers_are_not_made_of_arrays(pictures, tmp_path, monkeypatch):

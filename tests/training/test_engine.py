@@ -7,6 +7,7 @@ import contextlib
 import numpy as np
 import paddle
 import paddle.distributed as dist
+import paddle.nn.functional as F
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -215,6 +216,18 @@ def test_scores_of_classes_are_those_of_scikit_learn(pairs):
     assert average["balanced_acc"] == pytest.approx(100 * metrics.balanced_accuracy_score(labels, predicted))
     macro = metrics.f1_score(labels, predicted, average="macro", zero_division=0)
     assert average["macro_f1"] == pytest.approx(100 * macro)
+
+
+def test_an_image_without_finite_logits_is_wrong():
+    """topk takes the same classes for all of them, which many images may be of."""
+    labels = paddle.arange(9)
+    for value, right in ((float("nan"), 0.0), (float("inf"), 0.0), (1.0, 100.0)):
+        logits = F.one_hot(labels, 9) * 2 - 1 + paddle.zeros([9, 9])
+        logits = paddle.where(logits > 0, logits * value, logits)
+        result = evaluate(nn.Identity(), [(logits, labels)])
+        assert [result[key] for key in ("acc1", "acc5", "balanced_acc", "macro_f1")] == [right] * 4
+    logits = paddle.where(logits > 0, logits, paddle.full([9, 9], -float("inf")))
+    assert evaluate(nn.Identity(), [(logits, labels)])["acc1"] == 100.0, "the other classes were left out"
 
 
 def test_fewer_than_five_classes():
