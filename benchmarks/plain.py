@@ -6,12 +6,11 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from paddlevit import kernels, layers
+from paddlevit import layers
 
 
 def be_plain() -> None:
     """Make this process build models of plain operations, with PaddleViT's way to compute attention."""
-    kernels.on_cpu = lambda x: False
     layers.Attention.forward = _attention  # type: ignore[method-assign]
     layers.Conv2D.forward = nn.Conv2D.forward  # type: ignore[method-assign]
 

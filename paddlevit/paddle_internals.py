@@ -14,7 +14,7 @@ from paddle.optimizer import Optimizer
 from paddlevit.errors import UserError
 
 _OPERATORS = ("squared_l2_norm", "check_finite_and_unscale_", "update_loss_scaling_")
-_OF_A_CONVOLUTION = ("_stride", "_padding", "_dilation", "_groups", "_padding_mode")
+_OF_A_CONVOLUTION = ("_stride", "_padding", "_dilation", "_groups")
 _OF_A_BATCH_NORM = ("_mean", "_variance", "_momentum", "_epsilon", "_use_global_stats")
 _OF_A_LAYER = ("_forward_pre_hooks", "_forward_post_hooks")
 _OF_AN_OPTIMIZER = (
@@ -58,11 +58,10 @@ class ConvOptions(NamedTuple):
     padding: int | list[int]
     dilation: int | list[int]
     groups: int
-    padding_mode: str
 
 
 def conv_options(layer: nn.Conv2D) -> ConvOptions:
-    return ConvOptions(layer._stride, layer._padding, layer._dilation, layer._groups, layer._padding_mode)
+    return ConvOptions(layer._stride, layer._padding, layer._dilation, layer._groups)
 
 
 def has_hooks(layer: nn.Layer) -> bool:

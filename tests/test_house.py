@@ -16,7 +16,7 @@ FAMILIES = {"hvt", "cvt", "hrformer", "pit", "regnet"}
 LEVELS = (
     {"errors"},
     {"paddle_internals"},
-    {"kernels", "views", "runtime", "schema", "safe_pickle", "linear_probe"},
+    {"views", "runtime", "schema", "safe_pickle", "linear_probe"},
     {"layers", "config"},
     FAMILIES | {"training", "data", "weights", "report", "serve", "export", "attention_maps", "flops"},
     {"models"},
@@ -24,7 +24,7 @@ LEVELS = (
     {"commands"},
     {"__main__"},
 )
-OF_A_FAMILY = {"layers", "kernels", "views", "config", "paddle_internals", "errors"}
+OF_A_FAMILY = {"layers", "views", "config", "paddle_internals", "errors"}
 
 
 def room(path: Path) -> str:

@@ -7,17 +7,15 @@ from dataclasses import dataclass, fields
 from typing import Callable
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit import kernels
 from paddlevit.cvt.convert import SOURCES
 from paddlevit.errors import UserError, about_keys
 from paddlevit.layers import (
     Conv2D,
     DropPath,
-    LayerNorm,
-    Linear,
     Mlp,
     attention,
     classifier,
@@ -32,6 +30,11 @@ from paddlevit.views import PIXELS, AttentionView, StageView, Window
 
 NORM_EPS = 1e-5
 Activation = Callable[[Tensor], Tensor]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), the approximation of GELU that CvT uses (Hendrycks & Gimpel 2016, section 2)."""
+    return x * F.sigmoid(1.702 * x)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class ConvTokenEmbedding(nn.Layer):
     def __init__(self, in_channels: int, spec: StageSpec) -> None:
         super().__init__()
         self.proj = Conv2D(in_channels, spec.dim_embed, spec.patch_size, spec.patch_stride, spec.patch_padding)
-        self.norm = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
+        self.norm = nn.LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
 
     def forward(self, feature_map: Tensor) -> tuple[Tensor, int, int]:
         feature_map = self.proj(feature_map)
@@ -102,8 +105,6 @@ class ConvAttention(nn.Layer):
         super().__init__()
         dim = spec.dim_embed
         self.num_heads = spec.num_heads
-        self.padding = spec.padding_q
-        self.stride_kv = spec.stride_kv
         # The official code, and the published weights with it, scale by the whole width, not by that of a head.
         self.scale = dim**-0.5
         self.conv_proj_q = depthwise_projection(dim, spec.kernel_qkv, spec.stride_q, spec.padding_q)
@@ -111,10 +112,10 @@ class ConvAttention(nn.Layer):
         self.conv_proj_v = depthwise_projection(dim, spec.kernel_qkv, spec.stride_kv, spec.padding_kv)
         # Paddle reads bias_attr=None as "with a bias"; only False leaves it out.
         bias = None if spec.qkv_bias else False
-        self.proj_q = Linear(dim, dim, bias_attr=bias)
-        self.proj_k = Linear(dim, dim, bias_attr=bias)
-        self.proj_v = Linear(dim, dim, bias_attr=bias)
-        self.proj = Linear(dim, dim)
+        self.proj_q = nn.Linear(dim, dim, bias_attr=bias)
+        self.proj_k = nn.Linear(dim, dim, bias_attr=bias)
+        self.proj_v = nn.Linear(dim, dim, bias_attr=bias)
+        self.proj = nn.Linear(dim, dim)
         self.attn_dropout = nn.Dropout(spec.attn_drop_rate)
         self.proj_dropout = nn.Dropout(spec.drop_rate)
 
@@ -123,8 +124,7 @@ class ConvAttention(nn.Layer):
         class_token = None
         if length > height * width:
             class_token, x = paddle.split(x, [1, height * width], axis=1)
-        project = self._project_side_by_side if n > 1 and kernels.on_cpu(x) else self._project
-        q, k, v = project(x, height, width)
+        q, k, v = self._project(x, height, width)
         q = self._heads(self.proj_q, q, class_token)
         k = self._heads(self.proj_k, k, class_token)
         v = self._heads(self.proj_v, v, class_token)
@@ -135,7 +135,7 @@ class ConvAttention(nn.Layer):
             out = attention(q, k, v, self.attn_dropout).transpose([0, 2, 1, 3])
         return self.proj_dropout(self.proj(out.reshape([n, length, dim])))
 
-    def _heads(self, linear: Linear, tokens: Tensor, class_token: Tensor | None) -> Tensor:
+    def _heads(self, linear: nn.Linear, tokens: Tensor, class_token: Tensor | None) -> Tensor:
         """Tokens [N, L, dim] and class token [N, 1, dim] -> [N, T + L, heads, dim / heads]."""
         if class_token is not None:
             tokens = paddle.concat([class_token, tokens], axis=1)
@@ -150,26 +150,6 @@ class ConvAttention(nn.Layer):
             for conv in (self.conv_proj_q, self.conv_proj_k, self.conv_proj_v)
         ]
 
-    def _project_side_by_side(self, tokens: Tensor, height: int, width: int) -> list[Tensor]:
-        """The same with all images in one map [1, dim, H, N (W + gap)], zeros in the gaps.
-
-        Paddle's CPU kernel takes one channel of one image at a time, which is too little work at 14 x 14 places.
-        """
-        n, _, dim = tokens.shape
-        gap = self.padding + -(width + self.padding) % self.stride_kv
-        feature_map = tokens.reshape([n, height, width, dim]).transpose([3, 1, 0, 2])
-        zeros = paddle.zeros([dim, height, n, gap], dtype=tokens.dtype)
-        row = paddle.concat([feature_map, zeros], axis=3).reshape([1, dim, height, n * (width + gap)])
-        projected = []
-        projections = (self.conv_proj_q, 1), (self.conv_proj_k, self.stride_kv), (self.conv_proj_v, self.stride_kv)
-        for (conv, norm), stride in projections:
-            new_width = -(-width // stride)
-            y = conv(row)
-            y = y.reshape([dim, y.shape[2], n, (width + gap) // stride])[..., :new_width]
-            y = norm(y.flatten(2).unsqueeze(0)).reshape(y.shape)
-            projected.append(y.transpose([2, 1, 3, 0]).flatten(1, 2))
-        return projected
-
 
 class Block(nn.Layer):
     """Convolutional transformer block (figure 2 b), pre-norm; [N, T + H W, dim] -> the same shape."""
@@ -178,9 +158,9 @@ class Block(nn.Layer):
 
     def __init__(self, spec: StageSpec, drop_path: float, activation: Activation) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
+        self.norm1 = nn.LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
         self.attn = ConvAttention(spec)
-        self.norm2 = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
+        self.norm2 = nn.LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
         self.mlp = Mlp(spec.dim_embed, spec.mlp_ratio, dropout=spec.drop_rate, activation=activation)
         self.drop_path = DropPath(drop_path)
 
@@ -236,13 +216,13 @@ class CvT(nn.Layer):
         *,
         stages: Sequence[StageSpec],
         num_classes: int = 1000,
-        activation: Activation = kernels.quick_gelu,
+        activation: Activation = quick_gelu,
     ) -> None:
         super().__init__()
         widths = [spec.dim_embed for spec in stages]
         channels = [in_channels, *widths]
         self.stages = nn.LayerList(Stage(*stage, activation) for stage in zip(channels, stages))
-        self.norm = LayerNorm(widths[-1], epsilon=NORM_EPS)
+        self.norm = nn.LayerNorm(widths[-1], epsilon=NORM_EPS)
         self.head = classifier(widths[-1], num_classes)
         self.apply(init_conv_like_torch_linear_trunc_normal)
 
@@ -293,6 +273,6 @@ def build_cvt(config: CfgNode) -> CvT:
             )
     with about_keys(model):
         stages = [StageSpec(**{name: model[name.upper()][i] for name in names}) for i in range(model.NUM_STAGES)]
-        activation = {"quickgelu": kernels.quick_gelu, "gelu": kernels.gelu}[model.ACT]
+        activation = {"quickgelu": quick_gelu, "gelu": F.gelu}[model.ACT]
         channels = config.DATA.IMAGE_CHANNELS
         return CvT(channels, stages=stages, num_classes=model.NUM_CLASSES, activation=activation)

@@ -6,10 +6,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from paddlevit import kernels
 from paddlevit.hrformer.convert import relative_position_index
-from paddlevit.layers import Conv2D, DropPath, LayerNorm, Linear, create_parameter
-from paddlevit.paddle_internals import has_hooks
+from paddlevit.layers import Conv2D, DropPath, attention, create_parameter
 
 
 def window_padding(size: int, window: int) -> tuple[int, int]:
@@ -63,10 +61,10 @@ class RelativeAttention(nn.Layer):
         self.scale = (dim // num_heads) ** -0.5
         self.relative_position_bias_table = create_parameter([(2 * window - 1) ** 2, num_heads])
         self._number_positions()
-        self.k_proj = Linear(dim, dim)
-        self.v_proj = Linear(dim, dim)
-        self.q_proj = Linear(dim, dim)
-        self.out_proj = Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.q_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
         self.attn_dropout = nn.Dropout(0.0)
 
     def _number_positions(self) -> None:
@@ -83,20 +81,11 @@ class RelativeAttention(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
-        q, bias = q * self.scale, self.position_bias()
-        if has_hooks(self.attn_dropout):
-            probs = self.attn_dropout(F.softmax(paddle.matmul(q, k, transpose_y=True) + bias))
-            out = paddle.matmul(probs, v)
-        else:
-            out = kernels.attention(q, k, v, bias, training=self.training)
-        if self.num_heads > 1:
-            out = out.transpose([0, 2, 1, 3])
-        return self.out_proj(out.reshape(x.shape))
+        out = attention(q * self.scale, k, v, self.attn_dropout, self.position_bias())
+        return self.out_proj(out.transpose([0, 2, 1, 3]).reshape(x.shape))
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, L, dim] -> [B, heads, L, dim / heads]."""
-        if self.num_heads == 1:
-            return x.unsqueeze(1)
         return x.reshape([-1, self.length, self.num_heads, x.shape[-1] // self.num_heads]).transpose([0, 2, 1, 3])
 
 
@@ -135,9 +124,9 @@ class ConvMlp(nn.Layer):
         self.norm3 = nn.BatchNorm2D(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = kernels.conv_norm_gelu(x, self.fc1, self.norm1)
-        x = kernels.conv_norm_gelu(x, self.dw3x3, self.norm2)
-        return kernels.conv_norm_gelu(x, self.fc2, self.norm3)
+        x = F.gelu(self.norm1(self.fc1(x)))
+        x = F.gelu(self.norm2(self.dw3x3(x)))
+        return F.gelu(self.norm3(self.fc2(x)))
 
 
 class Block(nn.Layer):
@@ -149,8 +138,8 @@ class Block(nn.Layer):
         super().__init__()
         self.window = window
         self.attn = WindowAttention(dim, num_heads, window)
-        self.norm1 = LayerNorm(dim, epsilon=1e-6)
-        self.norm2 = LayerNorm(dim, epsilon=1e-6)
+        self.norm1 = nn.LayerNorm(dim, epsilon=1e-6)
+        self.norm2 = nn.LayerNorm(dim, epsilon=1e-6)
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 

@@ -13,8 +13,6 @@ from paddlevit.errors import UserError, about_keys
 from paddlevit.layers import (
     Block,
     Conv2D,
-    LayerNorm,
-    Linear,
     classifier,
     create_parameter,
     init_like_torch,
@@ -42,7 +40,7 @@ class Pooling(nn.Layer):
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
         self.conv = Conv2D(dim, out_dim, kernel_size=3, stride=2, padding=1, groups=dim)
-        self.fc = Linear(dim, out_dim)
+        self.fc = nn.Linear(dim, out_dim)
 
     def forward(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return self.conv(feature_map), self.fc(tokens)
@@ -112,7 +110,7 @@ class PiT(nn.Layer):
             for dim, heads, blocks in zip(dims, num_heads, depth)
         )
         self.pools = nn.LayerList(Pooling(dim, out_dim) for dim, out_dim in zip(dims[:-1], dims[1:]))
-        self.norm = LayerNorm(dims[-1], epsilon=1e-6)
+        self.norm = nn.LayerNorm(dims[-1], epsilon=1e-6)
         self.head = classifier(dims[-1], num_classes)
         if distilled:
             self.head_dist = classifier(dims[-1], num_classes)

@@ -283,3 +283,11 @@ def test_classes_name_arguments():
         HVT(8)
     with pytest.raises(UserError, match="^base_dims, depth and num_heads must be lists of equal length"):
         PiT(depth=(1, 2))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_images_have_no_logits(name):
+    model = build_model(get_config(name, [*SMALL[name], "MODEL.NUM_CLASSES", 3, "DATA.IMAGE_SIZE", 32]))
+    model.eval()
+    with paddle.no_grad():
+        assert model(paddle.zeros([0, 3, 32, 32])).shape == [0, 3]

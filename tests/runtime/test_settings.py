@@ -130,3 +130,17 @@ def test_threads_beside_each_other_after_the_switch(paddle_first):
     done.set()
     beside.join()
     assert not errors
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ("vendor_id\t: GenuineIntel\nflags\t\t: sse2 fma avx2 avx512f\n", False),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: sse2 fma avx2 rdseed\n", True),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: sse2 avx rdseed\n", False),
+        ("CPU implementer\t: 0x41\nFeatures\t: fp asimd\n", False),
+    ],
+)
+def test_which_processors_need_to_be_told_of_avx2(processor, expected, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"{processor}\n{processor}")
+    assert settings.mkl_passes_over_avx2() == expected
