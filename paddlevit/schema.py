@@ -81,11 +81,11 @@ def _typed(value: Any, like: Any) -> Any:
 
 _SHARE = ">= 0 and <= 1"
 
-_SETS = ("v2", "a", "r", "sketch", "real")  # to evaluate on
+_DATASETS = ("imagenet2012", "cifar10", "cifar100", *(f"imagenet-{of}" for of in ("v2", "a", "r", "sketch", "real")))
 
 KEYS: dict[str, Any] = {
     "DATA": {
-        "DATASET": Key("imagenet2012", ("imagenet2012", "cifar10", "cifar100", *(f"imagenet-{s}" for s in _SETS))),
+        "DATASET": Key("imagenet2012", _DATASETS),  # imagenet2012: any folder of images; the last five to evaluate on
         "DATA_PATH": "./data/imagenet",  # folder of the data set
         "BATCH_SIZE": Key(128, ">= 1"),  # per process
         "BATCH_SIZE_EVAL": Key(None, ">= 1", like=1),  # per process; null: BATCH_SIZE
