@@ -209,11 +209,11 @@ def _source(folder: Path, dataset: str, split: str) -> Source | None:
 def _bad_images(source: Source, split: str, workers: int) -> list[str]:
     from tqdm import tqdm
 
-    from paddlevit.data.prepare import check_images
+    from paddlevit.data.prepare import check_image, look_at_images
 
     bad: list[str] = []
     with tqdm(total=len(source), desc=split, unit="image", disable=None) as bar:
-        for error in check_images(source, num_workers=workers):
+        for error in look_at_images(source, check_image, num_workers=workers):
             if error:
                 bad.append(error)
             bar.update()

@@ -208,23 +208,22 @@ def _suspects(
     where there are too few images or too many.
     """
     numbers, num_classes = np.array(list(images.looks), dtype=int), len(images.class_names)
-    if len(groups) < _FOLDS or len(numbers) * num_classes > _MOST_PROBABILITIES:
+    labels = images.labels[numbers]
+    # Of one group in one fold: from one the probe would know the label of another.
+    group = {i: str(members[0]) for members in groups for i in members}
+    folds = divided(labels, [group[i] for i in images.looks], [1 / _FOLDS] * _FOLDS, seed=seed)
+    if not folds.any() or len(numbers) * num_classes > _MOST_PROBABILITIES:
         return [], None
-    batches = [numbers[i : i + _BATCH].tolist() for i in range(0, len(numbers), _BATCH)]
     seen = []
+    batches = [numbers[i : i + _BATCH].tolist() for i in range(0, len(numbers), _BATCH)]
     for batch in bar(batches, desc="features"):
         if features is None:
             seen.append(_pixel_features(_small(images, batch)))
         else:
             seen.append(features([source.read(own) for source, own in map(images.place, batch)]))
-    # Of one group in one fold: from one the probe would know the label of another.
-    group = {i: str(members[0]) for members in groups for i in members}
-    labels, own = images.labels[numbers], [group[i] for i in numbers.tolist()]
-    folds = divided(labels, own, [1 / _FOLDS] * _FOLDS, seed=seed)
+    parts = out_of_fold(np.concatenate(seen), labels, folds, num_classes)
     probabilities = np.empty([len(numbers), num_classes], "float32")
-    for fold, part in enumerate(
-        bar(out_of_fold(np.concatenate(seen), labels, folds, num_classes), total=_FOLDS, desc="labels")
-    ):
+    for fold, part in enumerate(bar(parts, total=int(folds.max()) + 1, desc="labels")):
         probabilities[folds == fold] = part
     wrong, likely = doubted(probabilities, labels)
     return list(zip(numbers[wrong].tolist(), likely.tolist())), float((probabilities.argmax(axis=1) == labels).mean())

@@ -158,6 +158,22 @@ def test_blank_images_of_other_colors_are_not_the_same(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_few_images_of_one_class(tmp_path, count):
+    for split, files in (("train", [*range(count), "broken"]), ("val", ["broken"])):
+        (tmp_path / "data" / split / "one").mkdir(parents=True)
+        for file in files:
+            path = tmp_path / "data" / split / "one" / f"{file}.png"
+            path.touch()
+            if file != "broken":
+                Image.linear_gradient("L").rotate(30 * file).save(path)
+    assert main(["audit", str(tmp_path / "data"), "-output", str(tmp_path / "out"), "-workers", "0"]) == 0
+    found = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert found["probe_accuracy"] == (1.0 if count == 5 else None) and not found["suspects"]
+    assert [image["split"] for image in found["removed"]] == ["train"] and len(found["unreadable"]) == 2
+    assert ("Not looked for" in (tmp_path / "out" / "audit.html").read_text()) == (count < 5)
+
+
 def test_what_cannot_be_audited(colors, tmp_path, capsys):
     def refused(*words):
         assert main(["audit", *map(str, words), "-workers", "0"]) == 2
