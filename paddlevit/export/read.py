@@ -18,6 +18,7 @@ import paddle
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export.description import DESCRIPTION_FILE, read_description
 from paddlevit.paddle_internals import set_cpu_threads
+from paddlevit.runtime.settings import engine_threads
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu", pr
     path = Path(path)
     if path.suffix not in _OPENERS:
         raise UserError(f"{path} is no exported model, allowed: {', '.join(f'*{suffix}' for suffix in _OPENERS)}")
-    threads = threads or _process_threads()
+    threads = threads or engine_threads()
     engine, opener, weights = _OPENERS[path.suffix]
     if precision not in PRECISIONS[engine]:
         allowed = ", ".join(PRECISIONS[engine])

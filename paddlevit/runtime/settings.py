@@ -15,6 +15,8 @@ NO_PADDLE = (
     "https://www.paddlepaddle.org.cn/en/install/quick names"
 )
 _STRIDES = "FLAGS_use_stride_kernel"
+# What the user said; Paddle sets it to 1 where it is unset, as it is imported.
+_ASKED_THREADS = "" if "paddle" in sys.modules else os.environ.get("OMP_NUM_THREADS", "")
 
 
 def set_environment() -> None:
@@ -26,6 +28,13 @@ def set_environment() -> None:
         turn_off_stride_kernels()
     if mkl_passes_over_avx2():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")  # 0 leaves the choice to MKL
+
+
+def engine_threads() -> int:
+    """Threads for engines other than Paddle: OMP_NUM_THREADS if the user has set it, else all cores of this process."""
+    if _ASKED_THREADS.isdecimal() and int(_ASKED_THREADS):
+        return int(_ASKED_THREADS)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_command() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -144,3 +145,12 @@ def test_threads_beside_each_other_after_the_switch(paddle_first):
 def test_which_processors_need_to_be_told_of_avx2(processor, expected, monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"{processor}\n{processor}")
     assert settings.mkl_passes_over_avx2() == expected
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, None), ("3", 3), ("", None), ("many", None)])
+def test_other_engines_have_as_many_threads_as_the_user_said_not_as_paddle_sets(given, threads):
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    env |= {} if given is None else {"OMP_NUM_THREADS": given}
+    code = "import paddlevit, paddle, paddlevit.runtime.settings as s; print(s.engine_threads())"
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert int(out) == (threads or len(os.sched_getaffinity(0)))
