@@ -211,7 +211,14 @@ KEYS: dict[str, Any] = {
 }
 
 # Files and folders, in which ~ stands for the user's own folder.
-PATHS = ("DATA.DATA_PATH", "MODEL.PRETRAINED", "MODEL.RESUME", "TRAIN.TEACHER_MODEL_PATH", "OUTPUT")
+PATHS = (
+    "DATA.DATA_PATH",
+    "MODEL.PRETRAINED",
+    "MODEL.RESUME",
+    "TRAIN.TEACHER_MODEL_PATH",
+    "TRAIN.CLASS_WEIGHTS",
+    "OUTPUT",
+)
 
 # Command-line flag -> configuration key.
 FLAGS: dict[str, str] = {

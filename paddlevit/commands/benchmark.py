@@ -63,7 +63,9 @@ def _parse_args(command: str, argv: Sequence[str]) -> argparse.Namespace:
         flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
         flag("train", action="store_true", help="a training step (forward, loss, backward, AdamW), not inference")
         flag("engine", nargs="+", default=["paddle"], choices=ENGINES, help="the model itself, or exported; by turns")
-        flag("precision", default="f32", choices=("f32", "bf16", "int8"), help="of -engine openvino")
+        flag(
+            "precision", default="f32", choices=("auto", "f32", "bf16", "int8"), help="of -engine openvino (auto: f32)"
+        )
         flag("batch_size", type=int, default=8, help="images per step (default 8)")
         flag("threads", type=int, default=1, help="threads of a CPU (default 1)")
         flag("device", default="cpu", choices=("cpu", "gpu"), help="(default cpu)")
@@ -100,6 +102,7 @@ def by_turns(steps: Mapping[Any, Step], rounds: int, clock: Callable[[], float])
 
 
 def _model(args: argparse.Namespace) -> str:
+    args.precision = args.precision.replace("auto", "f32")
     if args.train and args.engine != ["paddle"]:
         raise UserError(f"-engine must be paddle with -train, got {' '.join(args.engine)}")
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # Paddle reads it when it is imported

@@ -99,7 +99,7 @@ def _cfg_of(weights: str, *, whole_run: bool) -> str:
     from paddlevit.config import get_config
 
     cfg = str(config_beside(weights))
-    return cfg if whole_run or Path(cfg).name != "config.yaml" else get_config(cfg).MODEL.NAME
+    return cfg if whole_run or Path(cfg).name != "config.yaml" else get_config(cfg).MODEL.NAME or cfg
 
 
 def _add_flags(parser: Parser) -> None:

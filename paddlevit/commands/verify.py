@@ -17,16 +17,17 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     parser.flag("steps", type=int, help="replay at least so many (default: the first REPORT_FREQ of an epoch)")
-    parser.flag("device", default="cpu", help="cpu (default: bit for bit), gpu or auto: losses to rounding")
+    parser.flag("device", help="default: as the run; cpu: bit for bit, others: losses to rounding")
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 1:
         raise UserError(f"-steps must be 1 or more, got {args.steps}")
-    from paddlevit.run.certificate import verify
+    from paddlevit.run.certificate import read_certificate, verify
     from paddlevit.runtime import process
 
-    process.setup(args.device, seed=0)
+    known = read_certificate(args.run)
+    process.setup(args.device or known["device"].partition(":")[0], seed=0)
     same = True
-    for what, found, ok in verify(args.run, args.steps):
+    for what, found, ok in verify(args.run, known, args.steps):
         same &= ok
         print(f"{'ok     ' if ok else 'DIFFERS'}  {what}: {found}", flush=True)
     return 0 if same else 2

@@ -79,8 +79,7 @@ def build_train_loader(
         dataset = OpenCVDataset(source, transform, channels=channels, fast=train.FAST_JPEG)
     shares = balanced_shares(source.labels, train.BALANCE) if train.BALANCE else None
     sampler = TrainBatchSampler(len(source), data.BATCH_SIZE, rank, world_size, config.SEED, train.REPEATED_AUG, shares)
-    max_bad = data.MAX_BAD if data.ON_ERROR == "skip" else None
-    stream = _stream(config, dataset, data.BATCH_SIZE, world_size=world_size, max_bad=max_bad)
+    stream = _stream(config, dataset, data.BATCH_SIZE, world_size=world_size, max_bad=_max_bad(config, "train"))
     return TrainLoader(stream, sampler, normalize=_normalize(config), erase=build_erasing(config))
 
 
@@ -104,7 +103,7 @@ def build_eval_loader(
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
     sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
-    stream = _stream(config, dataset, batch_size, world_size=world_size)
+    stream = _stream(config, dataset, batch_size, world_size=world_size, max_bad=_max_bad(config, split))
     return EvalLoader(stream, sampler, normalize=_normalize(config))
 
 
@@ -156,6 +155,11 @@ def _channels(config: CfgNode) -> int:
     if channels not in (1, 3):
         raise UserError(f"DATA.IMAGE_CHANNELS must be 1 (grey) or 3, got {channels}")
     return channels
+
+
+def _max_bad(config: CfgNode, split: str) -> int | None:
+    """How many images may be replaced: of those to train on only, where DATA.ON_ERROR is skip."""
+    return config.DATA.MAX_BAD if split == "train" and config.DATA.ON_ERROR == "skip" else None
 
 
 def _stream(

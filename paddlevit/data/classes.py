@@ -63,7 +63,8 @@ def follow(source: Source, classes: Classes, root: Path, split: str) -> None:
     new = np.array([label if same[label] else by_name.get(name, -1) for label, name in enumerate(ours)], np.int32)
     imagenet = imagenet_classes(ours, root, len(theirs)) if new.min() < 0 else None
     if imagenet:  # has other words for the same classes in each collection, always in this order
-        new = np.array([imagenet.names.index(name) for name in ours], np.int32)
+        by_word = {name: -1 if imagenet.names.count(name) > 1 else i for i, name in enumerate(imagenet.names)}
+        new = np.array([by_word[name] for name in ours], np.int32)
     counts = np.bincount(source.labels, minlength=len(ours))
     for label in np.flatnonzero((new < 0) & (counts > 0))[:1]:
         instead = f": class {label} is '{theirs[label]}' there" if label < len(theirs) else ""

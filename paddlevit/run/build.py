@@ -171,7 +171,7 @@ def _class_weights(config: CfgNode, labels: np.ndarray | None) -> Tensor | None:
     if how == "balanced":
         assert labels is not None
         counts = np.bincount(labels, minlength=num_classes)
-        weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        weights = np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
     else:
         lines = text_lines(Path(how))
         try:

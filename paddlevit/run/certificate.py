@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,30 +58,47 @@ def _made_of(folder: Path, config: CfgNode, source: Source) -> dict[str, Any]:
         "paddlevit": f"{paddlevit.__version__} ({files.hexdigest()})",
         "PaddlePaddle": paddle.__version__,
         "device": paddle.device.get_device(),
+        "machine": f"{_processor()}, {os.environ.get('OMP_NUM_THREADS', 'any number of')} threads",
         "configuration": checkpoint.sha256(folder / "config.yaml"),
         "training images": f"{len(source):,} ({images.hexdigest()})",
         **weights,
     }
 
 
-def verify(folder: Path, steps: int | None) -> Iterator[Finding]:
-    """What has changed since the run in `folder` was certified, and a replay of at least `steps` of its steps (None: up
-    to the first whose weights were noted). Raises UserError where there is nothing to verify.
-    """
+def _processor() -> str:
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
+
+
+def read_certificate(folder: Path) -> dict[str, Any]:
+    """The certificate of the run in `folder`. Raises MissingFileError or UserError."""
     try:
         known = json.loads((folder / FILE).read_bytes())
     except FileNotFoundError:
         raise MissingFileError(f"{folder / FILE} does not exist: a run writes it when it ends") from None
     except ValueError:
         raise UserError(f"{folder / FILE} is damaged: it holds no JSON") from None
-    if known.get("processes") != 1:
-        raise UserError(f"{folder} was trained by {known.get('processes')} processes; only runs of one can be replayed")
+    if not isinstance(known, dict) or not {"device", "processes"} <= known.keys():
+        raise UserError(f"{folder / FILE} is no certificate of a run")
+    return known
+
+
+def verify(folder: Path, known: dict[str, Any], steps: int | None) -> Iterator[Finding]:
+    """What has changed since the run in `folder` was certified as `known`, and a replay of at least `steps` of its
+    steps (None: up to the first whose weights were noted). Raises UserError where nothing can be replayed.
+    """
     config = get_config(folder / "config.yaml")
     paths = sorted(folder.glob("epoch_*.pdstate"))
     loader = build_train_loader(config, classes=known_classes(config, paths[0] if paths else None))
-    for what, value in _made_of(folder, config, loader.source).items():
-        before = known.get(what)
-        yield Finding(what, "as certified" if value == before else f"was {before}, now {value}", value == before)
+    made_of = _made_of(folder, config, loader.source)
+    for what in dict.fromkeys([*made_of, *(key for key in known if key != "processes")]):
+        before, now = known.get(what, "not there"), made_of.get(what, "gone")
+        yield Finding(what, "as certified" if now == before else f"was {before}, now {now}", now == before)
+    if known["processes"] != 1:
+        raise UserError(f"{folder} was trained by {known['processes']} processes; only runs of one can be replayed")
     start, lines = _start(folder)
     trainer = build_trainer(config, loader.steps_per_epoch, pretrained=False, labels=loader.source.labels)
     state = checkpoint.load(start, read_state_dict)
@@ -91,34 +110,35 @@ def verify(folder: Path, steps: int | None) -> Iterator[Finding]:
 
 
 def _start(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """The first checkpoint that a noted epoch follows, and the training lines of that epoch."""
+    """The last checkpoint that a noted epoch follows, and the training lines of that epoch."""
     noted: dict[int, list[dict[str, Any]]] = {}
     for record in read_history(folder / "metrics.jsonl").series["train"]:
         noted.setdefault(int(record.epoch), []).append(record.values)
-    for path in sorted(folder.glob("epoch_*.pdstate")):
+    for path in sorted(folder.glob("epoch_*.pdstate"), reverse=True):  # an earlier one may be of other settings
         lines = noted.get(int(path.stem[6:]) + 1, []) if path.stem[6:].isdigit() else []
-        if lines and "weights_sha256" in lines[0]:
+        if lines and {"weights_sha256", "steps", "loss"} <= lines[0].keys():
             return path, lines
     raise UserError(f"{folder} keeps no checkpoint between two of its epochs: nothing can be replayed")
 
 
 def _replay(trainer: Trainer, batches: Batches, lines: list[dict[str, Any]], steps: int) -> Finding:
     """Train again from where the trainer stands, until a line of metrics.jsonl that is `steps` away or more."""
-    exact, losses, coming = paddle.device.get_device() == "cpu", [], iter(lines)
-    line, first = next(coming), trainer.epoch
+    exact, coming, first = paddle.device.get_device() == "cpu", iter(lines), trainer.epoch
+    losses: list[float] = []
+    line: Any = next(coming)
     trainer.model.train()
     for images, labels in progress(batches, min(trainer.steps_per_epoch, max(steps, line["step"])), "replaying"):
         losses.append(trainer.train_step(images, labels).item())
         if trainer.step < line["step"]:
             continue
-        loss, done = float(np.mean(np.array(losses, "float32"))), trainer.step
+        loss, done = float(np.mean(np.array(losses[-line["steps"] :], "float32"))), trainer.step
         what = f"steps 1 to {done} of epoch {first + 1}, again"
         if loss != line["loss"] and (exact or abs(loss - line["loss"]) > _TOLERANCE * abs(line["loss"])):
             return Finding(what, f"the loss is {loss!r}, and was {line['loss']!r}", same=False)
         weights = line.get("weights_sha256")
         if exact and weights and checkpoint.fingerprint(trainer.model.state_dict()) != weights:
             return Finding(what, "the loss is equal, the weights are not", same=False)
-        if done >= steps or done == trainer.steps_per_epoch:
+        line = next(coming, None)
+        if done >= steps or line is None:
             return Finding(what, "equal bit for bit" if exact else f"losses equal to {_TOLERANCE:g}", same=True)
-        line, losses = next(coming), []
-    raise AssertionError("an epoch ends with a line")
+    raise AssertionError("the first line comes before the end of the epoch")

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -46,6 +47,8 @@ def validate(config: CfgNode) -> int:
             process.check_amp(config.AMP_DTYPE)
         config, classes = with_classes(config, "val", known_classes(config, None))
         loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size(), classes=classes)
+        if config.DATA.DATASET == "imagenet-real" and config.MODEL.NUM_CLASSES != 1000:
+            raise UserError(f"imagenet-real is for models of ImageNet's 1,000 classes, not {config.MODEL.NUM_CLASSES}")
         model, how = _model(config, loader)
         outputs: list[tuple[Tensor, Tensor]] = []
         result = evaluate(
@@ -86,8 +89,8 @@ def _model(config: CfgNode, loader: EvalLoader) -> tuple[nn.Layer, dict[str, str
     return model, how
 
 
-def _log(result: dict[str, float]) -> None:
-    if "loss" not in result:
+def _log(result: dict[str, Any]) -> None:
+    if result["loss"] is None:
         logger.info("ReaL top-1 %.3f %% on the %d images that have labels", result["acc1"], result["num_images"])
         return
     logger.info(

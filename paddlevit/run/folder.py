@@ -110,6 +110,8 @@ def _refuse_another_run(folder: Path, resume: str) -> None:
     if resume == "auto" or (resume and (named if named.is_dir() else named.parent).resolve() == folder.resolve()):
         return
     taken = next(folder.glob("epoch_*.pdstate" if resume else "epoch_*.pd*"), None)
+    if not resume and (folder / "best.pdparams").exists():  # all that a linear probe leaves
+        taken = best_path(folder)
     if taken:
         another = f", which is not the one that -resume {resume} names" if resume else ""
         raise UserError(
@@ -210,7 +212,8 @@ def restore(trainer: Trainer, resumed: dict[str, Any], folder: Path) -> None:
     trainer.load_state(resumed["optimizer"], resumed["progress"])
     gone = process.is_main() and not _restore_best(trainer.best, best_path(path.parent), best_path(folder))
     if process.all_reduce_max(int(gone)):  # all processes forget it, or they part ways at the next comparison
-        trainer.best = {}
+        kept = ("by", "to_beat", "improved")  # or a run that was killed would be patient for longer
+        trainer.best = {key: trainer.best[key] for key in kept if key in trainer.best}
     if process.is_main() and path.parent.resolve() == folder.resolve():
         for stem in checkpoint.drop_newer(path):
             logger.warning("deleted %s, which is newer than %s", stem, path.stem)

@@ -14,6 +14,7 @@ from paddlevit.data import build_eval_loader
 from paddlevit.errors import UserError
 from paddlevit.linear_probe import logistic_regression
 from paddlevit.runtime import process
+from paddlevit.runtime.launcher import heartbeat
 from paddlevit.training.journal import progress
 
 logger = logging.getLogger(__name__)
@@ -45,14 +46,17 @@ def _features(config: CfgNode, model: nn.Layer, heads: list[nn.Linear]) -> tuple
     loader = build_eval_loader(config, "train", rank=process.rank(), world_size=process.world_size())
     mirrored = [False, True] if config.TRAIN.HFLIP else [False]
     size = len(mirrored) * loader.num_images
+    labels = np.zeros([loader.num_images], "int64")  # as read: an image may have been replaced
     features = [np.zeros([size, head.weight.shape[0]], "float32") for head in heads]
     seen: list[np.ndarray] = []
     hooks = [head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy())) for head in heads]
     model.eval()
     done = 0
     with paddle.no_grad():
-        for images, _ in progress(loader, len(loader), "features"):
+        for images, true in progress(loader, len(loader), "features"):
+            heartbeat()
             rows = loader.indices[done : done + len(images)]
+            labels[rows] = true.numpy()
             for copy, flip in enumerate(mirrored):
                 seen.clear()
                 model(images.flip([3]) if flip else images)
@@ -62,5 +66,5 @@ def _features(config: CfgNode, model: nn.Layer, heads: list[nn.Linear]) -> tuple
     model.train()
     for hook in hooks:
         hook.remove()
-    gathered = [process.all_reduce_sum(paddle.to_tensor(array)).numpy() for array in features]
-    return gathered, np.tile(loader.source.labels, len(mirrored))
+    *gathered, labels = (process.all_reduce_sum(paddle.to_tensor(array)).numpy() for array in (*features, labels))
+    return gathered, np.tile(labels, len(mirrored))

@@ -184,14 +184,16 @@ class _Run:
         loss = result["loss"] if math.isfinite(result["loss"]) else math.inf
         value = -loss if train.BEST_BY == "loss" else result[train.BEST_BY]
         before = trainer.best if trainer.best.get("by") == train.BEST_BY else {}
-        if not before or (value, -loss) > (before["value"], -before["loss"]):
+        if trainer.best and not before:
+            logger.warning("the best weights so far, by %s, do not count by %s", trainer.best.get("by"), train.BEST_BY)
+        if "value" not in before or (value, -loss) > (before["value"], -before["loss"]):
             if process.is_main():
                 checkpoint.write_weights(path, model.state_dict())
             found = {"by": train.BEST_BY, "value": value, "loss": loss, "acc1": result["acc1"]}
             found |= {"epoch": trainer.epoch, "weights": weights}
             found["sha256"] = checkpoint.sha256(path) if process.is_main() else ""
             trainer.best = {**before, **found}
-        if not before or value > before["to_beat"] + train.MIN_DELTA:
+        if "to_beat" not in before or value > before["to_beat"] + train.MIN_DELTA:
             trainer.best |= {"to_beat": value, "improved": trainer.epoch}
 
     def _evaluate(self, model: nn.Layer, what: str, on_batch: Callable[[Tensor], None]) -> dict[str, float]:
@@ -217,7 +219,7 @@ class _Run:
 
     def finish(self) -> None:
         """Evaluate the saved best weights once more, as a user would, and write the report."""
-        if not self.trainer.best:
+        if "value" not in self.trainer.best:
             self.evaluate_epoch()
         process.barrier()
         best, path = self.trainer.best, best_path(self.folder)

@@ -341,7 +341,7 @@ def _environments(nprocs: int, kind: str) -> list[dict[str, str]]:
             "PADDLE_CURRENT_ENDPOINT": endpoints[i],
             "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
             "PADDLE_LOCAL_SIZE": str(nprocs),
-            **({"FLAGS_selected_gpus": str(i)} if kind == "gpu" else {}),
+            **({f"FLAGS_selected_{kind}s": str(i)} if kind != "cpu" else {}),
         }
         for i in range(nprocs)
     ]

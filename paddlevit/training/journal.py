@@ -118,7 +118,13 @@ class Journal:
         steps, seconds = self._step - self._reported, time.perf_counter() - self._since
         speed, waiting, memory = steps * self.images_per_batch / seconds, self._waited / seconds, peak_memory()
         record = {"phase": "train", "epoch": self._epoch, "step": self._step, "steps_per_epoch": self.steps_per_epoch}
-        record |= {"loss": loss, "lr": lr, "images_per_sec": round(speed, 1), "seconds": round(seconds, 3)}
+        record |= {
+            "loss": loss,
+            "steps": steps,
+            "lr": lr,
+            "images_per_sec": round(speed, 1),
+            "seconds": round(seconds, 3),
+        }
         if self.fingerprint and self._reported == 0 and is_main():
             record["weights_sha256"] = self.fingerprint()
         self._write({**record, "data_wait": round(waiting, 4), "memory_mib": memory})

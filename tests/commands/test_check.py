@@ -12,7 +12,7 @@ from paddlevit.commands import check
 @pytest.fixture
 def quick(monkeypatch):
     """Without the rows about speed, whose parts have tests of their own."""
-    monkeypatch.setattr(check, "_speed", lambda batch_size: iter(()))
+    monkeypatch.setattr(check, "_speed", lambda batch_size, amp: iter(()))
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def found(capsys, *argv, code):
 @pytest.mark.parametrize(("steps", "done"), [((), 2), (("-steps", 3), 4), (("-steps", 99), 4)])
 def test_a_run_is_as_certified_and_its_steps_can_be_repeated(run, capsys, steps, done):
     lines = found(capsys, run, *steps, code=0)
-    assert lines[-1] == f"ok       steps 1 to {done} of epoch 2, again: equal bit for bit"
+    assert lines[-1] == f"ok       steps 1 to {done} of epoch 3, again: equal bit for bit"
     assert all(line.endswith(": as certified") for line in lines[:-1]) and len(lines) > 8
     certificate = json.loads((run / "certificate.json").read_text())
     assert certificate["PaddlePaddle"] == paddle.__version__ and certificate["training images"].startswith("32 (")
@@ -48,10 +48,13 @@ def test_other_weights_and_settings_are_told_apart(run, capsys):
     (run / "best.pdparams").write_bytes(b"other")
     (line,) = found(capsys, run, code=2)
     assert line.startswith("DIFFERS  best.pdparams: was ")
+    (run / "best.pdparams").unlink()
+    (line,) = found(capsys, run, code=2)
+    assert line.endswith(", now gone")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("SEED: 0", "SEED: 1"))
-    *_, configuration, steps = found(capsys, run, code=2)
-    assert configuration.startswith("DIFFERS  ") and "again: the loss is " in steps
+    configuration, _, steps = found(capsys, run, code=2)
+    assert configuration.startswith("DIFFERS  configuration: was ") and "again: the loss is " in steps
 
 
 def test_other_data_is_told(made, run, capsys):
@@ -71,11 +74,11 @@ def test_other_data_is_told(made, run, capsys):
 
 
 def test_a_changed_checkpoint_is_told(run, capsys):
-    weights = {name: value.numpy() for name, value in paddle.load(str(run / "epoch_001.pdparams")).items()}
+    weights = {name: value.numpy() for name, value in paddle.load(str(run / "epoch_002.pdparams")).items()}
     weights["head.bias"] = np.nextafter(weights["head.bias"], 1)
-    paddle.save(weights, str(run / "epoch_001.pdparams"))
+    paddle.save(weights, str(run / "epoch_002.pdparams"))
     weights, steps = found(capsys, run, code=2)
-    assert weights.startswith("DIFFERS  epoch_001.pdparams: was ") and "of epoch 2, again: the " in steps
+    assert weights.startswith("DIFFERS  epoch_002.pdparams: was ") and "of epoch 3, again: the " in steps
 
 
 def test_runs_that_cannot_be_verified(run, tmp_path, capsys):
@@ -86,7 +89,8 @@ def test_runs_that_cannot_be_verified(run, tmp_path, capsys):
         ("{", "is damaged: it holds no JSON"),
     ):
         certificate.write_text(content)
-        assert said in found(capsys, run, code=2)[0]
+        verify.main([str(run)])
+        assert said in capsys.readouterr().err
     certificate.unlink()
     assert "does not exist: a run writes it when it ends" in found(capsys, run, code=2)[0]
     certificate.write_text(json.dumps(known))

@@ -124,6 +124,8 @@ def weights(data, how):
 def test_weights_of_classes(data, tmp_path):
     assert weights(data, "none") is None
     assert weights(data, "balanced") == pytest.approx([32 / (3 * count) for count in (24, 6, 2)])
+    absent = get_config("pit_digits", ["MODEL.NUM_CLASSES", 4, "TRAIN.CLASS_WEIGHTS", "balanced"])
+    assert build._class_weights(absent, np.repeat([0, 1, 3], 2)).numpy().tolist() == [1, 1, 0, 1]
     (tmp_path / "weights.txt").write_text("0.5\n1\n3e0\n")
     assert weights(data, str(tmp_path / "weights.txt")) == [0.5, 1.0, 3.0]
     assert run(data, tmp_path / "run", "TRAIN.NUM_EPOCHS", 1, "TRAIN.CLASS_WEIGHTS", "balanced") == 0
