@@ -30,7 +30,7 @@ def published(tmp_path, monkeypatch):
 
 
 def test_the_documented_commands(published, capsys):
-    for flags in re.findall(r"^python tools/convert_weights.py (.*)$", PAGE, re.MULTILINE):
+    for flags in re.findall(r"^paddlevit convert (.*)$", PAGE.replace("\\\n", ""), re.MULTILINE):
         assert main(flags.split()) == 0
     assert "160 parameters and buffers loaded, source official" in capsys.readouterr().out
     assert sorted(path.suffix for path in Path().iterdir()) == [".pdparams", ".pth", ".safetensors"]
