@@ -60,7 +60,8 @@ def validate(config: CfgNode) -> int:
         predictions = gathered(loader, outputs, config.DATA.DATA_PATH)
         if config.DATA.DATASET == "imagenet-real":
             names = [predictions.names(i) for i in range(len(predictions.labels))]
-            result = real_accuracy(predictions.predicted, real_labels(Path(config.DATA.DATA_PATH), names))
+            predicted = np.where(np.isfinite(predictions.confidence), predictions.predicted, -1)
+            result = real_accuracy(predicted, real_labels(Path(config.DATA.DATA_PATH), names))
         _log(result)
         if process.is_main():
             write_per_class(folder, predictions)
@@ -116,12 +117,15 @@ def gathered(loader: EvalLoader, outputs: list[tuple[Tensor, Tensor]], root: str
     source = loader.source
     labels = np.asarray([source.label(i) for i in range(loader.num_images)], dtype="int64")
     predicted = process.all_reduce_sum(paddle.to_tensor(predicted)).numpy()
+    confidence = process.all_reduce_sum(paddle.to_tensor(confidence)).numpy()
+    known = np.isfinite(confidence)  # without finite logits there is no prediction
     classes = max(len(loader.class_names), labels.max(initial=0) + 1, predicted.max(initial=0) + 1)
-    counts = [np.bincount(each, minlength=classes) for each in (labels, predicted, labels[labels == predicted])]
+    right = labels[known & (labels == predicted)]
+    counts = [np.bincount(each, minlength=classes) for each in (labels, predicted[known], right)]
     return Predictions(
         labels=labels,
         predicted=predicted,
-        confidence=process.all_reduce_sum(paddle.to_tensor(confidence)).numpy(),
+        confidence=confidence,
         scores=class_scores(*counts),
         class_names=loader.class_names,
         names=lambda i: source.name(i).removeprefix(f"{Path(root)}/"),

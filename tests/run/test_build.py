@@ -136,6 +136,8 @@ def test_an_evaluation_whose_loss_is_not_finite_is_written_as_json(pictures, tmp
     text = (tmp_path / "run" / "eval.json").read_text()
     assert json.loads(text)["loss"] is None and "NaN" not in text
     assert json.loads(text)["acc1"] == 0.0 and "not finite count as wrong" in (tmp_path / "run" / "log.txt").read_text()
+    rows = (tmp_path / "run" / "per_class.csv").read_text().splitlines()[1:]
+    assert rows and all(row.endswith(",0.0000,0.0000,0.0000") for row in rows)
 
 
 def test_numbers_are_not_made_of_arrays(pictures, tmp_path, monkeypatch):
