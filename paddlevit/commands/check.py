@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
+from paddlevit.runtime.settings import processor
 from paddlevit.runtime.streams import only_results
 
 VARIANTS = ("pit_digits", "hvt_digits", "cvt_digits", "hrformer_digits", "regnet_digits")
@@ -87,10 +88,9 @@ def _rows(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def _machine() -> Iterator[Row]:
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    name = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
+    _, name, features = processor()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    bf16 = " ".join(flag for flag in ("avx512_bf16", "amx_bf16") if flag in info) or "no bfloat16"
+    bf16 = " ".join(flag for flag in ("avx512_bf16", "amx_bf16") if flag in features.split()) or "no bfloat16"
     yield Row("processor", f"{name}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, {bf16}")
     free = shutil.disk_usage("/dev/shm").free / 2**30
     yield Row("shared memory", f"{free:.1f} GiB free in /dev/shm", free > 0.1)

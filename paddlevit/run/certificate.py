@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from paddlevit.errors import MissingFileError, UserError
 from paddlevit.report.history import read_history
 from paddlevit.run.build import build_trainer, known_classes
 from paddlevit.runtime import process
+from paddlevit.runtime.settings import processor
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Batches, Trainer
 from paddlevit.training.journal import progress
@@ -58,19 +58,11 @@ def _made_of(folder: Path, config: CfgNode, source: Source) -> dict[str, Any]:
         "paddlevit": f"{paddlevit.__version__} ({files.hexdigest()})",
         "PaddlePaddle": paddle.__version__,
         "device": paddle.device.get_device(),
-        "machine": f"{_processor()}, {os.environ.get('OMP_NUM_THREADS', 'any number of')} threads",
+        "machine": f"{processor()[1]}, {os.environ.get('OMP_NUM_THREADS', 'any number of')} threads",
         "configuration": checkpoint.sha256(folder / "config.yaml"),
         "training images": f"{len(source):,} ({images.hexdigest()})",
         **weights,
     }
-
-
-def _processor() -> str:
-    try:
-        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:
