@@ -222,11 +222,12 @@ def _finite(half: bool) -> Row:
     try:
         trainer = _trainer("AMP", half)
         losses = np.array([loss.item() for loss in _train(trainer, 100)])
+        skipped = trainer.read_skipped()
     except Exception as error:  # Paddle has many kinds: MemoryError, OSError, ValueError, ...
         return _failed("pit_digits, 100 steps", error)
     finite = bool(np.isfinite(losses).all())
     steps = f"{'O1 float16' if half else 'f32'}, loss {losses[0]:.3f} to {losses[-1]:.3f}"
-    return Row("pit_digits, 100 steps", f"{steps}, {trainer.read_skipped()} skipped as they were not finite", finite)
+    return Row("pit_digits, 100 steps", f"{steps}, {skipped} skipped as they were not finite", finite)
 
 
 def _speed(batch_size: int, amp: bool) -> Iterator[Row]:
@@ -239,14 +240,14 @@ def _speed(batch_size: int, amp: bool) -> Iterator[Row]:
 
     config = get_config(_SPEED_VARIANT)
     images = paddle.randn([batch_size, 3, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE])
+    steps = {
+        "inference": lambda: benchmark.inference_step("paddle", build_model(config), images, amp=amp),
+        "training step": lambda: benchmark.training_step(build_model(config), images, 1000, amp=amp),
+    }
     rates = {}
-    for what in ("inference", "training step"):
-        make = benchmark.training_step if what == "training step" else benchmark.inference_step
-        args = (
-            (build_model(config), images, 1000) if what == "training step" else ("paddle", build_model(config), images)
-        )
+    for what, make in steps.items():
         try:
-            seconds = benchmark.by_turns({0: make(*args, amp=amp)}, 3, _synchronized)[0]
+            seconds = benchmark.by_turns({what: make()}, 3, _synchronized)[what]
         except Exception as error:  # Paddle has many kinds: MemoryError, OSError, ValueError, ...
             yield _failed(f"{_SPEED_VARIANT}, {what}", error)
             continue

@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose mistakes are UserErrors.
 
     `-flag_name value`, `-flag_name=value`, `--flag_name value` and `--flag-name value` all work. `synonyms` maps other
-    names of flags to ours, `meant` names that other projects have to the flag that does the same here in another way.
+    names of flags to ours, `meant` names that other projects have to the flag or key that does the same in another way.
     `examples` stand below the help, each after the name of the program.
     """
 
@@ -108,13 +108,16 @@ class Parser(argparse.ArgumentParser):
                 yield f"-{name}" + (f"={_at_home(found[2][1:])}" if found[2] else "")
 
     def _nearest(self, name: str) -> str:
+        """A flag that is misspelt, a key that has the words of `name`, or else whatever is nearest."""
+        name = name.lower()
         candidates = {**dict(zip(self._flags, self._flags)), **self._synonyms, **self._meant}
-        said = {other: f"-{ours}" for other, ours in candidates.items()}
-        near = difflib.get_close_matches(name.lower(), said, n=1, cutoff=0.7)
-        if not near and "opts" in self._flags:
-            said = _keys()
-            near = difflib.get_close_matches(name.lower(), said, n=1, cutoff=0.7)
-        return f"; did you mean {said[near[0]]}?" if near else ""
+        flags = {other: f"-opts {ours} VALUE" if ours.isupper() else f"-{ours}" for other, ours in candidates.items()}
+        keys = _keys() if "opts" in self._flags else {}
+        near = difflib.get_close_matches(name, flags, n=1, cutoff=0.85)
+        near = near or sorted((key for key in keys if set(name.split("_")) <= set(key.split("_"))), key=len)
+        near = near or difflib.get_close_matches(name, flags, n=1, cutoff=0.7)
+        near = near or difflib.get_close_matches(name, keys, n=1, cutoff=0.7)
+        return f"; did you mean {({**keys, **flags})[near[0]]}?" if near else ""
 
 
 def _at_home(word: str) -> str:

@@ -34,6 +34,12 @@ _MEANT = {
     "learning_rate": "lr",
     "start_epoch": "last_epoch",
     "teacher_path": "teacher_model_path",
+    **dict.fromkeys(("log_interval", "print_freq"), "REPORT_FREQ"),
+    **dict.fromkeys(("opt", "optimizer"), "TRAIN.OPTIMIZER.NAME"),
+    "min_lr": "TRAIN.END_LR",
+    "mixup": "TRAIN.MIXUP_ALPHA",
+    "reprob": "TRAIN.RANDOM_ERASE_PROB",
+    "sched": "TRAIN.LR_DECAY",
 }
 _DATASETS = {"IMNET": "imagenet2012", "folder": "imagenet2012", "CIFAR": "cifar100"}  # official HVT's, and of one's own
 _EXAMPLES = {

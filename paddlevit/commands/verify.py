@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
     from paddlevit.runtime import process
 
     known = read_certificate(args.run)
-    process.setup(args.device or known["device"].partition(":")[0], seed=0)
+    kind = known["device"].partition(":")[0]
+    process.setup(args.device or (kind if kind in ("gpu", "cpu") else f"custom:{kind}"), seed=0)
     same = True
     for what, found, ok in verify(args.run, known, args.steps):
         same &= ok

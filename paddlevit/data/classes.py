@@ -65,6 +65,7 @@ def follow(source: Source, classes: Classes, root: Path, split: str) -> None:
     if imagenet:  # has other words for the same classes in each collection, always in this order
         by_word = {name: -1 if imagenet.names.count(name) > 1 else i for i, name in enumerate(imagenet.names)}
         new = np.array([by_word[name] for name in ours], np.int32)
+        new = np.arange(len(ours), dtype=np.int32) if ours == list(imagenet.names) else new
     counts = np.bincount(source.labels, minlength=len(ours))
     for label in np.flatnonzero((new < 0) & (counts > 0))[:1]:
         instead = f": class {label} is '{theirs[label]}' there" if label < len(theirs) else ""

@@ -58,7 +58,7 @@ def _made_of(folder: Path, config: CfgNode, source: Source) -> dict[str, Any]:
         "paddlevit": f"{paddlevit.__version__} ({files.hexdigest()})",
         "PaddlePaddle": paddle.__version__,
         "device": paddle.device.get_device(),
-        "machine": f"{processor()[1]}, {os.environ.get('OMP_NUM_THREADS', 'any number of')} threads",
+        "machine": f"{processor()[1]}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}",
         "configuration": checkpoint.sha256(folder / "config.yaml"),
         "training images": f"{len(source):,} ({images.hexdigest()})",
         **weights,
@@ -73,7 +73,7 @@ def read_certificate(folder: Path) -> dict[str, Any]:
         raise MissingFileError(f"{folder / FILE} does not exist: a run writes it when it ends") from None
     except ValueError:
         raise UserError(f"{folder / FILE} is damaged: it holds no JSON") from None
-    if not isinstance(known, dict) or not {"device", "processes"} <= known.keys():
+    if not isinstance(known, dict) or not isinstance(known.get("device"), str) or "processes" not in known:
         raise UserError(f"{folder / FILE} is no certificate of a run")
     return known
 

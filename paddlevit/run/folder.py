@@ -110,14 +110,14 @@ def _refuse_another_run(folder: Path, resume: str) -> None:
     if resume == "auto" or (resume and (named if named.is_dir() else named.parent).resolve() == folder.resolve()):
         return
     taken = next(folder.glob("epoch_*.pdstate" if resume else "epoch_*.pd*"), None)
-    if not resume and (folder / "best.pdparams").exists():  # all that a linear probe leaves
-        taken = best_path(folder)
     if taken:
         another = f", which is not the one that -resume {resume} names" if resume else ""
         raise UserError(
             f"-output {folder} already holds a run ({taken.name}){another}: resume it with -resume auto, or name "
             "another folder"
         )
+    if not resume and best_path(folder).exists():  # all that a linear probe leaves
+        raise UserError(f"-output {folder} already holds weights ({best_path(folder).name}): name another folder")
 
 
 def _log_to(folder: Path) -> None:

@@ -16,8 +16,10 @@ NO_PADDLE = (
     "https://www.paddlepaddle.org.cn/en/install/quick names"
 )
 _STRIDES = "FLAGS_use_stride_kernel"
-# What the user said; Paddle sets it to 1 where it is unset, as it is imported.
-_ASKED_THREADS = "" if "paddle" in sys.modules else os.environ.get("OMP_NUM_THREADS", "")
+# What the user said. Paddle sets it to 1 where it is unset, as it is imported; a 1 may then be Paddle's.
+_ASKED_THREADS = os.environ.get("OMP_NUM_THREADS", "")
+if "paddle" in sys.modules and _ASKED_THREADS == "1":
+    _ASKED_THREADS = ""
 
 
 def set_environment() -> None:
