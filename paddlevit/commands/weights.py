@@ -1,30 +1,54 @@
-"""paddlevit weights: where published weights are, and fetching them."""
+"""paddlevit weights: where published weights are, fetching them, and averages of one's own."""
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 
+if TYPE_CHECKING:
+    from paddlevit.run.average import Scored
+
 
 @exit_code
 def main(argv: list[str]) -> int:
-    """List or fetch the weights that `argv` names; the exit code."""
+    """List, fetch or average the weights that `argv` names; the exit code."""
     parser = Parser(
-        description="List published weights, or fetch them into the cache (PADDLEVIT_CACHE, ~/.cache/paddlevit).",
-        usage="%(prog)s list [PATTERN] | pull WEIGHTS ...",
-        examples=("list 'pit_*'", "pull pit_ti_224", "pull hf:timm/pit_s_224.in1k"),
+        description="List published weights, fetch them into the cache (PADDLEVIT_CACHE, ~/.cache/paddlevit), or "
+        "average weights of one model.",
+        examples=(
+            "list 'pit_*'",
+            "pull hf:timm/pit_s_224.in1k",
+            "average output/flowers -output output/flowers/average.pdparams",
+        ),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="where the weights of each variant are, and under which licence")
     listing.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="of variants, such as 'pit_*'")
     pull = commands.add_parser("pull", help="fetch weights, and print the files")
     pull.add_argument("weights", nargs="+", metavar="WEIGHTS", help="a variant, or hf:OWNER/NAME")
+    mean = commands.add_parser("average", help="average weights of one model where that is no worse (model soups)")
+    mean.add_argument("where", nargs="+", metavar="RUN_OR_FILE", help="weights, or a run: its best and its checkpoints")
+    mean.flag("output", required=True, type=Path, metavar="FILE", help="the .pdparams file to write")
+    mean.flag(
+        "method",
+        choices=("greedy", "uniform"),
+        default="greedy",
+        help="greedy (default): add file after file to the best where the average is no worse; uniform: all",
+    )
+    mean.flag("data_path", metavar="DIR", help="folder of the data set (default: the run's)")
+    mean.flag("cfg", metavar="FILE", help="yaml file or variant (default: the config.yaml beside the first weights)")
+    mean.flag("device", help="auto (a GPU where there is one), gpu, cpu, custom:NAME (default: the run's)")
+    mean.flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration")
     args = parser.parse_args(argv)
     if args.command == "list":
         _list(args.pattern)
+    elif args.command == "average":
+        _average(args)
     else:
         for weights in args.weights:
             print(_pull(weights))
@@ -53,3 +77,28 @@ def _pull(weights: str) -> Path:
     if changed(file):
         raise UserError(f"{file} is not what was fetched: delete it, and pull again")
     return file
+
+
+def _average(args: argparse.Namespace) -> None:
+    from paddlevit.classifier import config_beside
+    from paddlevit.config import get_config
+    from paddlevit.run.average import average
+    from paddlevit.runtime import process
+
+    if args.output.suffix != ".pdparams":
+        raise UserError(f"-output must end in .pdparams, got {args.output}")
+    data = ["DATA.DATA_PATH", args.data_path] if args.data_path else []
+    config = get_config(args.cfg or config_beside(args.where[0]), ["EVAL", True, *data, *args.opts])
+    process.setup(args.device or config.DEVICE, config.SEED)
+
+    def show(scored: Scored) -> None:
+        *others, last = scored.files
+        metrics = dict.fromkeys(["acc1", config.TRAIN.BEST_BY, "loss"])
+        text = ", ".join(f"{name} {scored.metrics[name]:.4f}" for name in metrics)
+        print(f"{text}  {f'average of {len(scored.files)}, with ' if others else ''}{last}", flush=True)
+
+    best = average(config, args.where, args.output, greedy=args.method == "greedy", on_score=show)
+    if len(best.files) == 1:
+        print(f"no average is as good as {best.files[0]}: {args.output} has its weights")
+    else:
+        print(f"written to {args.output}: the average of {', '.join(best.files)}")

@@ -53,7 +53,8 @@ def _made_of(folder: Path, config: CfgNode, source: Source) -> dict[str, Any]:
     images = hashlib.sha256(np.asarray(source.labels, "int64").tobytes())
     for i in range(len(source)):
         images.update(source.name(i).removeprefix(root).encode("utf-8", "surrogateescape") + b"\n")
-    weights = {path.name: checkpoint.sha256(path) for path in sorted(folder.glob("*.pdparams"))}
+    of_run = [*folder.glob("best.pdparams"), *folder.glob("epoch_*.pdparams")]  # an average may lie there too
+    weights = {path.name: checkpoint.sha256(path) for path in sorted(of_run)}
     return {
         "paddlevit": f"{paddlevit.__version__} ({files.hexdigest()})",
         "PaddlePaddle": paddle.__version__,

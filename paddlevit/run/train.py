@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.journal import Journal, open_scalars, progress
 from paddlevit.training.objectives import Distilled
+from paddlevit.training.scores import rank
 from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -181,15 +181,14 @@ class _Run:
     def _keep_if_best(self, weights: str, model: nn.Layer, result: dict[str, float]) -> None:
         """Save the model as best.pdparams where TRAIN.BEST_BY is better than before, or as good at a smaller loss."""
         trainer, train, path = self.trainer, self.config.TRAIN, best_path(self.folder)
-        loss = result["loss"] if math.isfinite(result["loss"]) else math.inf
-        value = -loss if train.BEST_BY == "loss" else result[train.BEST_BY]
+        value, minus_loss = rank(result, train.BEST_BY)
         before = trainer.best if trainer.best.get("by") == train.BEST_BY else {}
         if trainer.best and not before:
             logger.warning("the best weights so far, by %s, do not count by %s", trainer.best.get("by"), train.BEST_BY)
-        if "value" not in before or (value, -loss) > (before["value"], -before["loss"]):
+        if "value" not in before or (value, minus_loss) > (before["value"], -before["loss"]):
             if process.is_main():
                 checkpoint.write_weights(path, model.state_dict())
-            found = {"by": train.BEST_BY, "value": value, "loss": loss, "acc1": result["acc1"]}
+            found = {"by": train.BEST_BY, "value": value, "loss": -minus_loss, "acc1": result["acc1"]}
             found |= {"epoch": trainer.epoch, "weights": weights}
             found["sha256"] = checkpoint.sha256(path) if process.is_main() else ""
             trainer.best = {**before, **found}

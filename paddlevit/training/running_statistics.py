@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import paddle
 from paddle import Tensor, nn
 
-from paddlevit.paddle_internals import running_statistics, uses_running_statistics
+from paddlevit.layers import evaluating
+from paddlevit.paddle_internals import (
+    momentum_and_epsilon,
+    running_statistics,
+    set_momentum,
+    uses_running_statistics,
+)
 from paddlevit.runtime.process import all_reduce_sum, world_size
+
+
+def changing_norms(model: nn.Layer) -> list[nn.BatchNorm2D]:
+    """The layers whose running statistics training changes."""
+    norms = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, nn.BatchNorm2D)]
+    return [norm for norm in norms if not uses_running_statistics(norm)]
+
+
+@paddle.no_grad()
+def estimate(model: nn.Layer, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Make the running statistics of `model` the mean of those of `batches`; all else is as in evaluation."""
+    norms = changing_norms(model)
+    momenta = [momentum_and_epsilon(norm)[0] for norm in norms]
+    with evaluating(model):
+        for norm in norms:
+            norm.training = True
+        for seen, (images, _) in enumerate(batches):
+            for norm in norms:
+                set_momentum(norm, seen / (seen + 1))
+            model(images)
+        for norm, momentum in zip(norms, momenta):
+            set_momentum(norm, momentum)
+            norm.training = False
 
 
 class RunningStatistics:
     """The running means and variances of models that training changes."""
 
     def __init__(self, models: Sequence[nn.Layer]) -> None:
-        layers = [layer for model in models for layer in model.sublayers(include_self=True)]
-        self._tensors: list[Tensor] = [
-            tensor
-            for layer in layers
-            if isinstance(layer, nn.BatchNorm2D) and not uses_running_statistics(layer)
-            for tensor in running_statistics(layer)
-        ]
+        norms = [norm for model in models for norm in changing_norms(model)]
+        self._tensors: list[Tensor] = [tensor for norm in norms for tensor in running_statistics(norm)]
         self.keep()
 
     @paddle.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -27,3 +29,9 @@ def averages(images: np.ndarray, predicted: np.ndarray, right: np.ndarray) -> di
     """
     scores, present, seen = class_scores(images, predicted, right), images > 0, images + predicted > 0
     return {"balanced_acc": float(scores["recall"][present].mean()), "macro_f1": float(scores["f1"][seen].mean())}
+
+
+def rank(metrics: dict[str, float], by: str) -> tuple[float, float]:
+    """What orders weights, the best highest: the metric `by` (TRAIN.BEST_BY), then the loss, with its sign turned."""
+    loss = metrics["loss"] if math.isfinite(metrics["loss"]) else math.inf
+    return -loss if by == "loss" else metrics[by], -loss
