@@ -10,15 +10,21 @@ from paddlevit.runtime import settings
 
 if TYPE_CHECKING:
     from paddlevit.classifier import Classifier
+    from paddlevit.commands.train import train
     from paddlevit.models import build_model, list_models
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "__version__", "build_model", "list_models"]
+__all__ = ["Classifier", "__version__", "build_model", "list_models", "train"]
 
 settings.set_environment()
 
 # Where the names are that need Paddle, which takes a second to import: they wait until they are asked for.
-_ROOMS = {"Classifier": "classifier", "build_model": "models", "list_models": "models"}
+_ROOMS = {
+    "Classifier": "classifier",
+    "build_model": "models",
+    "list_models": "models",
+    "train": "commands.train",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -53,7 +53,7 @@ def allowed(of: str) -> set:
     if of in FAMILIES:
         return OF_A_FAMILY | {of}
     if of == "__init__":
-        return {"classifier", "models", "runtime"}
+        return {"classifier", "commands", "models", "runtime"}
     level = next(i for i, rooms in enumerate(LEVELS) if of in rooms)
     return set().union(*LEVELS[:level], {of}) - (set() if of == "models" else FAMILIES)
 

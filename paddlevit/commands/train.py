@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import json
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError, path_mistakes
@@ -181,14 +183,11 @@ def main(argv: list[str], *, nprocs: int | None = None, command: str = "train") 
         if config.MAX_RESTARTS and not launcher.watched():
             raise UserError("-max_restarts: another launcher has started these processes; give -max_restarts 0")
         return launcher.take_part(lambda: _start(config), hang_timeout=config.HANG_TIMEOUT)
-    from paddlevit.config import with_values
     from paddlevit.runtime import process
 
     kind = process.choose_device(config.DEVICE)
     nprocs = nprocs or process.process_count(config.NPROCS, kind)
-    if not config.OUTPUT:
-        kind_of_run = "eval" if config.EVAL else "train"
-        config = with_values(config, {"OUTPUT": _new_folder(f"{Path(args.cfg).stem}-{kind_of_run}")})
+    config = _with_folder(config, args.cfg)
     if nprocs == 1 and not config.MAX_RESTARTS:
         return _start(config)
     job = launcher.Job(
@@ -200,6 +199,54 @@ def main(argv: list[str], *, nprocs: int | None = None, command: str = "train") 
         hang_timeout=config.HANG_TIMEOUT,
     )
     return launcher.run(job)
+
+
+class Trained(NamedTuple):
+    """What a finished run has left: its folder, best weights and report, and the metrics of those weights."""
+
+    folder: Path
+    best: Path
+    report: Path
+    metrics: dict[str, Any]  # acc1, acc5 (percent), loss, epoch, num_images, ...
+
+
+def train(
+    cfg: str | Path | None = None,
+    data_path: str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    opts: Mapping[str, Any] | None = None,
+    **flags: Any,
+) -> Trained:
+    """Train as `paddlevit train` does, in this process and its main thread; the log goes to standard output too.
+
+    `flags` are those of the command: `epochs=20`, `recipe="finetune"`, `pretrained="pit_ti_224"`. `opts` are
+    other keys, such as `{"TRAIN.LAYER_DECAY": 0.75}`. With `teacher_model_path` it distils. Raises UserError; once the
+    run is saved, KeyboardInterrupt after Ctrl-C and SystemExit after SIGTERM.
+    """
+    from paddlevit.runtime import process
+
+    flags = {"cfg": cfg, "data_path": data_path, "output": output, **flags}
+    words: list[str] = []
+    for name, value in flags.items():
+        if isinstance(value, (list, tuple)):
+            words += [f"-{name}", *map(str, value)]
+        elif value is not None and value is not False:
+            words.append(f"-{name}" if value is True else f"-{name}={value}")
+    with path_mistakes():
+        args = parse_args(words)
+        args.opts = list(itertools.chain.from_iterable((opts or {}).items()))
+        config = _configure(args, distill=args.teacher_model_path is not None)
+        if config.EVAL or config.NPROCS not in (None, 1) or config.MAX_RESTARTS:
+            raise UserError("paddlevit.train trains in one process: eval, nprocs and max_restarts are the command's")
+        process.choose_device(config.DEVICE)  # or a mistake would leave an empty folder
+        config = _with_folder(config, args.cfg)
+        code = _start(config)
+    if code:
+        raise KeyboardInterrupt if code == 128 + signal.SIGINT else SystemExit(code)
+    folder = Path(config.OUTPUT)
+    metrics = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return Trained(folder, folder / "best.pdparams", folder / "report.html", metrics)
 
 
 def _again(words: Sequence[str], config: CfgNode) -> Callable[[bool], list[str]]:
@@ -292,6 +339,14 @@ def _resumed_folder(resume: str) -> str:
     if resume == "auto":
         raise UserError("-resume auto needs the run's folder: -output DIR")
     return resume if Path(resume).is_dir() else str(Path(resume).parent)
+
+
+def _with_folder(config: CfgNode, cfg: str) -> CfgNode:
+    """`config`, with a folder of its own where it names none."""
+    from paddlevit.config import with_values
+
+    kind = "eval" if config.EVAL else "train"
+    return config if config.OUTPUT else with_values(config, {"OUTPUT": _new_folder(f"{Path(cfg).stem}-{kind}")})
 
 
 def _new_folder(what: str) -> str:

@@ -23,7 +23,9 @@ import paddle
 import pytest
 from PIL import Image
 
+import paddlevit
 from paddlevit.commands import prepare_data
+from paddlevit.commands import train as command_room
 from paddlevit.commands.train import main, parse_args
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
@@ -188,6 +190,41 @@ def assert_same_run(folder, undisturbed):
     plain = [[{k: v for k, v in line.items() if k not in timed} for line in records(f)] for f in (folder, undisturbed)]
     # A line's loss is the mean since the line before, which a resumed epoch begins anew: lines are written every step.
     assert plain[0] == plain[1]
+
+
+def test_the_same_run_from_python(trained, digits, tmp_path):
+    keys = {"REPORT_FREQ": 1, "KEEP_LAST": 2}
+    run = paddlevit.train("pit_digits", digits, output=tmp_path / "run", epochs=3, warmup_epochs=1.0, opts=keys)
+    assert_same_run(run.folder, trained[0])
+    assert run.metrics == records(run.folder)[-1]
+    assert run.metrics["best"]
+    assert run.best.is_file()
+    assert run.report.is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"learning_rate": 1e-3}, "there is no flag -learning_rate; did you mean -lr?"),
+        ({"epochs": "many"}, "-epochs must be an integer, got 'many'"),
+        ({"reinit_head": True, "opts": {"TRAIN.EPOCHS": 1}}, "there is no key 'TRAIN.EPOCHS'"),
+        ({"freeze": ["head*", "!head.bias"], "nprocs": 2}, "trains in one process"),
+        ({"eval": True}, "trains in one process"),
+        ({"device": "tpu"}, "-device must be auto, gpu, cpu or custom:NAME, got 'tpu'"),
+    ],
+)
+def test_mistakes_from_python_are_errors_and_leave_no_folder(given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(message)):
+        paddlevit.train("pit_digits", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("code", "error"), [(130, KeyboardInterrupt), (143, SystemExit)])
+def test_a_stopped_run_ends_the_program_from_python(code, error, tmp_path, monkeypatch):
+    monkeypatch.setattr(command_room, "_start", lambda config: code)
+    with pytest.raises(error):
+        paddlevit.train("pit_digits", output=tmp_path)
 
 
 def start_and_wait(args, folder, pattern, tool="main_single_gpu.py"):

@@ -241,7 +241,7 @@ assert paddlevit.weights.load_weights and paddlevit.config.get_config("pit_ti_22
 
 
 def test_names_of_the_package():
-    assert dir(paddlevit) == ["Classifier", "__version__", "build_model", "list_models"]
+    assert dir(paddlevit) == ["Classifier", "__version__", "build_model", "list_models", "train"]
     assert "pit_ti_224" in paddlevit.list_models("pit_*")
     with pytest.raises(AttributeError, match="has no attribute 'biuld_model'"):
         _ = paddlevit.biuld_model
