@@ -13,8 +13,9 @@ import paddle
 import pytest
 from PIL import Image
 
-from benchmarks import data, models, paddle_vision
+from benchmarks import data, models, paddle_vision, scale
 from benchmarks.operators import group_of
+from paddlevit.config import get_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -122,3 +123,20 @@ def test_the_baseline_gives_normalized_images(monkeypatch):
 def test_mistakes_are_named(main, capsys):
     assert main(["-cfg", "pit_digits", "-compare", "tflite"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_cost_of_scale():
+    args = scale.parse_args(["-rate", "100", "-batch_size", "50", "-cores", "2", "-decode", "40", "-storage", "0"])
+    one, ring = scale.row(args, 10**6, 1), scale.row(args, 10**6, 16)
+    assert one["limit"] == "decoding" and one["images_per_sec"] == pytest.approx(80)
+    assert one["exchanged_bytes_per_step"] == 0
+    # A ring by hand: 15 messages of a sixteenth of the gradients to sum them up, 15 to hand the sums round.
+    assert ring["exchanged_bytes_per_step"] == pytest.approx(30 * 4 * 10**6 / 16)
+    assert ring["exchange_seconds"] == pytest.approx(7.5e6 / 3.1e9)
+
+
+def test_what_a_forward_pass_keeps():
+    """Of two linear layers on [N, 4]: both inputs and both weights."""
+    model = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(4, 4), paddle.nn.Linear(4, 4))
+    config = get_config(opts=["DATA.IMAGE_CHANNELS", 1, "DATA.IMAGE_SIZE", 2])
+    assert scale.saved_bytes(model, config, 3) - scale.saved_bytes(model, config, 1) == 2 * 2 * 4 * 4
