@@ -21,6 +21,7 @@ from paddlevit.data.classes import Classes, classes_beside, folder_of, refuse_di
 from paddlevit.data.decode import decode, to_rgb
 from paddlevit.data.index import imagenet_names, read_class_names
 from paddlevit.data.sources import read_image
+from paddlevit.data.tta import averaged
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export import (
     DESCRIPTION_FILE,
@@ -33,6 +34,7 @@ from paddlevit.export import (
 )
 from paddlevit.models import build_model
 from paddlevit.runtime import process, settings
+from paddlevit.schema import TTA
 from paddlevit.weights import load_weights
 from paddlevit.weights.hub import official, variant_of
 from paddlevit.weights.readers import find
@@ -51,9 +53,10 @@ class Classifier:
     its files. `cfg` and `opts`: of weights, as in `get_config` (default: the config.yaml beside them, or the variant
     that they are published for). `device`: auto (Paddle's current one), gpu or cpu. `engine`: of weights, paddle,
     openvino or onnx, for which they are compiled, or auto: openvino where it is installed and the device is a CPU.
-    `precision`: auto (what the export was made for, else f32), f32, bf16 of openvino, int8 of an export. `labels`:
-    names of the classes, or a file with one a line (default: those that the run or the export has saved, or those of
-    the data in DATA.DATA_PATH). Raises UserError.
+    `precision`: auto (what the export was made for, else f32), f32, bf16 of openvino, int8 of an export. `tta`: flip or
+    shift, test-time augmentation (the mean of the logits of several views of an image). `labels`: names of the classes,
+    or a file with one a line (default: those that the run or the export has saved, or those of the data in
+    DATA.DATA_PATH). Raises UserError.
     """
 
     def __init__(
@@ -64,11 +67,15 @@ class Classifier:
         device: str = "auto",
         engine: str = "paddle",
         precision: str = "auto",
+        tta: str = "none",
         labels: FilePath | Sequence[str] | None = None,
         opts: Sequence[Any] | None = None,
     ) -> None:
         if device != "auto":
             paddle.set_device(process.choose_device(device))
+        if tta not in TTA:
+            raise UserError(f"tta {tta}, allowed: {', '.join(TTA)}")
+        self.tta = tta
         self.model: nn.Layer | None = None
         self._exported: Exported | None = None
         self.classes: Classes | None  # as the run or the export has them; `class_names` are what they are called
@@ -169,15 +176,17 @@ class Classifier:
 
     def forward(self, images: Tensor) -> np.ndarray:
         """Logits float32 [N, K] of normalised images [N, C, H, W]."""
-        if self._exported:
-            logits = self._exported(images.numpy())
-        else:
-            assert self.model is not None
-            with self._lock, paddle.no_grad(), self._autocast():
-                logits = self.model(images).astype("float32").numpy()
+        logits = averaged(self._computed, images, self.tta)
         if logits.shape[1] != self.config.MODEL.NUM_CLASSES:
             raise UserError(f"{self.name} has {logits.shape[1]} classes, not {self.config.MODEL.NUM_CLASSES}")
         return logits
+
+    def _computed(self, images: Tensor) -> np.ndarray:
+        if self._exported:
+            return self._exported(images.numpy())
+        assert self.model is not None
+        with self._lock, paddle.no_grad(), self._autocast():
+            return self.model(images).astype("float32").numpy()
 
     def _autocast(self) -> Any:
         config = self.config

@@ -82,6 +82,7 @@ def _typed(value: Any, like: Any) -> Any:
 _SHARE = ">= 0 and <= 1"
 
 _DATASETS = ("imagenet2012", "cifar10", "cifar100", *(f"imagenet-{of}" for of in ("v2", "a", "r", "sketch", "real")))
+TTA = ("none", "flip", "shift")
 
 KEYS: dict[str, Any] = {
     "DATA": {
@@ -198,6 +199,8 @@ KEYS: dict[str, Any] = {
     "SAVE_PREDICTIONS": False,  # with EVAL: predictions.csv, a line per image
     "ENGINE": Key("paddle", ("auto", "paddle", "openvino", "onnx")),  # with EVAL: what computes the logits
     "PRECISION": Key("auto", ("auto", "f32", "bf16")),  # of ENGINE; auto: f32
+    # With EVAL: logits are the mean over an image and its mirror image (flip), or four that are moved a little (shift).
+    "TTA": Key("none", TTA),
     "AMP": False,  # mixed precision; nothing on a CPU
     "AMP_DTYPE": Key("float16", ("float16", "bfloat16")),  # bfloat16: compute capability 8.0 and above
     "AMP_OPT_LEVEL": Key("O1", ("O0", "O1", "O2")),  # O1: operators in half precision; O2: weights too; O0: neither
@@ -247,6 +250,7 @@ FLAGS: dict[str, str] = {
     "eval": "EVAL",
     "engine": "ENGINE",
     "precision": "PRECISION",
+    "tta": "TTA",
     "amp": "AMP",
     "amp_dtype": "AMP_DTYPE",
     "device": "DEVICE",

@@ -18,6 +18,7 @@ def open_classifier(args: argparse.Namespace, *, precision: str = "auto") -> Cla
     flags = ((flag, getattr(args, flag, None)) for flag in _IN_THE_DESCRIPTION)
     given = {flag: value for flag, value in flags if value not in (None, False)}
     options = {"device": args.device or "auto", "precision": precision, "labels": args.labels}
+    options["tta"] = getattr(args, "tta", "none")
     exported = getattr(args, "exported", None)
     if exported:
         for flag in given:

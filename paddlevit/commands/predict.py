@@ -47,6 +47,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add_flags(parser, exported=True)
     flag = parser.flag
     flag("topk", type=int, default=5, help="classes to name for each image (default 5)")
+    flag("tta", choices=("none", "flip", "shift"), default="none", help="test-time augmentation (default: none)")
     flag("json", action="store_true", help="print one JSON object a line for each image, and nothing else")
     flag("batch_size", metavar="N", type=int, default=_BATCH_SIZE, help="images at a time (32)")
     flag("num_workers", type=int, default=-1, help="decoding threads (default: by the cores)")
@@ -75,7 +76,7 @@ def _predict(args: argparse.Namespace, out: TextIO) -> int:
             code = 2
         else:
             with tqdm.external_write_mode(sys.stderr):  # where the progress bar is
-                print(write(image, found), file=out, flush=True)
+                print(write(image, found, "" if args.tta == "none" else args.tta), file=out, flush=True)
     return code
 
 
@@ -121,14 +122,14 @@ def _named(words: Sequence[str]) -> Iterator[str]:
             yield word
 
 
-def _json(image: str, found: list[dict[str, Any]]) -> str:
+def _json(image: str, found: list[dict[str, Any]], tta: str) -> str:
     classes = [
         {"class": each["index"], "name": each["label"], "probability": round(each["probability"], 6)} for each in found
     ]
-    return json.dumps({"image": image, "classes": classes}, allow_nan=False)
+    return json.dumps({"image": image, **({"tta": tta} if tta else {}), "classes": classes}, allow_nan=False)
 
 
-def _text(image: str, found: list[dict[str, Any]]) -> str:
+def _text(image: str, found: list[dict[str, Any]], tta: str) -> str:
     lines = [f"  {100 * each['probability']:6.2f} %  {each['label']}" for each in found]
     text = image.encode("utf-8", "backslashreplace").decode("utf-8")  # a file's name need not be text
-    return "\n".join([escaped(text), *lines])
+    return "\n".join([escaped(text) + (f"  (-tta {tta})" if tta else ""), *lines])

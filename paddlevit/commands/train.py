@@ -79,9 +79,10 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
         raise UserError(f"-cfg is given twice, as {' and as '.join(named)}")
     args.cfg = named[-1]
     args.eval = args.eval or command == "eval"
-    for name in ("engine", "precision"):
+    paddle_trains = "Paddle trains, in f32 or with -amp"
+    for name, why in (("engine", paddle_trains), ("precision", paddle_trains), ("tta", "TRAIN has augmentation")):
         if getattr(args, name) is not None and not args.eval:
-            raise UserError(f"-{name} {getattr(args, name)} is for -eval: Paddle trains, in f32 or with -amp")
+            raise UserError(f"-{name} {getattr(args, name)} is for -eval: {why}")
     if args.eval and args.weights is None:
         args.weights = "model"  # a run's own config.yaml says which it started from
     if args.eval and args.resume:  # as official HVT and HRFormer have it
@@ -158,6 +159,7 @@ def _add_flags(parser: Parser) -> None:
     flag("amp_dtype", metavar="TYPE", help="float16 (default) or bfloat16")
     flag("engine", metavar="NAME", help="-eval by paddle (default), openvino, onnx, or auto: openvino on a CPU with it")
     flag("precision", metavar="TYPE", help="of -engine: auto or f32 (default), or bf16 with openvino")
+    flag("tta", metavar="NAME", help="-eval with test-time augmentation: none (default), flip or shift")
     flag("device", metavar="NAME", help="auto (default: a GPU where there is one), gpu, cpu, custom:NAME")
     flag("nprocs", type=int, help="processes to start (default: one per visible GPU)")
     flag("max_restarts", type=int, help="times that a run which died, failed or hung is started again (default 0)")

@@ -21,6 +21,7 @@ from yacs.config import CfgNode
 from paddlevit.config import dumped, with_values
 from paddlevit.data import EvalLoader, build_eval_loader
 from paddlevit.data.imagenet_sets import SUBSETS, real_accuracy, real_labels
+from paddlevit.data.tta import Averaged
 from paddlevit.errors import UserError
 from paddlevit.export import CompiledLayer, compiled_for
 from paddlevit.models import build_model
@@ -62,7 +63,7 @@ def validate(config: CfgNode) -> int:
             names = [predictions.names(i) for i in range(len(predictions.labels))]
             predicted = np.where(np.isfinite(predictions.confidence), predictions.predicted, -1)
             result = real_accuracy(predicted, real_labels(Path(config.DATA.DATA_PATH), names))
-        _log(result)
+        _log(result, "" if config.TTA == "none" else f", with test-time augmentation ({config.TTA})")
         if process.is_main():
             write_per_class(folder, predictions)
             if config.SAVE_PREDICTIONS:
@@ -76,7 +77,7 @@ def validate(config: CfgNode) -> int:
 
 
 def _model(config: CfgNode, loader: EvalLoader) -> tuple[nn.Layer, dict[str, str]]:
-    """The model with its weights, by ENGINE in PRECISION, and what eval.json says of these."""
+    """The model with its weights, by ENGINE in PRECISION, with TTA, and what eval.json says of these."""
     model = build_model(config)
     load_pretrained(config, model)
     shape = [config.DATA.IMAGE_CHANNELS, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE]
@@ -85,18 +86,21 @@ def _model(config: CfgNode, loader: EvalLoader) -> tuple[nn.Layer, dict[str, str
     if exported:
         model, how = CompiledLayer(exported), {"engine": exported.engine, "precision": exported.precision}
         logger.info("computed by %s in %s", exported.engine, exported.precision)
+    if config.TTA != "none":
+        model, how["tta"] = Averaged(model, config.TTA), config.TTA
     if config.DATA.DATASET in SUBSETS:
         model = Restricted(model, np.unique(loader.source.labels), config.MODEL.NUM_CLASSES)
     return model, how
 
 
-def _log(result: dict[str, Any]) -> None:
+def _log(result: dict[str, Any], how: str) -> None:
     if result["loss"] is None:
-        logger.info("ReaL top-1 %.3f %% on the %d images that have labels", result["acc1"], result["num_images"])
+        logger.info("ReaL top-1 %.3f %% on the %d images that have labels%s", result["acc1"], result["num_images"], how)
         return
     logger.info(
-        "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%",
+        "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%%s",
         *(result[k] for k in ("acc1", "acc5", "loss", "num_images", "balanced_acc", "macro_f1")),
+        how,
     )
     if not math.isfinite(result["loss"]):
         logger.warning("images whose logits are not finite count as wrong")

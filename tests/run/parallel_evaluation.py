@@ -1,4 +1,4 @@
-"""A program for test_parallel.py: evaluate a small PiT, alone or as one of several processes.
+"""A program for test_parallel.py: evaluate a small PiT, with mirrored images too, alone or as one of several processes.
 
     python parallel_evaluation.py DATA OUTPUT.json BATCH_SIZE...
 
@@ -16,6 +16,7 @@ import paddle
 from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.data import build_eval_loader
+from paddlevit.data.tta import Averaged
 from paddlevit.runtime import process
 from paddlevit.training.engine import evaluate
 
@@ -28,7 +29,7 @@ def main(data, output, *batch_sizes):
     for size in batch_sizes:
         config = get_config("pit_digits", ["DATA.DATA_PATH", data, "DATA.BATCH_SIZE_EVAL", int(size)])
         loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size())
-        results.append(evaluate(model, loader))
+        results.append(evaluate(Averaged(model, "flip"), loader))
     if process.is_main():
         Path(output).write_text(json.dumps(results))
 
