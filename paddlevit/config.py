@@ -161,7 +161,7 @@ def find_variant(typed: str) -> str:
             "(paddlevit.list_models() names all)"
         )
     if found != typed and os.environ.get("PADDLE_TRAINER_ID", "0") == "0":  # one process says it for all
-        logger.warning("'%s' is no file here: taking the shipped variant %s", typed, found)
+        logger.warning("'%s' means the variant %s", typed, found)
     return found
 
 

@@ -40,7 +40,7 @@ def test_what_is_meant_is_taken_and_said_in_one_line(typed, name, caplog):
     assert get_config(typed) == get_config(name)
     [record] = caplog.records
     assert record.levelname == "WARNING"
-    assert record.getMessage() == f"'{typed}' is no file here: taking the shipped variant {name}"
+    assert record.getMessage() == f"'{typed}' means the variant {name}"
 
 
 def test_one_of_many_processes_says_it(monkeypatch, caplog):

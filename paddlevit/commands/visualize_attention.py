@@ -64,6 +64,8 @@ def main(argv: list[str]) -> int:
     shown = _SHOWS[method].format(name)
     print(f"{args.image}: {found}")
     print(f"written to {args.output}: {shown} ({method}), {picture.width} x {picture.height} pixels")
+    if args.method is None:
+        print("other methods show other things: -method all draws them side by side")
     return 0
 
 

@@ -168,7 +168,7 @@ class _Service:
         """What is served, and within which limits."""
         return {
             "status": "ok",
-            "network": self.model.name,
+            "model": self.model.name,
             "precision": self.model.precision,
             "classes": self.model.num_classes,
             "overlay": self.model.explains,

@@ -50,8 +50,9 @@ def test_a_heat_map_has_the_images_size_and_lies_where_the_network_looked(files,
     np.testing.assert_array_equal(picture[:, :15], photo[:, :15] * 4 // 10)
     np.testing.assert_array_equal(picture[:, 75:], photo[:, 75:] * 4 // 10)
     assert (picture[:, 15:75] != photo[:, 15:75]).any()
-    said = capsys.readouterr().out.splitlines()[-1]
+    _, said, *hint = capsys.readouterr().out.splitlines()
     assert said == f"written to {files / f'{method}.png'}: {shown}, 90 x 60 pixels"
+    assert ["-method all" in line for line in hint] == [True] * (method is None)
 
 
 def test_classes_have_names(files, capsys):

@@ -152,7 +152,7 @@ def test_command(name, folder, tmp_path):
         assert re.search(r"total +8,035,820 ", result.stdout)
         assert result.stderr == (
             "counting needs no data: dataset/imagenet imagenet2012 is not read\n"
-            "warning: 'hrt/hrt_tiny' is no file here: taking the shipped variant hrt_tiny\n"
+            "warning: 'hrt/hrt_tiny' means the variant hrt_tiny\n"
         )
     elif "eval" in COMMANDS[name]:
         assert json.loads((out / "eval.json").read_text())["num_images"] == 8

@@ -82,7 +82,7 @@ def test_model_that_explains_nothing(model):
 
 def test_health(server):
     health = server.call("GET", "/health").content
-    assert (health["status"], health["network"], health["precision"], health["classes"]) == ("ok", "colours", "f32", 3)
+    assert (health["status"], health["model"], health["precision"], health["classes"]) == ("ok", "colours", "f32", 3)
     assert health["max_bytes"] == 10 * 2**20 and health["overlay"] is True
 
 

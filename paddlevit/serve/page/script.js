@@ -5,7 +5,7 @@ let latest = 0;
 
 const about = fetch("health").then(response => response.json()).then(health => {
   server = health;
-  at("about").textContent = `${health.network}: ${health.classes} classes`;
+  at("about").textContent = `${health.model}: ${health.classes} classes`;
   at("limits").textContent = `(an image file, up to ${mebibytes(health.max_bytes)})`;
 }).catch(() => {});
 
