@@ -327,10 +327,10 @@ def _resolve(sources: list[_Source]) -> CfgNode:
             continue
         try:
             value = keys[source.key].checked(source.value)
+            values[source.key] = _path(value) if source.key in PATHS else value
         except (TypeError, ValueError) as error:
             kind = ConfigTypeError if isinstance(error, TypeError) else ConfigError
             raise kind(f"{source.where}{source.key} {error}") from None
-        values[source.key] = os.path.expanduser(value) if source.key in PATHS else value
         if source.key == "DATA.INFER_NUM_CLASSES":
             inference_said_by = source.origin
         elif source.key == "MODEL.NUM_CLASSES" and source.origin != inference_said_by:
@@ -340,6 +340,13 @@ def _resolve(sources: list[_Source]) -> CfgNode:
     if values.get("MODEL.DISTILLED", False) is None:
         values["MODEL.DISTILLED"] = values["TRAIN.DISTILLATION_TYPE"] != "none"
     return _nested(values)
+
+
+def _path(value: str) -> str:
+    """A path from a command line or a file in UTF-8, as Python has it in this process's locale."""
+    if "\0" in value:
+        raise ValueError("must be a path, which has no zero byte")
+    return os.fsdecode(os.path.expanduser(value).encode("utf-8", "surrogateescape"))
 
 
 def _nested(values: dict[str, Any]) -> CfgNode:

@@ -171,7 +171,7 @@ def _show_warnings() -> None:
     if not package.handlers:
         handler = logging.StreamHandler()
         handler.setLevel(logging.WARNING)
-        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        handler.setFormatter(streams.Formatter("warning: %(message)s"))
         package.addHandler(handler)
         package.propagate = False
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from paddlevit.commands.flags import add_flags
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
-from paddlevit.runtime.streams import escaped, only_results
+from paddlevit.runtime.streams import escaped, only_results, utf8_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,10 +126,10 @@ def _json(image: str, found: list[dict[str, Any]], tta: str) -> str:
     classes = [
         {"class": each["index"], "name": each["label"], "probability": round(each["probability"], 6)} for each in found
     ]
-    return json.dumps({"image": image, **({"tta": tta} if tta else {}), "classes": classes}, allow_nan=False)
+    record = {"image": utf8_names(image), **({"tta": tta} if tta else {}), "classes": classes}
+    return json.dumps(record, allow_nan=False)
 
 
 def _text(image: str, found: list[dict[str, Any]], tta: str) -> str:
     lines = [f"  {100 * each['probability']:6.2f} %  {each['label']}" for each in found]
-    text = image.encode("utf-8", "backslashreplace").decode("utf-8")  # a file's name need not be text
-    return "\n".join([escaped(text) + (f"  (-tta {tta})" if tta else ""), *lines])
+    return escaped("\n".join([image + (f"  (-tta {tta})" if tta else ""), *lines]))

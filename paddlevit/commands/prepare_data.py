@@ -155,6 +155,7 @@ def _audit(args: argparse.Namespace) -> str:
     from paddlevit.data.prepare import refuse_filled, write_texts
     from paddlevit.data.sources import read_image
     from paddlevit.report.audit import headline, write_audit
+    from paddlevit.training.checkpoint import write_text
 
     output = args.output or Path(f"{args.folder.resolve()}-audit")
     refuse_filled(output, args.force)
@@ -168,7 +169,8 @@ def _audit(args: argparse.Namespace) -> str:
         features=_features(args.pretrained, args.cfg) if args.pretrained else None,
     )
     output.mkdir(parents=True, exist_ok=True)
-    write_texts(output, {**texts, "audit.json": json.dumps(findings, indent=1)})
+    write_texts(output, texts)
+    write_text(output / "audit.json", json.dumps(findings, indent=1, ensure_ascii=False))
     write_audit(output / "audit.html", args.folder, findings, lambda path: thumbnail(decode(read_image(path), path)))
     lines = [f"{what:20}{count:9,}  {detail}" for what, count, detail in headline(findings)]
     return "\n".join([*lines, f"{output}/audit.html shows them; -data_path {output} trains on the lists beside it"])

@@ -20,12 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from paddlevit.errors import MissingFileError, UserError
+from paddlevit.runtime.streams import utf8_names
 
 CLASS_NAMES_FILE = "class_names.txt"
 
 # ImageNet's own file of names; in its archive it lies three folders above the images.
 _MAPPING_FILE = "LOC_synset_mapping.txt"
 _FOLDERS_ABOVE = 3
+_MANY_CLASSES = 1000
 
 _MAX_LABEL_DIGITS = 6
 
@@ -59,15 +61,15 @@ def plain_text(content: bytes, name: str) -> bytes:
     return re.sub(rb"\r(?!\n)", b"\n", content) if b"\r" in content else content
 
 
-def text_lines(file: Path) -> list[str]:
-    """The lines of a text file that are not blank, as plain names. Raises MissingFileError or UserError."""
-    lines = read_text(file).split(b"\n")
-    for i, line in enumerate(lines):
+def text_lines(file: Path) -> dict[int, str]:
+    """The lines of a text file that are not blank, as plain names, by number. Raises MissingFileError or UserError."""
+    lines = {}
+    for number, line in enumerate(read_text(file).split(b"\n"), 1):
         try:
-            line.decode("utf-8")
+            lines[number] = plain_name(line.decode("utf-8"))
         except UnicodeDecodeError:
-            raise UserError(f"{file}, line {i + 1}: {line!r} is not UTF-8: save the file as UTF-8") from None
-    return [name for name in (plain_name(line.decode("utf-8")) for line in lines) if name]
+            raise UserError(f"{file}, line {number}: {line!r} is not UTF-8: save the file as UTF-8") from None
+    return {number: name for number, name in lines.items() if name}
 
 
 def plain_name(name: str) -> str:
@@ -75,18 +77,39 @@ def plain_name(name: str) -> str:
 
     macOS takes names of folders apart (NFD), so that the same letters are other characters.
     """
-    text = name.encode("utf-8", "replace").decode("utf-8")  # a folder's name need not be text
+    text = utf8_names(name).encode("utf-8", "backslashreplace").decode("utf-8")  # a folder's name need not be text
     return unicodedata.normalize("NFC", re.sub(r"[\r\n]+", " ", text).strip())
 
 
 def read_class_names(file: Path) -> list[str] | None:
-    """The names in a file that has one a line; None where there is no such file. Raises UserError where it has none."""
+    """The names in a file that has one a line; None where there is no such file.
+
+    Raises UserError where it has none, or one twice; of many classes two may be called alike, as ImageNet's cranes.
+    """
     if not file.exists():
         return None
-    names = text_lines(file)
-    if not names:
+    lines = text_lines(file)
+    if not lines:
         raise UserError(f"{file} is empty: write one class name per line, or delete the file")
-    return names
+    if len(lines) < _MANY_CLASSES:
+        _refuse_twice(file, lines)
+    return list(lines.values())
+
+
+def _refuse_twice(file: Path, lines: dict[int, str]) -> None:
+    """Raises UserError where two lines are the same."""
+    first: dict[str, int] = {}
+    for number, name in lines.items():
+        if first.setdefault(name, number) != number:
+            raise UserError(f"{file}, line {number}: '{name}' is given twice, first in line {first[name]}")
+
+
+def refuse_twins(folder: Path, names: Sequence[str]) -> None:
+    """Raises UserError where two folders have one name but for spaces, or for how Unicode writes a letter."""
+    by_name = {plain_name(name): name for name in names}
+    for name in set(names).difference(by_name.values()):
+        pair = f"{ascii(name)} and {ascii(by_name[plain_name(name)])}"
+        raise UserError(f"{folder}: the class folders {pair} have one name: rename one")
 
 
 def class_names_text(names: Sequence[str]) -> str:
@@ -96,13 +119,14 @@ def class_names_text(names: Sequence[str]) -> str:
 
 def readable(names: Sequence[str], root: Path) -> Sequence[str]:
     """`names`, in words where they are ImageNet's identifiers ('n01440764'). Plain numbers are named by a
-    LOC_synset_mapping.txt of as many classes in `root` itself.
+    LOC_synset_mapping.txt of as many classes in `root` itself. Names stay where two would get the same word.
     """
-    words = imagenet_names(root)
+    words, found = imagenet_names(root), names
     if all(name in words for name in names):
-        return [words[name] for name in names]
-    numbers = len(names) == len(words) and list(names) == [str(label) for label in range(len(names))]
-    return list(words.values()) if numbers and (root / _MAPPING_FILE).is_file() else names
+        found = [words[name] for name in names]
+    elif list(names) == [str(label) for label in range(len(words))] and (root / _MAPPING_FILE).is_file():
+        found = list(words.values())
+    return found if len(found) >= _MANY_CLASSES or len(set(found)) == len(found) else names
 
 
 def imagenet_names(root: Path) -> dict[str, str]:
@@ -116,8 +140,10 @@ def imagenet_names(root: Path) -> dict[str, str]:
 
 
 def _synsets(file: Path) -> dict[str, str]:
-    pairs = (line.split(maxsplit=1) for line in sorted(text_lines(file)))
-    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0] != "#"}
+    pairs = {number: line.split(maxsplit=1) for number, line in text_lines(file).items()}
+    pairs = {number: pair for number, pair in pairs.items() if len(pair) == 2 and pair[0] != "#"}
+    _refuse_twice(file, {number: identifier for number, (identifier, _) in pairs.items()})
+    return dict(sorted(pairs.values()))
 
 
 @dataclass(frozen=True)

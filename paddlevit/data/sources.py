@@ -1,7 +1,6 @@
 """Where images and labels come from: list files, zip files with a map, folders of classes.
 
-Every source reads safely in many processes, holds its paths and labels in arrays (index.py) and names an image as a
-person would look for it.
+Every source reads safely in many processes, and names an image as a person would look for it.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from paddlevit.data.index import (
     read_class_names,
     read_list,
     readable,
+    refuse_twins,
     stamp,
 )
 from paddlevit.data.ziparchive import ZipArchive, top_folder
@@ -36,8 +36,7 @@ from paddlevit.errors import MissingFileError, UserError
 
 logger = logging.getLogger(__name__)
 
-# In a list of up to this many files, all are looked for when it is opened; in a longer one, each when it is read.
-_MAX_CHECKED_FILES = 20_000
+_MAX_CHECKED_FILES = 20_000  # of a list, when it is opened; those of a longer one each when it is read
 _MOST_NAMED = 3  # files or folders in a message
 SPLITS = ("train", "val")
 
@@ -190,15 +189,18 @@ class FolderSource(_IndexedSource):
     def __init__(self, root: Path, folders: Sequence[str], class_names: Sequence[str]) -> None:
         self.class_names = class_names
         self._root = root
-        own = class_folders(root)
+        own = set(class_folders(root))
         # One split may have come from macOS, which takes letters and their accents apart.
-        forms = {plain_name(name): name for name in set(own) - set(folders)}
-        self._folders = [name if name in own else forms.pop(plain_name(name), name) for name in folders]
+        forms = {plain_name(name): name for name in own}
+        self._folders = [forms.get(plain_name(name), name) for name in folders]
         if not own:
             raise UserError(f"{root} has no class folders: images lie in {root}/<class>/")
-        unknown = sorted(set(own) - set(self._folders))
+        unknown = sorted(own - set(self._folders))
         if unknown:
             raise UserError(f"{root / unknown[0]}: the images to train on have no class folder '{unknown[0]}'")
+        name, count = collections.Counter(name for name in self._folders if name in own).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"{root / name}: {count} classes are called as this folder is")
 
     @functools.cached_property
     def _index(self) -> Index:  # type: ignore[override]
@@ -326,7 +328,9 @@ def class_folders(folder: Path) -> list[str]:
     """Sorted names of the folders in `folder`; hidden ones, and folds that a split has left there, are none."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return [name for name in names if not (folder / name / CLASS_NAMES_FILE).exists()]
+    names = [name for name in names if not (folder / name / CLASS_NAMES_FILE).exists()]
+    refuse_twins(folder, names)
+    return names
 
 
 def find_images(named: Iterable[str]) -> Iterator[str]:
@@ -363,8 +367,7 @@ def _files_below(folder: Path) -> tuple[list[bytes], list[bytes]]:
 
 def _say_left_out(root: Path, files: Sequence[bytes]) -> None:
     if files:
-        kinds = collections.Counter(map(_kind, files))
-        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        counted = ", ".join(f"{n} {kind}" for kind, n in collections.Counter(map(_kind, files)).most_common())
         some = ", ".join(os.fsdecode(file) for file in files[:_MOST_NAMED])
         say_once(f"{root}: skipped {len(files)} files that are no {KNOWN}: {counted} ({some})")
 
@@ -376,9 +379,8 @@ def _kind(file: bytes) -> str:
 
 def _other_forms(path: bytes) -> list[bytes]:
     """How another system may have written a path: letters with their accents apart or in one, other slashes."""
-    text = os.fsdecode(path)
-    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
-    return [os.fsencode(form.replace("\\", "/")) for form in forms]
+    text = path.decode("utf-8", "surrogateescape").replace("\\", "/")
+    return [unicodedata.normalize(form, text).encode("utf-8", "surrogateescape") for form in ("NFC", "NFD")]
 
 
 def read_image(path: str) -> bytes:

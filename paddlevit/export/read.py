@@ -81,6 +81,7 @@ def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu", pr
     f32. Raises UserError where the file cannot be opened.
     """
     path = Path(path)
+    check_path(path)
     if path.suffix not in _OPENERS:
         raise UserError(f"{path} is no exported model, allowed: {', '.join(f'*{suffix}' for suffix in _OPENERS)}")
     threads = threads or engine_threads()
@@ -98,6 +99,15 @@ def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu", pr
     except Exception as error:  # each package has its own
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged, or of another version: {said}") from error
+
+
+def check_path(path: Path) -> None:
+    """Raises UserError for a path that C++ libraries cannot be given."""
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        why = "its bytes are not UTF-8, or the locale does not say so (LC_ALL=C.UTF-8, or PYTHONUTF8=1)"
+        raise UserError(f"exported models cannot lie in {path}: {why}") from None
 
 
 def needs(package: str) -> Any:

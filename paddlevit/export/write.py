@@ -16,7 +16,7 @@ from paddle import nn
 
 from paddlevit.errors import UserError
 from paddlevit.export.description import DESCRIPTION_FILE, read_description
-from paddlevit.export.read import needs
+from paddlevit.export.read import check_path, needs
 from paddlevit.layers import evaluating
 from paddlevit.runtime.streams import quiet
 
@@ -51,6 +51,7 @@ def export(
     missing, or where the folder cannot be written.
     """
     folder = Path(folder)
+    check_path(folder)
     if fmt not in FORMATS:
         raise UserError(f"format {fmt}, allowed: {', '.join(FORMATS)}")
     if calibration is not None and fmt != "openvino":

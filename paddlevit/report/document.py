@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from paddlevit.errors import UserError
+from paddlevit.runtime.streams import utf8_names
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -28,7 +29,7 @@ def write_document(path: Path, template: str, **values: Any) -> Path:
     part = path.with_name(f"{path.name}.part")
     try:
         # File names that are no valid Unicode come as surrogates, which a page cannot hold.
-        part.write_bytes(page.encode("utf-8", errors="replace"))
+        part.write_bytes(utf8_names(page).encode("utf-8", errors="backslashreplace"))
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -173,7 +173,7 @@ def _class_weights(config: CfgNode, labels: np.ndarray | None) -> Tensor | None:
         counts = np.bincount(labels, minlength=num_classes)
         weights = np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
     else:
-        lines = text_lines(Path(how))
+        lines = text_lines(Path(how)).values()
         try:
             weights = np.array([float(line) for line in lines])
         except ValueError as error:

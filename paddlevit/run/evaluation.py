@@ -68,8 +68,8 @@ def validate(config: CfgNode) -> int:
             write_per_class(folder, predictions)
             if config.SAVE_PREDICTIONS:
                 _write_predictions(folder, predictions)
-            record = {**result, "weights": config.MODEL.PRETRAINED, **how}
-            checkpoint.write_text(folder / "eval.json", json.dumps(with_nulls(record), indent=1) + "\n")
+            record = with_nulls({**result, "weights": config.MODEL.PRETRAINED, **how})
+            checkpoint.write_text(folder / "eval.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             if not (folder / "config.yaml").exists():  # a training run's stays
                 checkpoint.write_text(folder / "config.yaml", dumped(config))
             logger.info("written to %s", folder / "eval.json")

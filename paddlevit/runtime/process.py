@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from paddlevit import paddle_internals
 from paddlevit.errors import UserError
-from paddlevit.runtime.streams import escaped
+from paddlevit.runtime.streams import Formatter
 
 logger = logging.getLogger(__name__)
 
@@ -177,13 +177,8 @@ def setup_logging(folder: Path | None = None) -> None:
         name = "log.txt" if is_main() else f"log_rank{rank()}.txt"
         handlers.append(_FileHandler(folder / name, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
-        handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
         package.addHandler(handler)
-
-
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return escaped(super().format(record))
 
 
 class _FileHandler(logging.FileHandler):

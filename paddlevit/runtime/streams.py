@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import logging
 import os
 import re
 import sys
@@ -66,14 +67,34 @@ def tolerate_losses() -> None:
         setattr(sys, f"__{name}__", lossy)
 
 
+class _Text(io.TextIOWrapper):
+    def write(self, text: str) -> int:
+        return super().write(utf8_names(text))
+
+
 def _text(raw: io.FileIO, like: TextIO | None) -> TextIO:
     encoding, lines = (like.encoding, bool(like.line_buffering)) if like else ("utf-8", False)
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=lines)
+    return _Text(io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=lines)
+
+
+def utf8_names(text: str) -> str:
+    """`text`, in which names of files are read as UTF-8 whatever the locale; bytes that are not UTF-8 stay escapes."""
+    raw = "surrogateescape"  # how Python has bytes that it cannot read, in the C locale all that are not ASCII
+    return re.sub("[\udc80-\udcff]+", lambda found: found[0].encode("utf-8", raw).decode("utf-8", raw), text)
 
 
 def escaped(text: str) -> str:
-    """`text` without the control characters that a file's name may have, which a terminal would obey."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    """`utf8_names` as text for every stream, without control characters of names, which a terminal would obey."""
+    odd = "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+    return re.sub(odd, lambda found: found[0].encode("unicode_escape").decode("ascii"), utf8_names(text))
+
+
+class Formatter(logging.Formatter):
+    """Escapes what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As in logging."""
+        return escaped(super().format(record))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import paddle
 from paddle import Tensor
 
 from paddlevit.errors import MissingFileError, UserError
+from paddlevit.runtime.streams import utf8_names
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,9 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, atomically."""
-    write_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+    """Write a text file, atomically; of names in it, bytes that are not UTF-8 are escaped."""
+    data = utf8_names(text).encode("utf-8", "backslashreplace")
+    write_file(path, lambda part: part.write_bytes(data))
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import unicodedata
 import zipfile
 
@@ -233,14 +232,12 @@ def test_splits_that_write_letters_in_different_ways(tmp_path, forms):
             folder = tmp_path / split / unicodedata.normalize(form, name)
             folder.mkdir(parents=True)
             picture(200).save(folder / "x.png")
-    train = tmp_path / "train" / unicodedata.normalize(forms.split()[0], "Öl")
-    shutil.copytree(train, f"{train} ")
     source = open_imagenet(tmp_path, "val")
-    assert (list(source.class_names), source.labels.tolist()) == (["Käse", "Öl", "Öl"], [0, 1])
+    assert (list(source.class_names), source.labels.tolist()) == (["Käse", "Öl"], [0, 1])
     twin = tmp_path / "val" / unicodedata.normalize(forms.split()[0], "Käse")
     twin.mkdir()
     picture(200).save(twin / "y.png")
-    with pytest.raises(UserError, match="the images to train on have no class folder"):
+    with pytest.raises(UserError, match="have one name: rename one"):
         open_imagenet(tmp_path, "val")
 
 

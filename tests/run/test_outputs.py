@@ -15,7 +15,8 @@ from tiny import image_folder
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.run.folder import open_folder
-from paddlevit.runtime import process
+from paddlevit.runtime import process, streams
+from paddlevit.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PADDLEVIT = f"{sys.executable} -m paddlevit"
@@ -44,6 +45,8 @@ def pictures(tmp_path_factory):
     for name in (b"caf\xe9.png", "\u732b\u2028\x1b[2J.png".encode()):
         Path(os.fsdecode(os.fsencode(folder) + b"/train/0/" + name)).write_bytes(b"no image")
     shutil.copy(folder / "val/0/0.png", os.fsdecode(os.fsencode(folder) + b"/val/0/v\xe9.png"))
+    for split in ("train", "val"):
+        (folder / split / "1").rename(folder / split / "\u732b")
     return folder
 
 
@@ -56,13 +59,15 @@ def test_a_run_does_not_need_its_output(pictures, tmp_path, sink):
     assert code == 0 and b"Traceback" not in out + errors and b"Error" not in errors, errors.decode()
     log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
     assert "caf\\udce9.png" in log and "\\x1b[2J.png" in log and "\x1b" not in log
-    assert sink == "latin" or "\u732b\u2028" in log  # where the system's names are ASCII, these are bytes
+    assert "\u732b\u2028" in log and (tmp_path / "run" / "class_names.txt").read_text("utf-8") == "0\n\u732b\n"
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "\u732b" in page and "???" not in page
     assert "report: " in log.splitlines()[-1]
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"epoch_001.pdstate", "best.pdparams", "report.html"} <= names
     assert not any(path.read_bytes().startswith(b"20") for path in (tmp_path / "run").glob("*.pd*"))
     if sink in ("ascii", "latin"):
-        assert b"caf\\udce9.png" in out and (sink == "latin" or b"\\u732b" in out) and b"\x1b[2J" not in out
+        assert b"caf\\udce9.png" in out and b"\\u732b" in out and b"\x1b[2J" not in out
 
 
 @pytest.mark.parametrize(
@@ -114,3 +119,14 @@ def test_lines_that_find_no_room_come_with_the_next_one_that_does(tmp_path, capf
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split()[-1] for line in lines] == ["caf\\udce9", "second"]
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_names_in_files_are_utf8_whatever_the_locale_and_other_bytes_are_escaped(tmp_path):
+    in_the_c_locale = "caf\udce9 \udce7\udc8c\udcab"
+    checkpoint.write_text(tmp_path / "text", in_the_c_locale)
+    assert (tmp_path / "text").read_text("utf-8") == "caf\\udce9 \u732b"
+    assert streams.escaped(f"{in_the_c_locale}\x1b\ud800") == "caf\\udce9 \u732b\\x1b\\ud800"
+    assert os.fsdecode("\u732b".encode()) == get_config(opts=["OUTPUT", "\udce7\udc8c\udcab"]).OUTPUT
+    for path in ("a\0b", "\ud800"):
+        with pytest.raises(UserError, match="opts: OUTPUT "):
+            get_config(opts=["OUTPUT", path])
