@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from paddlevit.commands.precisions import Taken
 
 _PRECISIONS = {"paddle": ("f32",), "onnx": ("f32",), "openvino": ("f32", "bf16", "int8", "auto")}  # by format
+_PICTURE = "precisions.svg"  # of -precision auto
 _NUM_IMAGES = 512
 _MAX_DROP = 0.1
 
@@ -28,6 +29,7 @@ def main(argv: list[str]) -> int:
     from paddlevit.commands.classifier import open_classifier
     from paddlevit.commands.precisions import as_text, fastest_within
     from paddlevit.export import DESCRIPTION_FILE, complete_in, describe, file_name, with_file
+    from paddlevit.report import write_precisions
 
     classifier, folder = open_classifier(args), Path(args.output)
     if classifier.model is None:
@@ -38,10 +40,12 @@ def main(argv: list[str]) -> int:
         taken = (fastest_within if args.precision == "auto" else _export)(classifier, args, scratch)
         described = with_file(described, folder, taken.path.name, taken.precision, taken.measured)
         (scratch / DESCRIPTION_FILE).write_text(json.dumps(described, indent=1, allow_nan=False) + "\n", "utf-8")
+        if taken.measured:
+            write_precisions(scratch / _PICTURE, taken.measured, classifier.config.MODEL.NAME)
     print(f"written to {folder / taken.path.name}; how to use it: {folder / DESCRIPTION_FILE}")
     print(f"compared on {taken.where}:\n{taken.compared}")
     if taken.measured:
-        print(as_text(taken.measured))
+        print(f"{as_text(taken.measured)}\npicture: {folder / _PICTURE}")
     return 0
 
 
