@@ -13,7 +13,7 @@ import paddle
 import pytest
 from PIL import Image
 
-from benchmarks import data, models, paddle_vision, scale
+from benchmarks import data, models, paddle_vision, pictures, scale
 from benchmarks.operators import group_of
 from paddlevit.config import get_config
 
@@ -140,3 +140,27 @@ def test_what_a_forward_pass_keeps():
     model = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(4, 4), paddle.nn.Linear(4, 4))
     config = get_config(opts=["DATA.IMAGE_CHANNELS", 1, "DATA.IMAGE_SIZE", 2])
     assert scale.saved_bytes(model, config, 3) - scale.saved_bytes(model, config, 1) == 2 * 2 * 4 * 4
+
+
+def test_few_pictures_are_cut_apart_and_always_the_same(tmp_path, monkeypatch, capsys):
+    names = [*pictures.MANY, *pictures.FEW.values()]
+    monkeypatch.setattr(pictures, "photographs", lambda: {name: Image.new("RGB", (360, 90), "teal") for name in names})
+    where = {}
+    monkeypatch.setattr(
+        pictures, "write_cut", lambda image, box, rng, file: where.update({str(file): (box, rng.rand())})
+    )
+    assert pictures.main([str(tmp_path / "0")]) == 0
+    first = dict(where)
+    assert pictures.main([str(tmp_path / "1"), "-seed", "1", "-images", "3"]) == 0
+    assert "1904 cuts to train on and 272 to validate" in capsys.readouterr().out
+    boxes = [{where[file][0] for file in where if f"/few/{split}/" in file} for split in ("train", "val")]
+    assert len(boxes[0]) == 4
+    assert not boxes[0] & boxes[1]
+    seeds = {
+        split: [where[str(tmp_path / seed / "few" / split / "cat" / "00.jpg")] for seed in "01"]
+        for split in ("train", "val")
+    }
+    assert seeds["val"][0] == seeds["val"][1]
+    assert seeds["train"][0] != seeds["train"][1]
+    assert len(first) == 68 * 32 + 5 * 65
+    assert pictures.main([str(tmp_path)]) == 2

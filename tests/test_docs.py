@@ -45,7 +45,7 @@ def commands():
 
 
 def check_training_command(words, command="train"):
-    if command == "eval" and "-cfg" not in words and "-pretrained output/" in " ".join(words):
+    if "-cfg" not in words and "-pretrained output/" in " ".join(words):
         words = ["-cfg", "pit_photos", *words]  # which the config.yaml of the run stands for
     args = parse_args(words, command)
     config = update_config(get_config(), args)
