@@ -68,6 +68,7 @@ class Chart(NamedTuple):
     bottom: float = _BOTTOM
     width: float = _WIDTH
     height: float = _HEIGHT
+    x_name: str = "epoch"
 
 
 def line_chart(

@@ -8,7 +8,11 @@ import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from paddlevit.calibration import reliability
 from paddlevit.report import formats
 from paddlevit.report.chart import Chart, Plot, Series, line_chart
 from paddlevit.report.document import write_document
@@ -49,6 +53,7 @@ def write_report(folder: Path, predictions: Predictions | None = None, training:
         curves=_curves(run.history, classes),
         remark=_loss_remark(run),
         predictions=shown_predictions(predictions) if predictions is not None else None,
+        calibration=_calibration(predictions),
         training=[data_address(picture) for picture in training],
         best=shlex.quote(str(folder / "best.pdparams")),
         config=run.text,
@@ -117,6 +122,27 @@ def _curves(history: History, classes: int) -> list[Chart]:
         ]
         charts.append(line_chart(plot.title, series, history.epoch_range(), text=plot.text, show=plot.show))
     return [chart for chart in charts if chart is not None]
+
+
+def _calibration(of: Predictions | None) -> dict[str, Any]:
+    """The reliability diagram, with the calibration errors in its legend, and what stands above it."""
+    if of is None or of.uncalibrated is None:
+        return {"drawn": [], "remark": ""}
+    found, known = of.calibration, np.isfinite(of.confidence)
+    right = (of.labels == of.predicted)[known]
+    before, after = (reliability(each[known], right)[1] for each in (of.uncalibrated, of.confidence))
+    series = [Series("as trained, error", "train", before), Series("calibrated, error", "model", after)]
+    series.append(Series("ideal", "run8 dotted", [(0.0, 0.0), (100.0, 100.0)], markers=False))
+    chart = line_chart("Right images, %", series, (0, 100), text=formats.percent)
+    assert chart is not None
+    told = (formats.percent(found.ece_before), formats.percent(found.ece_after), "")
+    curves = [curve._replace(last=last) for curve, last in zip(chart.curves, told)]
+    remark = (
+        f"predict, serve and Classifier divide logits by the temperature {found.temperature:.3f}, and say none of these"
+        f" classes where the energy is above {found.max_energy:.3f}, as it is for 5 % of the {found.num_images:,} "
+        "validation images on which both were found. A point is one of 15 bins; with few images it says little."
+    )
+    return {"drawn": [chart._replace(curves=curves, x_name="probability in %")], "remark": remark}
 
 
 def _loss_remark(run: Run) -> str:

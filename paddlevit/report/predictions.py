@@ -12,6 +12,8 @@ from typing import Any, Callable
 import numpy as np
 from PIL import Image
 
+from paddlevit.calibration import Calibration
+
 logger = logging.getLogger(__name__)
 
 _MOST_CLASSES_IN_MATRIX = 50
@@ -38,6 +40,8 @@ class Predictions:
     class_names: Sequence[str]
     names: Callable[[int], str]  # file name of the i-th image
     thumbnail: Callable[[int], bytes]  # the i-th image as JPEG or PNG; called for the shown ones only
+    calibration: Calibration = Calibration()  # of `confidence`
+    uncalibrated: np.ndarray | None = None  # float32 [N], `confidence` at temperature 1
 
     def __post_init__(self) -> None:
         assert self.labels.shape == self.predicted.shape == self.confidence.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -18,6 +19,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
+from paddlevit.calibration import CALIBRATION_FILE, calibrate
 from paddlevit.config import dumped, with_values
 from paddlevit.data import EvalLoader, build_eval_loader
 from paddlevit.data.imagenet_sets import SUBSETS, real_accuracy, real_labels
@@ -134,6 +136,38 @@ def gathered(loader: EvalLoader, outputs: list[tuple[Tensor, Tensor]], root: str
         class_names=loader.class_names,
         names=lambda i: source.name(i).removeprefix(f"{Path(root)}/"),
         thumbnail=loader.thumbnail,
+    )
+
+
+def calibrated(
+    folder: Path, sha256: str, loader: EvalLoader, logits: list[np.ndarray], predictions: Predictions
+) -> Predictions:
+    """`predictions` with calibrated probabilities, and calibration.json in `folder` for the weights with this checksum.
+
+    `logits` [N, K] are those of this process's batches; none, where they were too many to keep.
+    """
+    classes = process.all_reduce_max(logits[0].shape[1] if logits else 0)
+    if not classes:
+        logger.info("not calibrated: %d images have too many logits to keep", loader.num_images)
+        return predictions
+    everything = np.zeros([loader.num_images, classes], "float32")
+    if logits:
+        everything[loader.indices] = np.concatenate(logits)
+    everything = process.all_reduce_sum(paddle.to_tensor(everything)).numpy()
+    if not process.is_main():
+        return predictions
+    found = calibrate(everything, predictions.labels)
+    if not found.num_images:
+        return predictions
+    record = {**found._asdict(), "weights_sha256": sha256}
+    checkpoint.write_text(folder / CALIBRATION_FILE, json.dumps(record, indent=1) + "\n")
+    logger.info(
+        "calibrated on %d images: temperature %.3f, calibration error %.2f %% (%.2f %% before)",
+        *(found.num_images, found.temperature, found.ece_after, found.ece_before),
+    )
+    confidence = found.probabilities(everything).max(axis=1)
+    return dataclasses.replace(
+        predictions, confidence=confidence, uncalibrated=predictions.confidence, calibration=found
     )
 
 

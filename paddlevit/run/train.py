@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+import numpy as np
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
@@ -28,7 +29,7 @@ from paddlevit.run.build import (
     with_classes,
 )
 from paddlevit.run.certificate import certify
-from paddlevit.run.evaluation import gathered, top1, write_per_class
+from paddlevit.run.evaluation import calibrated, gathered, top1, write_per_class
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, launched, stop_signals
@@ -46,6 +47,7 @@ _IMAGES_TO_TRY = 100  # of the validation images, at the start
 _BATCHES_FOR_THE_TEACHER = 4
 _BATCHES_BETWEEN_CHECKS = 16
 _TRAINING_PICTURES = 12  # in the report
+_MOST_LOGITS = 2**26  # of all validation images: 256 MiB, 67,000 images of 1,000 classes
 
 
 def train(config: CfgNode) -> int:
@@ -225,9 +227,18 @@ class _Run:
         model = build_model(self.config)
         load_weights(model, path)
         outputs: list[tuple[Tensor, Tensor]] = []
-        result = self._evaluate(model, "evaluating the best", lambda logits: outputs.append(top1(logits)))
+        logits: list[np.ndarray] = []
+        few = self.eval_loader.num_images * self.config.MODEL.NUM_CLASSES <= _MOST_LOGITS
+
+        def keep(batch: Tensor) -> None:
+            outputs.append(top1(batch))
+            if few:
+                logits.append(batch.astype("float32").numpy())
+
+        result = self._evaluate(model, "evaluating the best", keep)
         self.journal.evaluation(best["epoch"], best["weights"], result, best=True)
         predictions = gathered(self.eval_loader, outputs, self.config.DATA.DATA_PATH)
+        predictions = calibrated(self.folder, best["sha256"], self.eval_loader, logits, predictions)
         if process.is_main():
             write_per_class(self.folder, predictions)
             certify(self.folder, self.config, self.train_loader.source)
