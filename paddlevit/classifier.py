@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from paddle import Tensor, nn
 from PIL import Image
 from yacs.config import CfgNode
 
+from paddlevit.calibration import CALIBRATION_FILE, Calibration
 from paddlevit.config import get_config, with_values
 from paddlevit.data import build_decoding, build_preparation, open_source
 from paddlevit.data.classes import Classes, classes_beside, folder_of, refuse_difference
@@ -35,9 +38,12 @@ from paddlevit.export import (
 from paddlevit.models import build_model
 from paddlevit.runtime import process, settings
 from paddlevit.schema import TTA
+from paddlevit.training.checkpoint import sha256
 from paddlevit.weights import load_weights
 from paddlevit.weights.hub import official, variant_of
 from paddlevit.weights.readers import find
+
+logger = logging.getLogger(__name__)
 
 FilePath = Union[str, "os.PathLike[str]"]
 ImageLike = Union[FilePath, bytes, np.ndarray, Image.Image]
@@ -93,6 +99,7 @@ class Classifier:
             if self.classes and "DATA.DATA_PATH" in (opts or ()):
                 _compare_with_data(self.config, self.classes)
             self._load(best if best.is_file() else weights, engine, precision)
+            self.calibration = _calibration_beside(weights)
         else:
             if cfg or opts or engine != "paddle":
                 raise UserError(f"{cfg or opts or engine} cannot be combined with {file}: its export.json defines it")
@@ -100,6 +107,7 @@ class Classifier:
             self.config = with_values(get_config(), data_values(description))
             self.classes = Classes(description["class_names"], str(file.parent / DESCRIPTION_FILE))
             self.class_names = _chosen(labels, self.classes, self.config)
+            self.calibration = Calibration.of(description.get("calibration"))
             self._open(file, description["precision"].get(file.name, "f32"), precision)
         self._decoding = build_decoding(self.config)
         self._prepare, self._normalize = build_preparation(self.config)
@@ -136,6 +144,9 @@ class Classifier:
 
     def predict(self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...], topk: int = 5) -> Any:
         """The `topk` most likely classes, top-1 first: [{"label": name, "index", "probability"}, ...].
+
+        Where the run or the export has a `calibration`, each has "known" too, false where the image is none of the
+        classes, and the image's "energy", by which that is decided; and probabilities are at its temperature.
 
         An image is a path, the bytes of a file, an array uint8 [H, W, 3] in RGB, or a Pillow image. A list of images
         gives a list of such lists. Raises UserError for what is no image, and where logits are not finite.
@@ -200,22 +211,15 @@ class Classifier:
         if not np.isfinite(logits).all():
             raise UserError(f"{self.name} gives logits that are not finite")
         best = np.argsort(-logits, kind="stable")[:topk]
-        probabilities = softmax(logits)[best]
+        probabilities, verdict = self.calibration.probabilities(logits)[best], self.calibration.verdict(logits)
         return [
-            {"label": self.label(index), "index": index, "probability": float(probability)}
+            {"label": self.label(index), "index": index, "probability": float(probability), **verdict}
             for index, probability in zip(best.tolist(), probabilities)
         ]
 
     def label(self, index: int) -> str:
         """The class's name, or its number where it has none."""
         return self.class_names[index] if index < len(self.class_names) else str(index)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis; NaN where logits are not finite."""
-    with np.errstate(invalid="ignore"):
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def config_beside(weights: FilePath) -> str | Path:
@@ -229,6 +233,22 @@ def config_beside(weights: FilePath) -> str | Path:
             find(Path(weights).expanduser())  # raises where the weights themselves are missing
         raise UserError(f"-cfg FILE is missing, and there is no {cfg} of a run beside the weights")
     return cfg
+
+
+def _calibration_beside(weights: FilePath) -> Calibration:
+    """What a run has found for its best weights, where they are these."""
+    path = folder_of(weights) / CALIBRATION_FILE
+    if not path.is_file():
+        return Calibration()
+    try:
+        known = json.loads(path.read_bytes())
+        own, found = known.pop("weights_sha256"), Calibration.of(known)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error!r}") from None
+    if own == sha256(Path(find(Path(weights).expanduser()))):
+        return found
+    logger.info("not calibrated: %s is of other weights", path)
+    return Calibration()
 
 
 def _with_names(

@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
     if classifier.model is None:
         raise UserError(f"-pretrained {args.pretrained} is exported already: name the weights")
     described = describe(classifier.config, classifier.model, classifier.class_names)
+    if classifier.calibration.num_images:
+        described["calibration"] = classifier.calibration._asdict()
     with_file(described, folder, file_name(args.format, int8=args.precision == "int8"), args.precision)  # before work
     with complete_in(folder) as scratch:
         taken = (fastest_within if args.precision == "auto" else _export)(classifier, args, scratch)

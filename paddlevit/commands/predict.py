@@ -126,10 +126,12 @@ def _json(image: str, found: list[dict[str, Any]], tta: str) -> str:
     classes = [
         {"class": each["index"], "name": each["label"], "probability": round(each["probability"], 6)} for each in found
     ]
-    record = {"image": utf8_names(image), **({"tta": tta} if tta else {}), "classes": classes}
-    return json.dumps(record, allow_nan=False)
+    how = {"tta": tta} if tta else {}
+    how |= {key: found[0][key] for key in ("known", "energy") if key in found[0]}
+    return json.dumps({"image": utf8_names(image), **how, "classes": classes}, allow_nan=False)
 
 
 def _text(image: str, found: list[dict[str, Any]], tta: str) -> str:
-    lines = [f"  {100 * each['probability']:6.2f} %  {each['label']}" for each in found]
+    lines = [] if found[0].get("known", True) else ["  none of these classes; the closest:"]
+    lines += [f"  {100 * each['probability']:6.2f} %  {each['label']}" for each in found]
     return escaped("\n".join([image + (f"  (-tta {tta})" if tta else ""), *lines]))

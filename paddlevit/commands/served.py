@@ -10,7 +10,7 @@ import paddle
 
 from paddlevit.attention_maps import class_activation, overlay
 from paddlevit.attention_maps.picture import fitted
-from paddlevit.classifier import Classifier, softmax
+from paddlevit.classifier import Classifier
 from paddlevit.data.transforms import build_eval_transform
 from paddlevit.errors import UserError
 
@@ -30,23 +30,24 @@ class Served:
         self.num_classes = classifier.config.MODEL.NUM_CLASSES
         self.explains = hasattr(classifier.model, "views")
         self.prepare = classifier.pixels
+        self.calibration = classifier.calibration
         self._classifier = classifier
         self._source_box = build_eval_transform(classifier.config).source_box
         black = np.zeros([1, data.IMAGE_SIZE, data.IMAGE_SIZE, data.IMAGE_CHANNELS], "uint8")
-        probabilities, _ = self.classify(black, [0] * self.explains)
-        if not np.isfinite(probabilities).all():
+        logits, _ = self.classify(black, [0] * self.explains)
+        if not np.isfinite(logits).all():
             raise UserError(f"{self.name} gives logits that are not finite: it is not served")
 
     def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """Probabilities [N, classes] of images [N, H, W, C]; of those in `explain`, heat maps of the top-1 class."""
+        """Logits [N, classes] of images [N, H, W, C]; of those in `explain`, heat maps of the top-1 class."""
         images = self._classifier.normalize(pixels)
-        probabilities = softmax(self._classifier.forward(images))
+        logits = self._classifier.forward(images)
         chosen = list(explain)
         if not chosen or not self.explains or self._classifier.model is None:
-            return probabilities, {}
+            return logits, {}
         some = paddle.stack([images[i] for i in chosen])
-        heats = class_activation(self._classifier.model, some, probabilities[chosen].argmax(axis=1).tolist())
-        return probabilities, dict(zip(chosen, heats))
+        heats = class_activation(self._classifier.model, some, logits[chosen].argmax(axis=1).tolist())
+        return logits, dict(zip(chosen, heats))
 
     def overlay(self, data: bytes, heat: np.ndarray) -> bytes:
         """The map over the image, as a PNG file."""

@@ -10,7 +10,7 @@ from PIL import Image
 from paddlevit.attention_maps import class_attention, feature_maps, heat_map, methods, overlay
 from paddlevit.attention_maps.heat import OF_A_CLASS
 from paddlevit.attention_maps.picture import Captioned, fitted, tiles
-from paddlevit.classifier import Classifier, softmax
+from paddlevit.classifier import Classifier
 from paddlevit.data.transforms import build_eval_transform
 
 _SIDE, _SMALL = 240, 96  # longer side of the pictures of a sheet, in pixels
@@ -26,7 +26,7 @@ class View:
         self.image = classifier.opened(path)
         self.box = build_eval_transform(classifier.config).source_box(self.image.size)
         self.images = classifier.normalize(classifier.pixels(self.image)[None])
-        self.probabilities = softmax(classifier.forward(self.images))[0]
+        self.probabilities = classifier.calibration.probabilities(classifier.forward(self.images))[0]
 
     def over(self, heat: np.ndarray, side: int | None = None) -> Image.Image:
         """The image with `heat` [h, w] over it, at its own size or with its longer side at `side`."""

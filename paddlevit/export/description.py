@@ -11,6 +11,7 @@ from typing import Any
 from paddle import nn
 from yacs.config import CfgNode
 
+from paddlevit.calibration import Calibration
 from paddlevit.errors import MissingFileError, UserError
 
 DESCRIPTION_FILE = "export.json"
@@ -74,6 +75,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION_FILE
     try:
         description = {"precision": {}, "measured": {}, **json.loads(path.read_text(encoding="utf-8"))}
+        Calibration.of(description.get("calibration"))
         files, names, num_classes = (description[key] for key in ("files", "class_names", "num_classes"))
         complete = set(_PREPROCESSING) <= set(description["preprocessing"]) and isinstance(num_classes, int)
         complete &= isinstance(files, list) and bool(files)

@@ -48,6 +48,8 @@ class Answer(BaseModel):
     """The top-k classes, and the heat map over the image as a data: URL."""
 
     classes: list[Found]
+    known: bool = Field(default=True, description="false: none of the classes; absent where that cannot be told")
+    energy: float = Field(default=0.0, description="above a threshold the image is not known; absent with `known`")
     overlay: str = Field(default="", description="absent where it was not asked for")
 
 
@@ -143,12 +145,12 @@ class _Service:
     async def _answer(self, data: bytes, top_k: int, overlay: bool) -> dict[str, Any]:
         pixels = await self._in_thread(self._prepare, data)
         outcome = await self.batcher.classify(pixels, explain=overlay)
-        if not np.isfinite(outcome.probabilities).all():
+        if not np.isfinite(outcome.logits).all():
             raise HTTPException(422, "the model's logits for this image are not finite")
-        best = np.argsort(-outcome.probabilities, kind="stable")[:top_k].tolist()
-        probabilities = outcome.probabilities.astype(float).round(6).tolist()
+        best, calibration = np.argsort(-outcome.logits, kind="stable")[:top_k].tolist(), self.model.calibration
+        probabilities = calibration.probabilities(outcome.logits).astype(float).round(6).tolist()
         classes = [{"class": i, "name": self.names[i], "probability": probabilities[i]} for i in best]
-        answer: dict[str, Any] = {"classes": classes}
+        answer: dict[str, Any] = {"classes": classes, **calibration.verdict(outcome.logits)}
         if overlay:
             picture = await self._in_thread(self.model.overlay, data, outcome.heat)
             answer["overlay"] = f"data:image/png;base64,{base64.b64encode(picture).decode()}"

@@ -9,6 +9,7 @@ from typing import Callable, NamedTuple, Protocol
 
 import numpy as np
 
+from paddlevit.calibration import Calibration
 from paddlevit.serve.uploads import Limits
 
 
@@ -19,12 +20,13 @@ class Model(Protocol):
     precision: str
     num_classes: int
     explains: bool  # whether `classify` can make heat maps
+    calibration: Calibration  # of its logits
 
     def prepare(self, data: bytes) -> np.ndarray:
         """Pixels uint8 [H, W, C] of an image file; all have the same shape. Raises UserError for a damaged file."""
 
     def classify(self, pixels: np.ndarray, explain: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """Probabilities [N, num_classes] of images [N, H, W, C]; for those numbered in `explain`, a heat map [h, w] of
+        """Logits [N, num_classes] of images [N, H, W, C]; for those numbered in `explain`, a heat map [h, w] of
         the top-1 class, 0 to 1.
         """
 
@@ -33,9 +35,9 @@ class Model(Protocol):
 
 
 class Outcome(NamedTuple):
-    """Probabilities [classes], and the heat map [h, w] of the top-1 class, if that was asked for."""
+    """Logits [classes], and the heat map [h, w] of the top-1 class, if that was asked for."""
 
-    probabilities: np.ndarray
+    logits: np.ndarray
     heat: np.ndarray | None
 
 
@@ -97,5 +99,5 @@ class Batcher:
             return []
         self._observe(len(jobs))
         explain = [i for i, job in enumerate(jobs) if job.explain]
-        probabilities, heats = self._model.classify(np.stack([job.pixels for job in jobs]), explain)
-        return [Outcome(row, heats.get(i)) for i, row in enumerate(probabilities)]
+        logits, heats = self._model.classify(np.stack([job.pixels for job in jobs]), explain)
+        return [Outcome(row, heats.get(i)) for i, row in enumerate(logits)]

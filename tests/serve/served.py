@@ -17,6 +17,7 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
+from paddlevit.calibration import Calibration
 from paddlevit.errors import UserError
 from paddlevit.serve import Connection
 
@@ -25,12 +26,13 @@ NAMES = ["red", "green", "blue"]
 
 
 class ColourModel:
-    """The share of each colour, sharpened; what is explained is where that colour is."""
+    """The logits are the mean of each colour; what is explained is where that colour is."""
 
     name = "colours"
     precision = "f32"
     num_classes = 3
     explains = True
+    calibration = Calibration()
 
     def __init__(self) -> None:
         self.batches = []
@@ -52,9 +54,8 @@ class ColourModel:
         assert self.free.wait(20)
         if self.error is not None:
             raise self.error
-        share = np.exp(pixels.mean(axis=(1, 2)) / 50)
-        share /= share.sum(axis=1, keepdims=True)
-        return share, {i: pixels[i, :, :, share[i].argmax()] / 255 for i in explain}
+        logits = pixels.mean(axis=(1, 2)) / 50
+        return logits, {i: pixels[i, :, :, logits[i].argmax()] / 255 for i in explain}
 
     def overlay(self, data: bytes, heat: np.ndarray) -> bytes:
         file = io.BytesIO()

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import logsumexp, softmax
 from served import NAMES, ColourModel, Server, form, picture, until
 
+from paddlevit.calibration import Calibration
 from paddlevit.serve import Limits, create_app
 
 RED, GREEN = (220, 40, 40), (40, 220, 40)
@@ -46,12 +48,23 @@ def test_likely_classes(server, model, kind, as_form):
     body, content_type = form(file) if as_form else (file, "application/x-www-form-urlencoded")
     reply = server.predict(body, content_type=content_type)
     assert reply.status == 200 and list(reply.content) == ["classes"]
-    expected = model.classify(model.prepare(file)[None], [])[0][0]
+    expected = softmax(model.classify(model.prepare(file)[None], [])[0][0])
     told = {c["class"]: c["probability"] for c in reply.content["classes"]}
     assert [told[i] for i in range(3)] == pytest.approx(expected.tolist(), abs=1e-6)
     assert [(c["class"], c["name"]) for c in reply.content["classes"]][0] == (1, "green")
     probabilities = [c["probability"] for c in reply.content["classes"]]
     assert probabilities == sorted(probabilities, reverse=True)
+
+
+@pytest.mark.parametrize(("max_energy", "known"), [(-6.0, False), (-4.0, True)])
+def test_calibrated_answers(model, max_energy, known):
+    model.calibration = Calibration(temperature=2.0, max_energy=max_energy, num_images=9)
+    (logits,), _ = model.classify(model.prepare(picture(GREEN))[None], [])
+    with serve(model) as server:
+        answer = server.predict(picture(GREEN)).content
+    assert list(answer) == ["classes", "known", "energy"] and answer["known"] is known
+    assert answer["energy"] == pytest.approx(-logsumexp(logits), abs=1e-5)
+    assert answer["classes"][0]["probability"] == pytest.approx(softmax(logits / 2).max(), abs=1e-5)
 
 
 def test_top_k_and_overlay(server, model):

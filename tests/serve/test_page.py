@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from served import NAMES, ColourModel, Server, picture
 
+from paddlevit.calibration import Calibration
 from paddlevit.serve import Limits, create_app
 
 # What a drop or a paste is, with the bytes of a file; the page sees no difference to a real one.
@@ -57,6 +58,12 @@ def answered(page):
 def deliver(page, name, data, event):
     page.value(DELIVER % (json.dumps(list(data)), json.dumps(name), event))
     answered(page)
+
+
+def test_an_image_of_none_of_the_classes(page, model, monkeypatch):
+    monkeypatch.setattr(model, "calibration", Calibration(max_energy=-9.0, num_images=9))
+    deliver(page, "grey.png", picture((99, 90, 90)), DROP)
+    assert text(page, "status").startswith("None of these classes; the closest: red – ")
 
 
 def test_chosen_image(page, server, tmp_path):

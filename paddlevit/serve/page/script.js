@@ -81,7 +81,8 @@ async function draw(file, found) {
     at("where").textContent = `Bright: what speaks for “${best.name}”. Dark margins: not seen.`;
   }
   at("classes").replaceChildren(...found.classes.map(row));
-  at("status").replaceChildren(part("b", "", best.name), ` – ${percent(best.probability)}`);
+  const unknown = found.known === false ? "None of these classes; the closest: " : "";
+  at("status").replaceChildren(unknown, part("b", "", best.name), ` – ${percent(best.probability)}`);
   at("drop").classList.add("small");
   at("result").hidden = false;
 }
