@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
     parser = Parser(
         description="Show what a model looks at.",
-        usage="%(prog)s -pretrained FILE -image FILE -output PNG [flags]",
+        usage="%(prog)s -pretrained FILE -image FILE [flags]",
         examples=(
             "-pretrained output/flowers/best.pdparams -image photo.jpg -output heat.png",
             "-pretrained output/flowers/best.pdparams -image photo.jpg -output all.png -method all",
@@ -82,13 +82,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add_flags(parser)
     flag = parser.flag
     flag("image", required=True, metavar="FILE", help="the image")
-    flag("output", required=True, metavar="PNG", help="the picture to write")
+    flag("output", metavar="PNG", help="the picture to write (default: the image's name with -heat.png)")
     flag("method", help=f"{', '.join(_SHOWS)} (default: grad-rollout for PiT, grad-cam for the others)")
     flag("class", dest="of", metavar="CLASS", help="grad-...: name or number of the class (default: the likeliest)")
     flag("stage", type=int, metavar="N", help="grad-cam, attention: the stage, or HVT's block (default: the last)")
     args = parser.parse_args(argv)
     if args.method not in (None, *_SHOWS):
         raise UserError(f"-method {args.method}, allowed: {', '.join(_SHOWS)}")
+    args.output = args.output or f"{Path(args.image).stem}-heat.png"
     if Path(args.image).is_dir():
         raise UserError(f"-image {args.image} is a folder: name one image")
     if args.stage is not None and args.method not in (None, "grad-cam", "attention"):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from paddlevit import build_model
-from paddlevit.commands.visualize_attention import main
+from paddlevit.commands.visualize_attention import main, parse_args
 from paddlevit.config import get_config
 
 
@@ -63,6 +63,11 @@ def test_classes_have_names(files, capsys):
     assert (files / "a.png").read_bytes() == (files / "b.png").read_bytes()
     assert run(files, *labels, "-class", "7", "-stage", "1", output="b.png") == 0
     assert (files / "a.png").read_bytes() != (files / "b.png").read_bytes()
+
+
+def test_a_picture_without_a_name_has_that_of_its_image():
+    args = parse_args(["-pretrained", "w.pdparams", "-image", "pets/Tom the cat.jpg"])
+    assert args.output == "Tom the cat-heat.png"
 
 
 def test_a_sheet_shows_every_method_and_stage(files):
