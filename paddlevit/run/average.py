@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
-import numpy as np
 from paddle import nn
 from yacs.config import CfgNode
 
@@ -34,6 +33,7 @@ class Scored(NamedTuple):
     files: tuple[str, ...]
     metrics: dict[str, float]
     rank: tuple[float, float]  # by TRAIN.BEST_BY, then by the loss
+    fingerprint: str  # of the weights
 
 
 def average(
@@ -49,63 +49,53 @@ def average(
     files = [file for word in where for file in _files(word)]
     if output.resolve() in [Path(file).resolve() for file in files]:
         raise UserError(f"-output {output} is one of the weights to average: name another file")
-    judge = _Judge(config, files, on_score)
-    best, *others = judge.ranked(files)
-    model = judge.model
-    load_weights(model, best.files[0])
-    total, kept = _arrays(model, "float64"), _arrays(model)
+    mixture = _Mixture(config, files)
+    parts: dict[str, Scored] = {}
+    for file in files:
+        part = mixture.score(file)
+        parts.setdefault(part.fingerprint, part)  # a run's best is one of its checkpoints
+        on_score(part)
+    if len(parts) < 2:
+        raise UserError(f"an average needs weights that differ, but those of {', '.join(files)} are the same")
+    best, *others = sorted(parts.values(), key=lambda part: part.rank, reverse=True)
+    checkpoint.write_weights(output, mixture.filled(best.files).state_dict())
     for added in [[part] for part in others] if greedy else [others]:
-        names, tried = best.files, total
-        for part in added:
-            load_weights(model, part.files[0])
-            names, tried = names + part.files, {name: tried[name] + array for name, array in _arrays(model).items()}
-        _fill(model, {name: array / len(names) for name, array in tried.items()})
-        judge.estimate()
-        found = judge.score(names)
-        if found.rank >= best.rank:
-            best, total, kept = found, tried, _arrays(model)
-    _fill(model, kept)
-    checkpoint.write_weights(output, model.state_dict())
+        tried = mixture.score(*best.files, *(part.files[0] for part in added))
+        on_score(tried)
+        if tried.rank >= best.rank:
+            best = tried
+            checkpoint.write_weights(output, mixture.model.state_dict())
     return best
 
 
-class _Judge:
-    """A model to fill, and its metrics on the validation images."""
+class _Mixture:
+    """A model to fill with the average of files, and to score on the validation images."""
 
-    def __init__(self, config: CfgNode, files: Iterable[str], on_score: Callable[[Scored], None]) -> None:
+    def __init__(self, config: CfgNode, files: Iterable[str]) -> None:
         config, classes = with_classes(config, "val", _common_classes(files))
-        self.model = build_model(config)
+        self._config, self.model = config, build_model(config)
         freeze(self.model, config.TRAIN.FREEZE or ())  # the statistics of these layers stay
         self._loader = build_eval_loader(config, classes=classes)
         self._training = build_train_loader(config, classes=classes) if changing_norms(self.model) else None
-        self._config, self._on_score = config, on_score
 
-    def score(self, files: tuple[str, ...]) -> Scored:
-        """What the model, which has the weights of `files`, is worth."""
-        batches = progress(self._loader, len(self._loader), "validation")
-        metrics = evaluate(self.model, batches, autocast=autocast(self._config))
-        found = Scored(files, metrics, rank(metrics, self._config.TRAIN.BEST_BY))
-        self._on_score(found)
-        return found
-
-    def ranked(self, files: Iterable[str]) -> list[Scored]:
-        """Two files or more whose weights differ, the best first."""
-        parts: dict[str, Scored] = {}
+    def filled(self, files: Sequence[str]) -> nn.Layer:
+        """The model with the average of `files`."""
+        total: dict[str, Any] = {}
         for file in files:
             load_weights(self.model, file)
-            known = checkpoint.fingerprint(self.model.state_dict())
-            if known in parts:  # a run's best is one of its checkpoints
-                self._on_score(parts[known]._replace(files=(file,)))
-            else:
-                parts[known] = self.score((file,))
-        if len(parts) < 2:
-            raise UserError(f"an average needs weights that differ, but those of {', '.join(files)} are the same")
-        return sorted(parts.values(), key=lambda part: part.rank, reverse=True)
-
-    def estimate(self) -> None:
-        """Estimate the running statistics of the model again."""
-        if self._training:
+            for name, value in self.model.state_dict().items():
+                total[name] = total.get(name, 0) + value.numpy().astype("float64")
+        for name, value in self.model.state_dict().items():
+            value.set_value((total[name] / len(files)).astype(value.numpy().dtype))
+        if self._training and len(files) > 1:
             estimate(self.model, itertools.islice(self._training.epoch(0), _BATCHES))
+        return self.model
+
+    def score(self, *files: str) -> Scored:
+        model, batches = self.filled(files), progress(self._loader, len(self._loader), "validation")
+        metrics = evaluate(model, batches, autocast=autocast(self._config))
+        by_what = rank(metrics, self._config.TRAIN.BEST_BY)
+        return Scored(files, metrics, by_what, checkpoint.fingerprint(model.state_dict()))
 
 
 def _files(where: str) -> list[str]:
@@ -120,13 +110,3 @@ def _common_classes(files: Iterable[str]) -> Classes | None:
     for other in known[1:]:
         refuse_difference(other._replace(advice="\nonly weights of the same classes can be averaged"), known[0])
     return known[0] if known else None
-
-
-def _arrays(model: nn.Layer, dtype: str | None = None) -> dict[str, np.ndarray]:
-    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-    return {name: array.astype(dtype or array.dtype) for name, array in arrays.items()}
-
-
-def _fill(model: nn.Layer, arrays: dict[str, np.ndarray]) -> None:
-    for name, value in model.state_dict().items():
-        value.set_value(arrays[name].astype(value.numpy().dtype))
