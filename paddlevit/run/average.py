@@ -74,6 +74,8 @@ class _Mixture:
     def __init__(self, config: CfgNode, files: Iterable[str]) -> None:
         config, classes = with_classes(config, "val", _common_classes(files))
         self._config, self.model = config, build_model(config)
+        for file in files:  # or one that does not fit is met when others have been scored
+            load_weights(self.model, file)
         freeze(self.model, config.TRAIN.FREEZE or ())  # the statistics of these layers stay
         self._loader = build_eval_loader(config, classes=classes)
         self._training = build_train_loader(config, classes=classes) if changing_norms(self.model) else None
