@@ -260,7 +260,8 @@ def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval
     found = train_loader.source.num_classes
     if found != classes:
         logger.warning(f"MODEL.NUM_CLASSES is {classes}, the data has {found} classes")
-    _log_optimizer(config, trainer)
+    if config.TRAIN.PROBE != "only":
+        _log_optimizer(config, trainer)
 
 
 def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:

@@ -223,6 +223,7 @@ def test_a_probe_fits_the_heads_and_leaves_the_body(photographs, tmp_path, cfg):
         "colours are easy"
     )
     assert "64 features of the frozen body (linear probe)" in log(tmp_path / "run")
+    assert "learning rate" not in log(tmp_path / "run"), "nothing is trained"
     assert (tmp_path / "run" / "report.html").is_file()
 
 
