@@ -240,8 +240,9 @@ def load_pretrained(config: CfgNode, model: nn.Layer) -> None:
     logger.info("weights: %s", report)
     of_their_run = folder_of(config.MODEL.PRETRAINED) / "config.yaml"
     if of_their_run.is_file():
+        tell = logger.info if reinit else logger.warning  # fine-tuning may well see images otherwise
         for line in changes(of_their_run, config, OF_IMAGES):
-            logger.warning("in the run of these weights %s", line)
+            tell("in the run of these weights %s", line)
 
 
 def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval_loader: EvalLoader) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -188,10 +189,12 @@ def test_a_teacher_names_the_same_classes(weights, tmp_path, capfd):
     assert "same 3 classes" not in capfd.readouterr().err
 
 
-def test_settings_of_images_that_differ_from_the_weights_run_are_told(weights, tmp_path):
+@pytest.mark.parametrize(("flag", "level"), [("-eval", "WARNING"), ("-reinit_head", "INFO")])
+def test_settings_of_images_that_differ_from_the_weights_run_are_told(weights, tmp_path, flag, level):
     folder = data(tmp_path / "data", NAMES)
-    assert go(folder, tmp_path / "out", "-eval", "-pretrained", weights, "-opts", "DATA.CROP_PCT", 0.5) == 0
-    assert "in the run of these weights DATA.CROP_PCT was 1.0, now 0.5" in (tmp_path / "out" / "log.txt").read_text()
+    assert go(folder, tmp_path / "out", flag, "-pretrained", weights, "-opts", "DATA.CROP_PCT", 0.5) == 0
+    told = re.findall(r"(\S+) +in the run of these weights (.*)", (tmp_path / "out" / "log.txt").read_text())
+    assert told == [(level, "DATA.CROP_PCT was 1.0, now 0.5")]
 
 
 def test_classes_of_a_hugging_face_folder(tmp_path):
