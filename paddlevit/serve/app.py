@@ -27,6 +27,7 @@ from paddlevit.serve.uploads import Admission, Limits, busy, check_image, read_u
 T = TypeVar("T")
 
 DEFAULTS = Limits()
+_MOST_NAMES = 20  # of classes, that the page lists
 _MOST_DECODERS = 4  # threads, and images of Limits.max_pixels in memory at a time
 _PAGE = Path(__file__).parent / "page"
 # What a browser may load for the page: its own files, and images that its script has made.
@@ -173,6 +174,7 @@ class _Service:
             "model": self.model.name,
             "precision": self.model.precision,
             "classes": self.model.num_classes,
+            "names": self.names[:_MOST_NAMES],
             "overlay": self.model.explains,
             "max_bytes": self.limits.max_bytes,
             "max_pixels": self.limits.max_pixels,

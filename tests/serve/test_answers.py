@@ -96,6 +96,7 @@ def test_model_that_explains_nothing(model):
 def test_health(server):
     health = server.call("GET", "/health").content
     assert (health["status"], health["model"], health["precision"], health["classes"]) == ("ok", "colours", "f32", 3)
+    assert health["names"] == ["red", "green", "blue"]
     assert health["max_bytes"] == 10 * 2**20 and health["overlay"] is True
 
 

@@ -67,7 +67,7 @@ def test_an_image_of_none_of_the_classes(page, model, monkeypatch):
 
 
 def test_chosen_image(page, server, tmp_path):
-    assert text(page, "about") == "colours: 3 classes"
+    assert text(page, "about") == "colours: 3 classes: red, green, blue"
     assert "up to 1 MiB" in text(page, "limits") and f"{server.url}/predict" in text(page, "command")
     assert not visible(page, "result") and not visible(page, "error")
     file = tmp_path / "sunset <b>.jpg"

@@ -5,7 +5,8 @@ let latest = 0;
 
 const about = fetch("health").then(response => response.json()).then(health => {
   server = health;
-  at("about").textContent = `${health.model}: ${health.classes} classes`;
+  const more = health.names.length < health.classes ? ", …" : "";
+  at("about").textContent = `${health.model}: ${health.classes} classes: ${health.names.join(", ")}${more}`;
   at("limits").textContent = `(an image file, up to ${mebibytes(health.max_bytes)})`;
 }).catch(() => {});
 
