@@ -58,18 +58,20 @@ def energy(logits: np.ndarray) -> np.ndarray:
 def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     """Temperature, and the energy that 95 % do not exceed, of images with logits [N, K]; those not finite are left out.
 
-    The model was not trained on them, or it would look surer than it may be.
+    The model was not trained on them, or it would look surer than it may be. The temperature stays 1 where the fitted
+    one makes the calibration error larger: a few images that are surely wrong can decide the loss alone.
     """
     finite = np.isfinite(logits).all(axis=1)
     logits, labels = logits[finite], labels[finite]
     if not len(labels):
         return Calibration()
     right = logits.argmax(axis=1) == labels
-    found = Calibration(fit_temperature(logits, labels))
-    before, after = (reliability(each.probabilities(logits).max(axis=1), right)[0] for each in (Calibration(), found))
+    fitted = Calibration(fit_temperature(logits, labels))
+    before, after = (reliability(each.probabilities(logits).max(axis=1), right)[0] for each in (Calibration(), fitted))
+    temperature = fitted.temperature if after < before else 1.0
     last = math.ceil(_ACCEPTED * len(labels)) - 1
     between = np.sort(energy(logits))[last : last + 2]  # two images, of neither of which rounding may decide
-    return Calibration(found.temperature, float(between.mean()), before, after, len(labels))
+    return Calibration(temperature, float(between.mean()), before, min(before, after), len(labels))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -82,6 +82,16 @@ def test_95_percent_of_the_images_are_known(images, accepted):
     assert images < 360 or found.ece_after < found.ece_before / 3
 
 
+def test_a_temperature_that_makes_it_worse_is_not_taken():
+    labels = np.zeros(100, int)
+    logits = np.tile(np.float32([1.5, 0, 0]), (100, 1))  # right, at 69 %
+    logits[:5] = [0, 20, 0]
+    found = calibrate(logits, labels)
+    assert fit_temperature(logits, labels) > 1.5 and found.temperature == 1.0
+    error = 95 * (1 - special.softmax([1.5, 0, 0])[0]) + 5
+    assert found.ece_before == found.ece_after == pytest.approx(error, abs=1e-3)
+
+
 def test_without_images_nothing_is_calibrated():
     logits = np.array([[1.0, np.nan], [3.0, np.inf]], "float32")
     assert calibrate(logits, np.array([0, 1])) is not None and not calibrate(logits, np.array([0, 1])).num_images
