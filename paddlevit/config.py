@@ -263,7 +263,8 @@ def _load(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or f"not a yaml file ({getattr(error, 'reason', error)})"
-        raise ConfigError(f"{path}{f':{mark.line + 1}' if mark else ''}: {problem}") from None
+        line = mark.line if mark else data.count(b"\n", 0, getattr(error, "position", 0))
+        raise ConfigError(f"{path}:{line + 1}: {problem}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys")
     return content

@@ -165,7 +165,7 @@ def test_missing_file_and_near_variant(tmp_path):
         ("{", "bad.yaml:1: expected"),
         ("- 1", "bad.yaml holds no keys"),
         ("", "bad.yaml holds no keys"),
-        ("\x00", "bad.yaml: not a yaml file (special characters are not allowed)"),
+        ("\x00", "bad.yaml:1: not a yaml file (special characters are not allowed)"),
         ("[" * 2000, "bad.yaml is nested too deeply"),
         (
             "SEED: 1\nTRAIN:\n  NUM_EPOCHS: 2\nTRAIN:\n  BASE_LR: 1\n",

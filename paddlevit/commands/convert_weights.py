@@ -61,6 +61,6 @@ def main(argv: list[str]) -> int:
         write_file(output, lambda part: WRITERS[output.suffix](part, state))
         again = load_weights(model, output, source=args.layout)
         difference = (model(images) - logits).abs().max().item()
-    said = f"written to {output}, layout {args.layout}; read again, its logits differ by {difference:g} at most"
-    print("\n".join([said, *again.notes]))
+    compared = f"differ by {difference:g} at most" if np.isfinite(difference) else "are not finite, as before it"
+    print("\n".join([f"written to {output}, layout {args.layout}; read again, its logits {compared}", *again.notes]))
     return 0

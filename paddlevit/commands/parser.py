@@ -112,7 +112,7 @@ class Parser(argparse.ArgumentParser):
         name = name.lower()
         candidates = {**dict(zip(self._flags, self._flags)), **self._synonyms, **self._meant}
         flags = {other: f"-opts {ours} VALUE" if ours.isupper() else f"-{ours}" for other, ours in candidates.items()}
-        keys = _keys() if "opts" in self._flags else {}
+        keys = _keys(self._flags) if "opts" in self._flags else {}
         near = difflib.get_close_matches(name, flags, n=1, cutoff=0.85)
         near = near or sorted((key for key in keys if set(name.split("_")) <= set(key.split("_"))), key=len)
         near = near or difflib.get_close_matches(name, flags, n=1, cutoff=0.7)
@@ -125,12 +125,14 @@ def _at_home(word: str) -> str:
     return os.path.expanduser(word) if word.startswith("~/") else word
 
 
-def _keys() -> dict[str, str]:
-    """By the lower-case name of a configuration key, alone and with its section: the flag or option that sets it."""
+def _keys(known: Sequence[str]) -> dict[str, str]:
+    """By the lower-case name of a configuration key, alone and with its section: the flag, of those that are `known`,
+    or the option that sets it.
+    """
     from paddlevit.config import flat, get_config
     from paddlevit.schema import FLAGS
 
-    flags = {key: f"-{flag}" for flag, key in FLAGS.items()}
+    flags = {key: f"-{flag}" for flag, key in FLAGS.items() if flag in known}
     found = {}
     for key, _ in flat(get_config()):
         said = flags.get(key, f"-opts {key} VALUE")

@@ -12,13 +12,14 @@ from paddlevit.attention_maps.heat import OF_A_CLASS
 from paddlevit.attention_maps.picture import Captioned, fitted, tiles
 from paddlevit.classifier import Classifier
 from paddlevit.data.transforms import build_eval_transform
+from paddlevit.errors import UserError
 
 _SIDE, _SMALL = 240, 96  # longer side of the pictures of a sheet, in pixels
 _CHANNELS = 8
 
 
 class View:
-    """A network and the image that it looks at."""
+    """A network and the image that it looks at. Raises UserError where its logits are not finite."""
 
     def __init__(self, classifier: Classifier, path: str) -> None:
         assert classifier.model is not None
@@ -27,6 +28,8 @@ class View:
         self.box = build_eval_transform(classifier.config).source_box(self.image.size)
         self.images = classifier.normalize(classifier.pixels(self.image)[None])
         self.probabilities = classifier.calibration.probabilities(classifier.forward(self.images))[0]
+        if not np.isfinite(self.probabilities).all():
+            raise UserError(f"{path}: {classifier.name} gives logits that are not finite")
 
     def over(self, heat: np.ndarray, side: int | None = None) -> Image.Image:
         """The image with `heat` [h, w] over it, at its own size or with its longer side at `side`."""

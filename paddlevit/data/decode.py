@@ -18,6 +18,7 @@ KNOWN = "JPEG, PNG, WebP, BMP, TIFF, GIF and PPM files"
 _THUMBNAIL_SIDE = 160
 _TINY_SIDE = 64  # up to which a thumbnail loses nothing
 
+_PHOTOMETRIC = 0x0106  # a TIFF tag: whether 0 is black or white
 _ORIENTATION = 0x0112  # an EXIF tag: how the camera was held
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -108,12 +109,14 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Whole numbers and floats, of 16 and 32 bits, as 8-bit grey; Pillow would cut off everything above 255.
 
-    16-bit values are divided by 257, so that 65,535 is white. Of other numbers 0 is black, and white is 1 for floats up
-    to 1, 255 up to 255, and 65,535 up to that; what lies outside is stretched from its smallest to its largest.
+    16-bit values are divided by 257, so that 65,535 is white, or black in a TIFF file that says so. Of other numbers 0
+    is black, and white is 1 for floats up to 1, 255 up to 255, and 65,535 up to that; what lies outside is stretched
+    from its smallest to its largest.
     """
     values = np.asarray(image)
-    if values.dtype.kind == "u" or image.format in ("PNG", "PPM"):  # 16 bits, in Pillow's mode for 32
-        return Image.fromarray(_rounded(values, 0.0, 65535.0))
+    if values.dtype.kind == "u" or (values.dtype.kind == "i" and image.format in ("PNG", "PPM")):  # in a mode for 32
+        white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0  # Pillow heeds it up to 8 bits
+        return Image.fromarray(_rounded(values, *((65535.0, 0.0) if white_is_zero else (0.0, 65535.0))))
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)

@@ -190,7 +190,7 @@ class Index:
 
 def folder_name(folder: bytes) -> str:
     """How the name of a folder is shown, without those above it."""
-    return plain_name(os.fsdecode(folder.rpartition(b"/")[2]))
+    return plain_name(os.fsdecode(folder.rstrip(b"/").rpartition(b"/")[2]))
 
 
 def index_of(paths: Sequence[bytes], labels: Sequence[int]) -> Index:
@@ -224,6 +224,7 @@ def _read_list(file: Path, _: tuple[int, int] | None) -> Index:
     text = read_text(file)
     starts, lengths, labels, end = array("q"), array("i"), array("i"), 0
     places: dict[tuple[int, bytes], None] = {}
+    windows = b"\\" in text
     for line in io.BytesIO(text):
         end += len(line)
         line = line.lstrip()
@@ -236,7 +237,8 @@ def _read_list(file: Path, _: tuple[int, int] | None) -> Index:
         starts.append(end - len(line))
         lengths.append(len(words[0]))
         labels.append(label)
-        places[label, words[0].rpartition(b"/")[0]] = None
+        path = words[0].replace(b"\\", b"/") if windows else words[0]
+        places[label, path.rpartition(b"/")[0]] = None
     if not places:
         raise UserError(f"{file} lists no images: a line holds a path, white space and a label")
     numbers = (np.frombuffer(starts, np.int64), np.frombuffer(lengths, np.int32), np.frombuffer(labels, np.int32))

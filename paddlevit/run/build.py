@@ -217,7 +217,10 @@ def with_classes(config: CfgNode, split: str, classes: Classes | None) -> tuple[
     known = len(classes.names) if classes else 0
     num_classes = known if known and config.EVAL else open_source(config, split).num_classes
     config = with_values(config, {"MODEL.NUM_CLASSES": num_classes, "DATA.INFER_NUM_CLASSES": False})
-    return config, classes if num_classes == known else None
+    if classes and num_classes != known:
+        logger.warning("%s names %d classes, the data has %d", classes.where, known, num_classes)
+        return config, None
+    return config, classes
 
 
 def check_teacher(config: CfgNode, classes: Sequence[str]) -> None:

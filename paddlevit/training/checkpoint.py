@@ -195,6 +195,8 @@ def _damage(path: Path) -> str:
         return f"{path} cannot be read ({error})"
     if broken:
         return f"{path} is damaged (its part {broken})"
+    if path.with_suffix(".pdparams") not in sums:
+        return f"{path} is another checkpoint's, renamed"
     for weights, expected in sums.items():
         if not weights.is_file():
             return f"{weights}, which belongs to {path.name}, is missing"

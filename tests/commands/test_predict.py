@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paddlevit.commands import convert_weights, visualize_attention
 from paddlevit.commands.predict import main
 from paddlevit.commands.train import main as train
 
@@ -287,6 +288,12 @@ def test_logits_that_are_not_finite_are_an_error_of_the_image(data, run, capsys,
     told = predict(capsys, data / "val" / "red", *argv, code=2)
     assert told.out == "" and told.err.count("gives logits that are not finite") == 15
     assert f"error: {data}/val/red/0.png: pit_digits gives" in told.err
+    flags = ["-cfg", str(run / "config.yaml"), "-pretrained", str(tmp_path / "inf.pdparams")]
+    picture = ["-image", str(data / "val/red/0.png"), "-output", str(tmp_path / "heat.png")]
+    assert visualize_attention.main([*flags, *picture]) == 2 and not (tmp_path / "heat.png").exists()
+    converted = ["-cfg", flags[1], "-input", flags[3], "-output", str(tmp_path / "converted.pdparams")]
+    assert convert_weights.main(converted) == 0
+    assert "read again, its logits are not finite, as before it" in capsys.readouterr().out
 
 
 def test_whoever_reads_may_stop(data, run):

@@ -116,6 +116,8 @@ LEVELS = np.arange(65536).reshape(256, 256)
         (encoded(Image.fromarray(np.where(LEVELS, LEVELS / 65535, np.nan).astype(np.float32)), "TIFF"), LEVELS / 257),
         (encoded(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF"), np.zeros((9, 9))),
         (encoded(Image.fromarray(np.full((9, 9), -3.5, np.float32)), "TIFF"), np.zeros((9, 9))),
+        (encoded(Image.fromarray(LEVELS.astype(np.uint16)), "TIFF", tiffinfo={0x0106: 0}), 255 - LEVELS / 257),
+        (b"Pf 256 256 -1.0\n" + (LEVELS[::-1] / 65535).astype("<f4").tobytes(), LEVELS / 257),
     ],
 )
 def test_deep_grey_keeps_its_levels(data, expected):

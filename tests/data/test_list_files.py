@@ -105,6 +105,11 @@ def test_folders_name_the_labels_where_they_can(rows):
     assert names == ([name.pop() for name in own] if unique else None)
 
 
+@pytest.mark.parametrize("rows", [["img\\a\\1.jpg 0", "img\\b\\2.jpg 1"], ["img//a//1.jpg 0", "./b//2.jpg 1"]])
+def test_other_ways_to_write_a_folder(rows):
+    assert names_of(rows) == ["a", "b"]
+
+
 @pytest.mark.parametrize("folders", [["ab", "ba"], ["a", "b"], ["ab", "abc"], ["abc", "ab"]])
 def test_a_label_with_two_folders_has_no_name(folders):
     assert names_of([f"train/{folder}/1.jpg 0" for folder in folders]) is None

@@ -117,6 +117,10 @@ def test_a_run_that_starts_from_weights_or_resumes_keeps_their_order(weights, tm
     again = ["-resume", "auto", "-opts", "TRAIN.NUM_EPOCHS", 2]
     assert go(folder, tmp_path / "out", *again) == 0
     assert (tmp_path / "out" / "class_names.txt").read_text().split() == NAMES
+    (tmp_path / "out" / "class_names.txt").write_text("leaf\n")
+    assert go(folder, tmp_path / "out", *again) == 0
+    assert f"{tmp_path}/out/class_names.txt names 1 classes, the data has 3" in capfd.readouterr().out
+    (tmp_path / "out" / "class_names.txt").write_text("\n".join(NAMES))
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.suffix != ".txt"}
     for names, told in ((NAMES[1:], "has 3"), ([*NAMES[1:], "zebra"], "is 'zebra', which")):
         other = data(tmp_path / names[-1], names)

@@ -84,12 +84,15 @@ def test_metrics_are_kept_as_far_as_they_are_sound(pictures, run, tmp_path, capf
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
-def test_folders_in_the_place_of_files(run, tmp_path, capsys, name):
+def test_folders_in_the_place_of_files(pictures, run, tmp_path, capsys, name):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / name).unlink()
     (tmp_path / "run" / name).mkdir()
     assert compare_runs.main([str(tmp_path / "run")]) == 2
     assert f"error: {tmp_path}/run/{name} cannot be read: Is a directory" in capsys.readouterr().err
+    if name == "config.yaml":
+        assert train(pictures, tmp_path / "run", 3, "-resume", "auto") == 2
+        assert f"error: {tmp_path}/run/{name}: Is a directory" in capsys.readouterr().err
 
 
 def test_a_configuration_that_is_cut_between_two_lines_is_refused(run, tmp_path):

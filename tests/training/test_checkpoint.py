@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -89,8 +90,13 @@ def flip(path):
     path.write_bytes(data)
 
 
+def swap(path):
+    """Another checkpoint's, renamed."""
+    shutil.copy(path.with_name(path.name.replace("2", "1")), path)
+
+
 @pytest.mark.parametrize("name", ["epoch_002.pdparams", "epoch_002_ema.pdparams", "epoch_002.pdstate"])
-@pytest.mark.parametrize("damage", [truncate, flip, os.unlink])
+@pytest.mark.parametrize("damage", [truncate, flip, os.unlink, swap])
 def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path, caplog, monkeypatch, name, damage):
     monkeypatch.setattr(checkpoint.logger.parent, "propagate", True)
     for epoch in (1, 2):
