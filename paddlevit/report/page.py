@@ -138,9 +138,10 @@ def _calibration(of: Predictions | None) -> dict[str, Any]:
     told = (formats.percent(found.ece_before), formats.percent(found.ece_after), "")
     curves = [curve._replace(last=last) for curve, last in zip(chart.curves, told)]
     remark = (
-        f"predict, serve and Classifier divide logits by the temperature {found.temperature:.3f}, and say none of these"
-        f" classes where the energy is above {found.max_energy:.3f}, as it is for 5 % of the {found.num_images:,} "
-        "validation images on which both were found. A point is one of 15 bins; with few images it says little."
+        f"Probabilities of predict, serve and Classifier are softmax(logits / {found.temperature:.3f}). An image is "
+        f"none of the classes where its energy is above {found.max_energy:.3f}, as it is for 5 % of the "
+        f"{found.num_images:,} validation images on which both were found. A point is one of 15 bins; of few "
+        "images it says little."
     )
     return {"drawn": [chart._replace(curves=curves, x_name="probability in %")], "remark": remark}
 
