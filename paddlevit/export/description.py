@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,19 +75,19 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The description in `folder`. Raises UserError where there is none, or one that says too little."""
     path = folder / DESCRIPTION_FILE
     try:
-        description = {"precision": {}, "measured": {}, **json.loads(path.read_text(encoding="utf-8"))}
+        description = {"precision": {}, "measured": {}, **json.loads(path.read_bytes())}
         Calibration.of(description.get("calibration"))
         files, names, num_classes = (description[key] for key in ("files", "class_names", "num_classes"))
         complete = set(_PREPROCESSING) <= set(description["preprocessing"]) and isinstance(num_classes, int)
-        complete &= isinstance(files, list) and bool(files)
-        complete &= isinstance(names, list) and len(names) in (0, num_classes)
+        complete &= bool(files) and all(os.path.basename(file) == file for file in files)  # beside it
+        complete &= len(names) in (0, num_classes) and all(isinstance(name, str) for name in names)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError(f"there is no {path}: name a folder that export_model.py has written") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from None
     if not complete:
         raise UserError(
-            f"{path} is damaged: it needs files, num_classes, as many class_names or none, and "
+            f"{path} is damaged: it needs files beside it, num_classes, as many class_names or none, and "
             f"{', '.join(_PREPROCESSING)}"
         )
     return description

@@ -21,6 +21,7 @@ from paddlevit.data.classes import Classes, classes_beside, folder_of, refuse_di
 from paddlevit.data.index import text_lines
 from paddlevit.data.loader import balanced_shares
 from paddlevit.data.mixup import build_mixup
+from paddlevit.data.sources import Source
 from paddlevit.errors import UserError
 from paddlevit.layers import learnable
 from paddlevit.models import build_model
@@ -261,11 +262,16 @@ def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval
     if config.TRAIN.BALANCE:
         shares, of = balanced_shares(train_loader.source.labels, config.TRAIN.BALANCE), config.TRAIN.BALANCE
         logger.info(f"TRAIN.BALANCE {of:g}: an epoch has an image {shares.min():.3g} to {shares.max():.3g} times")
-    found = train_loader.source.num_classes
-    if found != classes:
-        logger.warning(f"MODEL.NUM_CLASSES is {classes}, the data has {found} classes")
+    compare_count(config, train_loader.source)
     if config.TRAIN.PROBE != "only":
         _log_optimizer(config, trainer)
+
+
+def compare_count(config: CfgNode, source: Source) -> None:
+    """Warn where the model has more classes than the data, and nothing known of either gives other labels."""
+    if source.num_classes != config.MODEL.NUM_CLASSES:
+        said = f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, the data has {source.num_classes} classes"
+        logger.warning(f"{said}: labels are taken as they are")
 
 
 def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:

@@ -28,7 +28,7 @@ from paddlevit.errors import UserError
 from paddlevit.export import CompiledLayer, compiled_for
 from paddlevit.models import build_model
 from paddlevit.report import Predictions
-from paddlevit.run.build import autocast, known_classes, load_pretrained, with_classes
+from paddlevit.run.build import autocast, compare_count, known_classes, load_pretrained, with_classes
 from paddlevit.run.folder import open_folder
 from paddlevit.runtime import process
 from paddlevit.training import checkpoint
@@ -52,6 +52,7 @@ def validate(config: CfgNode) -> int:
         loader = build_eval_loader(config, rank=process.rank(), world_size=process.world_size(), classes=classes)
         if config.DATA.DATASET == "imagenet-real" and config.MODEL.NUM_CLASSES != 1000:
             raise UserError(f"imagenet-real is for models of ImageNet's 1,000 classes, not {config.MODEL.NUM_CLASSES}")
+        compare_count(config, loader.source)
         model, how = _model(config, loader)
         outputs: list[tuple[Tensor, Tensor]] = []
         result = evaluate(

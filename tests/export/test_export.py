@@ -480,9 +480,9 @@ def test_what_cannot_be_opened_is_named(trained, tmp_path, capsys):
     with pytest.raises(UserError, match=r"takes images float32 \[N, 3, 32, 32\], got float32 \[1, 3, 64, 64\]"):
         opened(random_images(1, side=64))
     description = json.loads((tmp_path / "export.json").read_text())
-    del description["preprocessing"]["mean"]
-    (tmp_path / "export.json").write_text(json.dumps(description))
-    assert "export.json is damaged" in said("-exported", tmp_path)
+    for damage in ({"files": ["../model.json"]}, {"class_names": [1, 2, 3]}, {"files": 1}, {"preprocessing": {}}):
+        (tmp_path / "export.json").write_text(json.dumps({**description, "num_classes": 3, **damage}))
+        assert "export.json is damaged" in said("-exported", tmp_path), damage
     (tmp_path / "model.pdiparams").unlink()
     with pytest.raises(UserError, match=r"there is no file .*model.pdiparams"):
         export.open_exported(tmp_path / "model.json")

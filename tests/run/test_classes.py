@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,13 @@ def test_some_of_the_classes_and_other_orders_are_scored_by_name(weights, tmp_pa
             for path in (folder / "val" / "ball").iterdir():
                 path.unlink()
         assert result["acc1"] == pytest.approx(by_hand(weights, folder)), folder.name
+
+
+def test_fewer_classes_than_a_model_without_names_has_are_told(weights, tmp_path, capfd):
+    moved = shutil.copy(weights, tmp_path / "moved.pdparams")
+    two = data(tmp_path / "two", NAMES[1:], splits=["val"])
+    assert go(two, tmp_path / "out", "-eval", "-pretrained", moved, "-num_classes", 3) == 0
+    assert "MODEL.NUM_CLASSES is 3, the data has 2 classes: labels are taken as they are" in capfd.readouterr().out
 
 
 def test_other_classes_are_an_error_everywhere(weights, tmp_path, capfd):
