@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 from paddlevit.calibration import CALIBRATION_FILE, Calibration
 from paddlevit.config import get_config, with_values
 from paddlevit.data import build_decoding, build_preparation, open_source
-from paddlevit.data.classes import Classes, classes_beside, folder_of, refuse_difference
+from paddlevit.data.classes import Classes, changes_since_run, classes_beside, folder_of, refuse_difference
 from paddlevit.data.decode import decode, to_rgb
 from paddlevit.data.index import imagenet_names, read_class_names
 from paddlevit.data.sources import read_image
@@ -98,6 +98,8 @@ class Classifier:
             self.config, self.class_names = _with_names(config, labels, self.classes)
             if self.classes and "DATA.DATA_PATH" in (opts or ()):
                 _compare_with_data(self.config, self.classes)
+            for line in changes_since_run(weights, self.config):
+                logger.warning("%s", line)
             self._load(best if best.is_file() else weights, engine, precision)
             self.calibration = _calibration_beside(weights)
         else:

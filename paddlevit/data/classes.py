@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from yacs.config import CfgNode
 
+from paddlevit.config import OF_IMAGES, changes
 from paddlevit.data.index import CLASS_NAMES_FILE, imagenet_names, plain_name, read_class_names, readable
 from paddlevit.data.sources import FolderSource, Source, say_once
 from paddlevit.errors import UserError
@@ -31,6 +33,14 @@ def folder_of(weights: str | os.PathLike[str]) -> Path:
     path = Path(weights).expanduser()
     is_file = path.is_file() or Path(f"{path}.pdparams").is_file()
     return path.parent if is_file else path
+
+
+def changes_since_run(weights: str | os.PathLike[str], config: CfgNode) -> list[str]:
+    """How `config` makes images otherwise than the run that `weights` lie in, a line a key; none without a run."""
+    file = folder_of(weights) / "config.yaml"
+    return (
+        [f"in the run of these weights {line}" for line in changes(file, config, OF_IMAGES)] if file.is_file() else []
+    )
 
 
 def classes_beside(weights: str | os.PathLike[str]) -> Classes | None:

@@ -15,9 +15,9 @@ import paddle
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.config import OF_IMAGES, changes, get_config, with_values
+from paddlevit.config import get_config, with_values
 from paddlevit.data import EvalLoader, TrainLoader, open_source
-from paddlevit.data.classes import Classes, classes_beside, folder_of, refuse_difference
+from paddlevit.data.classes import Classes, changes_since_run, classes_beside, folder_of, refuse_difference
 from paddlevit.data.index import text_lines
 from paddlevit.data.loader import balanced_shares
 from paddlevit.data.mixup import build_mixup
@@ -148,6 +148,8 @@ def _teacher(config: CfgNode) -> nn.Layer:
             f"the teacher (-teacher {config.TRAIN.TEACHER_MODEL}, -teacher_model_path){must}: {error}"
         ) from None
     logger.info("teacher %s: %s", config.TRAIN.TEACHER_MODEL, report)
+    of_its_run = folder_of(config.TRAIN.TEACHER_MODEL_PATH) / "config.yaml"
+    own = get_config(of_its_run) if of_its_run.is_file() else own
     theirs, ours = ((c.DATA.IMAGENET_MEAN, c.DATA.IMAGENET_STD) for c in (own, config))
     return teacher if theirs == ours else Renormalized(teacher, given=ours, own=theirs)
 
@@ -242,11 +244,9 @@ def load_pretrained(config: CfgNode, model: nn.Layer) -> None:
         hint = "\n-reinit_head starts with a new classifier" if error.reinit and not config.EVAL else ""
         raise UserError(f"{error}{hint}") from None
     logger.info("weights: %s", report)
-    of_their_run = folder_of(config.MODEL.PRETRAINED) / "config.yaml"
-    if of_their_run.is_file():
-        tell = logger.info if reinit else logger.warning  # fine-tuning may well see images otherwise
-        for line in changes(of_their_run, config, OF_IMAGES):
-            tell("in the run of these weights %s", line)
+    tell = logger.info if reinit else logger.warning  # fine-tuning may well see images otherwise
+    for line in changes_since_run(config.MODEL.PRETRAINED, config):
+        tell("%s", line)
 
 
 def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval_loader: EvalLoader) -> None:

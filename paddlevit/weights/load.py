@@ -119,7 +119,7 @@ def _reason(translated: Translated, target: Target, but_heads: tuple[str, ...]) 
     theirs, ours = {name: array.shape for name, array in translated.arrays.items()}, target.shapes
     if but_heads:
         file, model = _classes(theirs, but_heads), _classes(ours, but_heads)
-        known = f"the file has {file} classes, the model {model} (MODEL.NUM_CLASSES)"
+        known = f"the file has {file} classes, the model {model} (MODEL.NUM_CLASSES)" if file != model else ""
         return known if file else "the file has no classifier"
     distilled = [any(name.startswith("head_dist.") for name in of) for of in (theirs, ours)]
     if distilled[0] == distilled[1]:

@@ -22,6 +22,7 @@ from paddlevit.data import open_source
 from paddlevit.data.cifar import CifarSource
 from paddlevit.data.classes import Classes, classes_beside, follow
 from paddlevit.errors import UserError
+from paddlevit.run.build import _teacher
 
 NAMES = ["ball", "brick", "leaf"]
 
@@ -207,6 +208,29 @@ def test_settings_of_images_that_differ_from_the_weights_run_are_told(weights, t
     assert go(folder, tmp_path / "out", flag, "-pretrained", weights, "-opts", "DATA.CROP_PCT", 0.5) == 0
     told = re.findall(r"(\S+) +in the run of these weights (.*)", (tmp_path / "out" / "log.txt").read_text())
     assert told == [(level, "DATA.CROP_PCT was 1.0, now 0.5")]
+
+
+def test_a_classifier_tells_settings_that_differ_from_the_weights_run(weights, tmp_path, capfd):
+    image = str(data(tmp_path / "data", NAMES) / "val/ball/0.png")
+    for flags, told in (([], []), (["-image_size", "64"], ["IMAGE_SIZE was 32, now 64"])):
+        assert predict.main(["-pretrained", str(weights), *flags, image]) == 0
+        assert re.findall(r"in the run of these weights DATA\.(.*)", capfd.readouterr().err) == told
+
+
+def test_a_teacher_sees_images_as_its_run_did(tmp_path):
+    teacher = run_of(tmp_path / "teacher", NAMES, **{"DATA.IMAGENET_MEAN": [0.1, 0.2, 0.3]})
+    values = {"TEACHER_MODEL": "pit_digits", "TEACHER_MODEL_PATH": str(teacher)}
+    opts = [word for key, value in values.items() for word in (f"TRAIN.{key}", value)]
+    config = get_config("pit_distilled_digits", ["MODEL.NUM_CLASSES", 3, *opts])
+    images = paddle.rand([2, 3, 32, 32])  # in [0, 1]
+    mean, std = (paddle.to_tensor(of).reshape([3, 1, 1]) for of in ([0.1, 0.2, 0.3], config.DATA.IMAGENET_STD))
+    given = paddle.to_tensor(config.DATA.IMAGENET_MEAN).reshape([3, 1, 1])
+    student_sees, teacher_sees = (images - given) / std, (images - mean) / std
+    expected = build_model(get_config("pit_digits", ["MODEL.NUM_CLASSES", 3]), weights=teacher)
+    expected.eval()
+    found = _teacher(config)
+    found.eval()
+    np.testing.assert_allclose(found(student_sees).numpy(), expected(teacher_sees).numpy(), atol=1e-4)
 
 
 def test_classes_of_a_hugging_face_folder(tmp_path):
