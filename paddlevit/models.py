@@ -8,6 +8,7 @@ from typing import Any, Callable, Protocol, runtime_checkable
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
+from paddlevit import paddle_internals
 from paddlevit.config import ConfigTypeError, get_config, variant_names, with_values
 from paddlevit.cvt import build_cvt
 from paddlevit.hrformer import build_hrformer
@@ -57,9 +58,11 @@ def build_model(
 
     `weights` is a file as `load_weights` takes, or 'official', the published ones; where it has another number of
     classes, the classifier is a new one, which a warning says, and position embeddings are interpolated to
-    `image_size`. Raises ConfigError, MissingFileError and WeightsError, all UserErrors.
+    `image_size`. Raises ConfigError, MissingFileError and WeightsError, all UserErrors, and UserError for a Paddle that
+    lacks what the package needs.
     """
     settings.warn_of_stride_kernels()
+    paddle_internals.check()
     if not isinstance(config_or_name, (CfgNode, str, os.PathLike)):
         raise ConfigTypeError(f"build_model needs a configuration, a variant's name or a path, got {config_or_name!r}")
     config = config_or_name if isinstance(config_or_name, CfgNode) else get_config(os.fspath(config_or_name))

@@ -7,6 +7,7 @@ import paddle
 import pytest
 from paddle import nn
 
+from paddlevit import build_model
 from paddlevit import paddle_internals as internals
 from paddlevit.errors import UserError
 
@@ -42,8 +43,9 @@ def test_check_passes_and_changes_nothing():
 
 def test_check_names_what_is_missing_and_the_versions(monkeypatch):
     monkeypatch.setattr(internals, "_OF_A_BATCH_NORM", ("_mean", "_gone"))
-    with pytest.raises(UserError, match=rf"PaddlePaddle {paddle.__version__} lacks _gone, .* 3\.3\.1"):
-        internals.check()
+    for start in (internals.check, lambda: build_model("pit_digits")):
+        with pytest.raises(UserError, match=rf"PaddlePaddle {paddle.__version__} lacks _gone, .* 3\.3\.1"):
+            start()
 
 
 def test_threads_are_set():

@@ -26,7 +26,7 @@ def recompute_blocks(model: nn.Layer) -> None:
     if not blocks:
         raise UserError(f"TRAIN.RECOMPUTE: {type(model).__name__} has no blocks to recompute")
     normed = any(isinstance(layer, nn.BatchNorm2D) for block in blocks for layer in block.sublayers())
-    if normed and paddle.__version__.startswith(("3.0.", "3.1.", "3.2.")):  # seen with 3.0.0 and 3.2.2
+    if normed and paddle.__version__.startswith(("3.0.", "3.1.", "3.2.")):  # seen with 3.0.0, 3.1.1 and 3.2.2
         raise UserError(
             f"TRAIN.RECOMPUTE: blocks with BatchNorm ({type(model).__name__}) need PaddlePaddle 3.3 or later; this is "
             f"{paddle.__version__}, which crashes"

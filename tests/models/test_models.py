@@ -285,6 +285,7 @@ def test_classes_name_arguments():
         PiT(depth=(1, 2))
 
 
+@pytest.mark.skipif(paddle.__version__ < "3.1", reason="this Paddle's convolution refuses an empty batch")
 @pytest.mark.parametrize("name", SMALL)
 def test_no_images_have_no_logits(name):
     model = build_model(get_config(name, [*SMALL[name], "MODEL.NUM_CLASSES", 3, "DATA.IMAGE_SIZE", 32]))

@@ -45,6 +45,8 @@ def one_step(name, *, recomputed, frozen=""):
 
 @pytest.mark.parametrize("name", DROP_PATH)
 def test_recomputed_blocks_are_the_same(name):
+    if paddle.__version__ < "3.3" and name in ("cvt_digits", "hrformer_digits", "regnet_digits"):
+        pytest.skip("this Paddle crashes where blocks have BatchNorm; that is refused, as another test shows")
     loss, grads, statistics, drawn = one_step(name, recomputed=False)
     other = one_step(name, recomputed=True)
     assert other[0] == pytest.approx(loss, rel=1e-6)

@@ -74,10 +74,10 @@ def test_half_precision_networks_and_tensors(used):
     layer, source = nn.Linear(3, 5), nn.Linear(3, 5)
     layer.to(dtype=used)
     load_weights(layer, source.state_dict())
-    expected = source.weight.astype(used).astype("float32").numpy()
-    np.testing.assert_array_equal(layer.weight.astype("float32").numpy(), expected)
+    found = layer.weight.astype("float32").numpy()  # rounded; Paddle's own cast to float16 truncates before 3.2
+    np.testing.assert_allclose(found, source.weight.numpy(), rtol=2**-8 if used == "bfloat16" else 2**-11)
     load_weights(source, layer.state_dict())
-    np.testing.assert_array_equal(source.weight.numpy(), expected)
+    np.testing.assert_array_equal(source.weight.numpy(), found)
 
 
 def test_arrays_that_are_views_or_in_fortrans_order():
