@@ -68,7 +68,7 @@ def _parse_args(command: str, argv: Sequence[str]) -> argparse.Namespace:
         )
         flag("batch_size", type=int, default=8, help="images per step (default 8)")
         flag("threads", type=int, default=1, help="threads of a CPU (default 1)")
-        flag("device", default="cpu", choices=("cpu", "gpu"), help="(default cpu)")
+        flag("device", default="cpu", help="cpu (default), gpu, auto, custom:NAME")
         flag("amp", action="store_true", help="mixed precision, on a GPU")
     else:
         flag("cfg", default="pit_s_224", metavar="FILE", help="yaml file or variant (default pit_s_224)")
@@ -112,9 +112,12 @@ def _model(args: argparse.Namespace) -> str:
     from paddlevit.export import choose_engine
     from paddlevit.flops import count
     from paddlevit.models import build_model
-    from paddlevit.runtime.process import choose_device, peak_memory
+    from paddlevit.runtime.process import check_amp, choose_device, half_precision, peak_memory
 
     paddle.set_device(choose_device(args.device))
+    if args.amp:
+        check_amp("float16")
+        args.amp = half_precision("float16")
     engines = [engine if engine == "program" else choose_engine(engine) for engine in args.engine]
     if args.precision != "f32" and engines != ["openvino"]:
         raise UserError(f"-precision {args.precision} of -engine {' '.join(engines)}, allowed: f32 (others: openvino)")
@@ -149,7 +152,7 @@ def _clock(args: argparse.Namespace) -> Callable[[], float]:
         paddle.device.synchronize()
         return time.perf_counter()
 
-    if args.device == "gpu":
+    if paddle.device.get_device() != "cpu":
         return synchronized
     return time.process_time if args.threads == 1 else time.perf_counter
 
@@ -159,18 +162,23 @@ def training_step(model: Any, images: Any, num_classes: int, *, amp: bool = Fals
     import paddle
     import paddle.nn.functional as F
 
+    from paddlevit.training.gradients import LossScale
+
     labels = paddle.randint(0, num_classes, [images.shape[0]])
     optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters(), weight_decay=0.05)
-    scaler = paddle.amp.GradScaler(enable=amp)  # noqa: TID251 - as users write it
+    scale = LossScale(dynamic=amp)
     model.train()
 
     def step() -> None:
         with paddle.amp.auto_cast(enable=amp):
             logits = model(images)
             loss = sum(F.cross_entropy(each, labels) for each in (logits if isinstance(logits, tuple) else (logits,)))
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        if amp:
+            scale.scaled(loss).backward()
+            scale.unscale([param.grad_ for param in model.parameters() if param.grad_ is not None])
+        else:
+            loss.backward()
+        optimizer.step()
         optimizer.clear_grad()
 
     return step

@@ -61,6 +61,12 @@ def test_model(flags, capsys):
         assert row["images_per_sec"] == pytest.approx(2 / row["seconds"]) and row["macs_per_sec"] > 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_amp_on_a_cpu_is_said_once_and_in_our_words(capsys):
+    assert main(["model", "-cfg", "pit_digits", "-rounds", "1", "-batch_size", "1", "-train", "-amp"]) == 0
+    assert capsys.readouterr().err == "warning: -amp does nothing on a CPU: computing in float32\n"
+
+
 def test_model_table(capsys):
     assert main(["model", "-cfg", "pit_digits", "-rounds", "1", "-batch_size", "2"]) == 0
     first, second = capsys.readouterr().out.splitlines()
@@ -94,7 +100,7 @@ def test_data_table(photographs, capsys):
         (["model", "-cfg", "pit_digits", "-train", "-engine", "onnx"], "-engine must be paddle with -train, got onnx"),
         (["model", "-cfg", "pit_digits", "-rounds", "0"], "-rounds must be 1 or more, got 0"),
         (["model", "-cfg", "pit_digits", "-device", "gpu"], "-device gpu: this PaddlePaddle is built for CPU"),
-        (["model", "-cfg", "pit_digits", "-device", "tpu"], "invalid choice: 'tpu'"),
+        (["model", "-cfg", "pit_digits", "-device", "tpu"], "-device must be auto, gpu, cpu or custom:NAME, got 'tpu'"),
         (["data", "-images", "0"], "-images must be 1 or more, got 0"),
         (["data", "-data_path", "nowhere"], "nowhere"),
         (["data", "-what"], "-what"),
