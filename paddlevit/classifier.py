@@ -22,7 +22,7 @@ from paddlevit.config import get_config, with_values
 from paddlevit.data import build_decoding, build_preparation, open_source
 from paddlevit.data.classes import Classes, changes_since_run, classes_beside, folder_of, refuse_difference
 from paddlevit.data.decode import decode, to_rgb
-from paddlevit.data.index import imagenet_names, read_class_names
+from paddlevit.data.index import imagenet_names, plain_name, read_class_names
 from paddlevit.data.sources import read_image
 from paddlevit.data.tta import averaged
 from paddlevit.errors import MissingFileError, UserError
@@ -274,7 +274,7 @@ def _chosen(labels: FilePath | Sequence[str] | None, known: Classes | None, conf
             raise MissingFileError(f"-labels {labels}: there is no such file")
         chosen = Classes(names, str(labels))
     elif labels:
-        chosen = Classes(list(labels), "labels")
+        chosen = Classes([plain_name(str(label)) for label in labels], "labels")
     count, allowed = len(chosen.names), config.MODEL.NUM_CLASSES
     if count != allowed and count and not config.DATA.INFER_NUM_CLASSES:
         raise UserError(f"{chosen.where} has {count} names, but the model has {allowed} classes (MODEL.NUM_CLASSES)")
