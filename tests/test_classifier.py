@@ -80,7 +80,7 @@ def test_threads_share_one(run, of):
 def test_classes(run, photo, tmp_path):
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     for weights in (run, run / "exported"):
-        for labels in (["a", "b", "c"], tmp_path / "labels.txt"):
+        for labels in (["a\n", "b", "c "], tmp_path / "labels.txt"):
             best = Classifier(weights, labels=labels).predict(photo)[0]
             assert best["label"] == "abc"[best["index"]]
         with pytest.raises(UserError, match="labels has 2 names, but the model has 3 classes"):
