@@ -35,7 +35,7 @@ from paddlevit.training import checkpoint
 from paddlevit.training.engine import evaluate
 from paddlevit.training.journal import progress, with_nulls
 from paddlevit.training.objectives import Restricted
-from paddlevit.training.scores import class_scores
+from paddlevit.training.scores import accuracies, class_scores
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,11 @@ def validate(config: CfgNode) -> int:
             names = [predictions.names(i) for i in range(len(predictions.labels))]
             predicted = np.where(np.isfinite(predictions.confidence), predictions.predicted, -1)
             result = real_accuracy(predicted, real_labels(Path(config.DATA.DATA_PATH), names))
-        _log(result, "" if config.TTA == "none" else f", with test-time augmentation ({config.TTA})")
+        _log(
+            result,
+            config.MODEL.NUM_CLASSES,
+            "" if config.TTA == "none" else f", with test-time augmentation ({config.TTA})",
+        )
         if process.is_main():
             write_per_class(folder, predictions)
             if config.SAVE_PREDICTIONS:
@@ -96,13 +100,14 @@ def _model(config: CfgNode, loader: EvalLoader) -> tuple[nn.Layer, dict[str, str
     return model, how
 
 
-def _log(result: dict[str, Any], how: str) -> None:
+def _log(result: dict[str, Any], num_classes: int, how: str) -> None:
     if result["loss"] is None:
         logger.info("ReaL top-1 %.3f %% on the %d images that have labels%s", result["acc1"], result["num_images"], how)
         return
     logger.info(
-        "top-1 %.3f %%, top-5 %.3f %%, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%%s",
-        *(result[k] for k in ("acc1", "acc5", "loss", "num_images", "balanced_acc", "macro_f1")),
+        "%s, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%%s",
+        accuracies(result, num_classes, digits=3),
+        *(result[k] for k in ("loss", "num_images", "balanced_acc", "macro_f1")),
         how,
     )
     if not math.isfinite(result["loss"]):

@@ -93,6 +93,7 @@ def _prepare(config: CfgNode, folder: Path) -> _Run:
         num_epochs=config.TRAIN.NUM_EPOCHS,
         steps_per_epoch=trainer.steps_per_epoch,
         images_per_batch=config.DATA.BATCH_SIZE * process.world_size(),
+        num_classes=config.MODEL.NUM_CLASSES,
         fingerprint=lambda: checkpoint.fingerprint(trainer.model.state_dict()),
         write_curves=open_scalars(config.LOG_TO, folder) if config.LOG_TO != "none" and process.is_main() else None,
     )

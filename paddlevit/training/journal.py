@@ -22,6 +22,7 @@ from tqdm import tqdm
 from paddlevit.errors import UserError
 from paddlevit.runtime.process import all_reduce_sum, is_main, peak_memory, world_size
 from paddlevit.training.checkpoint import write_text
+from paddlevit.training.scores import accuracies
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Journal:
     num_epochs: int
     steps_per_epoch: int
     images_per_batch: int  # over all processes
+    num_classes: int = 1000
     write_curves: Callable[[dict[str, float], int], None] | None = None  # (values by tag, images seen)
     fingerprint: Callable[[], str] | None = None  # of the weights, for the first line of an epoch
 
@@ -105,11 +107,13 @@ class Journal:
         """An evaluation after `epoch` epochs; `weights` is "model" or "ema"."""
         self._write({"phase": "val", "epoch": epoch, "weights": weights, **result, **extra})
         logger.info(
-            "epoch %d/%d  %s: top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %d images%s",
+            "epoch %d/%d  %s: %s, loss %.4f on %d images%s",
             epoch,
             self.num_epochs,
             "validation" if weights == "model" else f"validation, {weights}",
-            *(result[key] for key in ("acc1", "acc5", "loss", "num_images")),
+            accuracies(result, self.num_classes, digits=2),
+            result["loss"],
+            result["num_images"],
             " (best, from the saved file)" if extra.get("best") else "",
         )
 

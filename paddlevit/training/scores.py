@@ -35,3 +35,9 @@ def rank(metrics: dict[str, float], by: str) -> tuple[float, float]:
     """What orders weights, the best highest: the metric `by` (TRAIN.BEST_BY), then the loss, with its sign turned."""
     loss = metrics["loss"] if math.isfinite(metrics["loss"]) else math.inf
     return -loss if by == "loss" else metrics[by], -loss
+
+
+def accuracies(metrics: dict[str, float], num_classes: int, *, digits: int) -> str:
+    """Top-1 and, where more than five classes let it say something, top-5, for the log."""
+    shown = (("top-1", "acc1"), ("top-5", "acc5")) if num_classes > 5 else (("top-1", "acc1"),)
+    return ", ".join(f"{name} {metrics[key]:.{digits}f} %" for name, key in shown)

@@ -47,7 +47,8 @@ def test_classes_have_scores_everywhere(data, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all({"balanced_acc", "macro_f1"} <= line.keys() for line in lines if line["phase"] == "val")
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "macro F1" in report and "top-5" not in report.lower()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "macro F1" in report and "top-1" in log and "top-5" not in (log + report).lower(), "of three classes"
     best = ["-eval", "-pretrained", tmp_path / "run" / "best.pdparams"]
     assert run(data, tmp_path / "eval", "SAVE_PREDICTIONS", "true", flags=best) == 0
     result, scores = (
