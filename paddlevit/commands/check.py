@@ -9,6 +9,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -84,6 +85,8 @@ def _rows(args: argparse.Namespace) -> Iterator[Row]:
     half = not usable["O1 float16"]
     yield _resumed(exact=device == "cpu")
     yield _finite(half)
+    gpus = paddle.device.cuda.device_count() if device.startswith("gpu") else 0
+    yield _two_processes("gpu") if gpus > 1 else Row("pit_digits, two processes", "n/a: it needs two GPUs")
     yield from _speed(args.batch_size or (4 if device == "cpu" else 64), half)
 
 
@@ -228,6 +231,33 @@ def _finite(half: bool) -> Row:
     finite = bool(np.isfinite(losses).all())
     steps = f"{'O1 float16' if half else 'f32'}, loss {losses[0]:.3f} to {losses[-1]:.3f}"
     return Row("pit_digits, 100 steps", f"{steps}, {skipped} skipped as they were not finite", finite)
+
+
+def _two_processes(device: str) -> Row:
+    """Weights that an epoch leaves by two processes, against those by one with batches twice as large."""
+    import numpy as np
+
+    from paddlevit.data.prepare import write_large_cuts
+    from paddlevit.weights import read_state_dict
+
+    check, weights = "pit_digits, two processes", []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_large_cuts(Path(folder), 32)
+        except UserError as error:
+            return Row(check, f"n/a: {error}")
+        for processes in (1, 2):
+            output = Path(folder) / f"by_{processes}"
+            words = ["-cfg", "pit_digits", "-data_path", folder, "-output", output, "-device", device, "-epochs", 1]
+            words += ["-nprocs", processes, "-batch_size", 16 // processes, "-num_workers", 1]
+            command = [sys.executable, "-m", "paddlevit", "train", *map(str, words)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                return _failed(check, RuntimeError(f"by {processes}: {done.stderr.strip() or done.returncode}"))
+            state = read_state_dict(output / "epoch_001.pdparams")
+            weights.append(np.concatenate([state[name].ravel() for name in sorted(state)]))
+    error = np.linalg.norm(weights[1] - weights[0]) / np.linalg.norm(weights[0])
+    return Row(check, f"error of weights {error:.1e} to one process, allowed 0.001", bool(error <= 1e-3))
 
 
 def _speed(batch_size: int, amp: bool) -> Iterator[Row]:

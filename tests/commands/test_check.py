@@ -23,9 +23,21 @@ def test_a_sound_cpu(capsys):
     assert all(rows[f"{variant}, f32"]["ok"] for variant in check.VARIANTS)
     assert rows["O1 bfloat16"] == {"check": "O1 bfloat16", "result": "n/a: a CPU computes in float32", "ok": None}
     assert rows["pit_digits, resumed"]["result"].endswith("0.0e+00") and rows["pit_digits, 100 steps"]["ok"]
+    assert rows["pit_digits, two processes"]["result"] == "n/a: it needs two GPUs"
     assert (
         "images/s" in rows["pit_s_224, training step"]["result"]
         and "a training step takes" in rows["data path"]["result"]
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_are_as_one_and_what_they_say_is_shown():
+    row = check._two_processes("cpu")
+    assert row.ok and float(row.result.split()[3]) < 1e-5
+    row = check._two_processes("tpu")
+    assert (
+        row.ok is False
+        and row.result == "does not run: by 1: error: -device must be auto, gpu, cpu or custom:NAME, got 'tpu'"
     )
 
 
