@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
-
-if TYPE_CHECKING:
-    from paddlevit.run.average import Scored
 
 
 @exit_code
@@ -90,13 +87,7 @@ def _average(args: argparse.Namespace) -> None:
     data = ["DATA.DATA_PATH", args.data_path] if args.data_path else []
     config = get_config(args.cfg or config_beside(args.where[0]), ["EVAL", True, *data, *args.opts])
     process.setup(args.device or config.DEVICE, config.SEED)
-
-    def show(scored: Scored) -> None:
-        *others, last = scored.files
-        metrics = dict.fromkeys(["acc1", config.TRAIN.BEST_BY, "loss"])
-        text = ", ".join(f"{name} {scored.metrics[name]:.4f}" for name in metrics)
-        print(f"{text}  {f'average of {len(scored.files)}, with ' if others else ''}{last}", flush=True)
-
+    show = functools.partial(print, flush=True)
     best = average(config, args.where, args.output, greedy=args.method == "greedy", on_score=show)
     if len(best.files) == 1:
         print(f"no average is as good as {best.files[0]}: {args.output} has its weights")

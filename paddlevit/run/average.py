@@ -35,6 +35,13 @@ class Scored(NamedTuple):
     rank: tuple[float, float]  # by TRAIN.BEST_BY, then by the loss
     fingerprint: str  # of the weights
 
+    def __str__(self) -> str:
+        names = {"acc1": "top-1", "balanced_acc": "balanced accuracy", "macro_f1": "macro F1"}
+        metrics = [f"{name} {self.metrics[key]:.2f} %" for key, name in names.items()]
+        *others, last = self.files
+        what = f"average of {len(self.files)}, with {last}" if others else last
+        return f"{', '.join(metrics)}, loss {self.metrics['loss']:.4f}: {what}"
+
 
 def average(
     config: CfgNode, where: Iterable[str], output: Path, *, greedy: bool, on_score: Callable[[Scored], None]

@@ -66,7 +66,7 @@ def test_the_average_is_the_mean_of_those_that_make_it_no_worse(data, tmp_path, 
         if len(taken) == 1 or not key.endswith(("._mean", "._variance")):
             np.testing.assert_allclose(value, np.mean([part[key] for part in parts], axis=0), rtol=1e-6, err_msg=key)
     *lines, last = capsys.readouterr().out.splitlines()
-    scores = {float(line.split()[3]): line for line in lines}
+    scores = {float(line.split()[line.split().index("loss") + 1].rstrip(":")) for line in lines}
     assert pytest.approx(sorted(scores), abs=1e-4) == sorted({loss(bias) for bias in (*biases, *added(method, biases))})
     assert last.startswith("no average is as good as " if len(taken) == 1 else f"written to {output}: the average of ")
     assert min(scores) == pytest.approx(loss(np.mean(taken)), abs=1e-4), "no worse than the best of its parts"
