@@ -252,6 +252,12 @@ def test_links_lead_to_files(name):
     assert [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()] == []
 
 
+def test_every_test_that_is_named_exists():
+    named = {name for file in DOCUMENTS for name in re.findall(r"`(test_\w+)`", file.read_text(encoding="utf-8"))}
+    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    assert named and {name for name in named if f"def {name}(" not in sources} == set()
+
+
 def test_the_two_readmes_say_the_same():
     """As far as can be told without reading Chinese: headings, commands, figures and links."""
 
