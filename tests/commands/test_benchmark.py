@@ -74,6 +74,7 @@ def test_model_table(capsys):
     assert second.startswith("paddle ") and "images/s" in second and "GMACs/s" in second
 
 
+@pytest.mark.slow
 def test_data(capsys):
     argv = ["data", "-images", "1", "-rounds", "1", "-json", "-workers", "0", "1", "-opts", "DATA.IMAGE_SIZE", "32"]
     assert main(argv) == 0

@@ -11,12 +11,14 @@ from paddlevit.commands import check
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Without the rows about speed, whose parts have tests of their own."""
+    """Without the rows about speed and about 100 steps, whose parts have tests of their own."""
     monkeypatch.setattr(check, "_speed", lambda batch_size, amp: iter(()))
+    monkeypatch.setattr(check, "_finite", lambda amp: check.Row("100 steps", "left out"))
 
 
 @pytest.mark.slow
-def test_a_sound_cpu(capsys):
+def test_a_sound_cpu(capsys, monkeypatch):
+    monkeypatch.setattr(check, "_SPEED_VARIANT", "pit_ti_224")
     assert check.main(["-json", "-batch_size", "1"]) == 0
     rows = {row["check"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     assert rows["device"]["result"] == "cpu"
@@ -25,7 +27,7 @@ def test_a_sound_cpu(capsys):
     assert rows["pit_digits, resumed"]["result"].endswith("0.0e+00") and rows["pit_digits, 100 steps"]["ok"]
     assert rows["pit_digits, two processes"]["result"] == "n/a: it needs two GPUs"
     assert (
-        "images/s" in rows["pit_s_224, training step"]["result"]
+        "images/s" in rows["pit_ti_224, training step"]["result"]
         and "a training step takes" in rows["data path"]["result"]
     )
 

@@ -296,6 +296,7 @@ def test_logits_that_are_not_finite_are_an_error_of_the_image(data, run, capsys,
     assert "read again, its logits are not finite, as before it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_whoever_reads_may_stop(data, run):
     """As `| head -1` does: no traceback."""
     words = [
