@@ -59,7 +59,9 @@ def test_a_model_of_ones_own_is_warned_of_them(paddle_first):
         build_model(get_config("pit_digits"))
 
 
-@pytest.mark.parametrize("order", ["import paddle, paddlevit", "import paddlevit, paddle"])
+@pytest.mark.parametrize(
+    "order", ["import paddle, paddlevit", pytest.param("import paddlevit, paddle", marks=pytest.mark.slow)]
+)
 def test_commands_turn_them_off_whatever_was_imported_first(order, monkeypatch):
     code = f"""
 {order}
@@ -147,10 +149,14 @@ def test_which_processors_need_to_be_told_of_avx2(processor, expected, monkeypat
     assert settings.mkl_passes_over_avx2() == expected
 
 
-@pytest.mark.parametrize(("given", "threads"), [(None, None), ("3", 3), ("", None), ("many", None)])
-def test_other_engines_have_as_many_threads_as_the_user_said_not_as_paddle_sets(given, threads):
-    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    env |= {} if given is None else {"OMP_NUM_THREADS": given}
+@pytest.mark.parametrize(("given", "threads"), [("3", 3), ("", None), ("many", None)])
+def test_other_engines_have_as_many_threads_as_the_user_said(given, threads, monkeypatch):
+    monkeypatch.setattr(settings, "_ASKED_THREADS", given)
+    assert settings.engine_threads() == (threads or len(os.sched_getaffinity(0)))
+
+
+def test_other_engines_have_not_the_threads_that_paddle_sets(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
     code = "import paddlevit, paddle, paddlevit.runtime.settings as s; print(s.engine_threads())"
-    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert int(out) == (threads or len(os.sched_getaffinity(0)))
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert int(out) == len(os.sched_getaffinity(0))
