@@ -71,6 +71,7 @@ def test_groups_of_operators(operator, group):
     assert group_of(operator) == group
 
 
+@pytest.mark.slow
 def test_the_baseline_computes_the_same_model():
     """In a process of its own: it changes the package."""
     code = """

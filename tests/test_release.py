@@ -64,6 +64,7 @@ def built(tmp_path_factory):
     return names, next(folder.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_the_archive_has_what_one_needs_to_work_on_it(built):
     names = {name.partition("/")[2] for name in built[0]}
     for top in ("paddlevit", "configs", "docs", "notebooks", "run_scripts", "tests", "tools"):
@@ -74,6 +75,7 @@ def test_the_archive_has_what_one_needs_to_work_on_it(built):
     assert not [name for name in names if name.endswith((".pyc", ".pdparams")) or "__pycache__" in name]
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_package_and_nothing_else(built):
     names = {name for name in zipfile.ZipFile(built[1]).namelist() if ".dist-info/" not in name}
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "paddlevit").rglob("*") if is_source(path)}
@@ -81,6 +83,7 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(built):
     assert names == package | configs
 
 
+@pytest.mark.slow
 def test_the_wheel_works_outside_of_the_sources(built, tmp_path):
     zipfile.ZipFile(built[1]).extractall(tmp_path / "site")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -207,7 +207,11 @@ PROGRAM = """
 
 
 @pytest.mark.parametrize(
-    ("end", "code"), [("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL), ("pass", 0), ("sys.exit(3)", 3)]
+    ("end", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("pass", 0), ("sys.exit(3)", 3))),
+    ],
 )
 def test_workers_end_with_the_program_and_leave_nothing(end, code):
     before = set(os.listdir("/dev/shm"))

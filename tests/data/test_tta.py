@@ -60,7 +60,7 @@ def test_logits_are_the_mean_of_separate_forward_passes(run, tta, engine):
     np.testing.assert_allclose(Classifier(run, engine=engine, tta=tta).logits(images), views.mean(axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize(("tta", "engine"), [*BY_PADDLE, ("shift", "onnx")])
+@pytest.mark.parametrize(("tta", "engine"), [*BY_PADDLE, pytest.param("shift", "onnx", marks=pytest.mark.slow)])
 def test_evaluation_and_prediction_agree_and_say_so(run, tmp_path, capsys, tta, engine):
     skip_without(engine)
     argv = ["-eval", "-pretrained", run, "-output", tmp_path, "-device", "cpu", "-tta", tta, "-engine", engine]

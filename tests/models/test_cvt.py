@@ -38,6 +38,7 @@ def small_cvt(num_classes=7, **options):
     return CvT(stages=stages, num_classes=num_classes)
 
 
+@pytest.mark.slow
 def test_first_forward_in_training(float64):
     """Loss and running statistics; gradients and optimizer steps of this run are in test_golden_training.py."""
     golden = training("cvt-13-224x224")

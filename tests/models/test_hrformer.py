@@ -8,7 +8,7 @@ import pytest
 import yaml
 from paddle import nn
 
-from golden import from_zeros
+from golden import from_zeros, names_and_shapes
 from paddlevit.config import get_config
 from paddlevit.hrformer import build_hrformer
 from paddlevit.hrformer.block import Block, RelativeAttention
@@ -55,7 +55,7 @@ def test_the_official_yaml_is_ours(name, tmp_path):
     config = get_config(path)
     assert config.MODEL.TYPE == "hrformer"
     with from_zeros():
-        assert shapes(build_hrformer(config)) == shapes(build_hrformer(get_config(name)))
+        assert shapes(build_hrformer(config)) == names_and_shapes(name)
     assert config.MODEL.HRT.DROP_PATH_RATE == get_config(name).MODEL.HRT.DROP_PATH_RATE
 
 

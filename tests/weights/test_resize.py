@@ -92,7 +92,12 @@ def test_what_can_be_resized(name, have, want, answer):
 
 
 @pytest.mark.parametrize(
-    ("cfg", "size"), [("pit_ti_224", 384), ("hvt_ti_1_patch16_224", 384), ("hvt_s4_patch16_224", 256)]
+    ("cfg", "size"),
+    [
+        ("pit_ti_224", 384),
+        ("hvt_ti_1_patch16_224", 384),
+        pytest.param("hvt_s4_patch16_224", 256, marks=pytest.mark.slow),
+    ],
 )
 def test_published_weights_go_into_networks_of_another_image_size(cfg, size):
     small = build_model(get_config(cfg))

@@ -34,15 +34,16 @@ def random_model(name, *opts):
 def test_the_command_writes_all_layouts_and_formats_with_the_same_logits(tmp_path, capsys, name):
     model = random_model(name)
     paddle.save(model.state_dict(), str(tmp_path / "in.pdparams"))
-    for layout in [layout for layout in LAYOUTS if layout in (*model.weight_sources, "ours")]:
-        for suffix in WRITERS:
-            file = str(tmp_path / f"{layout}{suffix}")
-            flags = ["-cfg", name, "-input", str(tmp_path / "in.pdparams"), "-output", file, "-layout", layout]
-            assert main(flags) == 0
-            said = capsys.readouterr().out
-            assert f"layout {layout}; read again, its logits differ by 0 at most" in said
-            assert ("which is what transformers computes" in said) == (name == "cvt_digits" and layout == "hf")
-            assert sorted(read_state_dict(file)) == sorted(export_state_dict(model, layout))
+    layouts = [layout for layout in LAYOUTS if layout in (*model.weight_sources, "ours")]
+    for i in range(max(len(layouts), len(WRITERS))):  # a format writes what it is given: each with one layout at least
+        layout, suffix = layouts[i % len(layouts)], list(WRITERS)[i % len(WRITERS)]
+        file = str(tmp_path / f"{layout}{suffix}")
+        flags = ["-cfg", name, "-input", str(tmp_path / "in.pdparams"), "-output", file, "-layout", layout]
+        assert main(flags) == 0
+        said = capsys.readouterr().out
+        assert f"layout {layout}; read again, its logits differ by 0 at most" in said
+        assert ("which is what transformers computes" in said) == (name == "cvt_digits" and layout == "hf")
+        assert sorted(read_state_dict(file)) == sorted(export_state_dict(model, layout))
 
 
 def test_layouts_that_a_family_does_not_have_are_refused():
