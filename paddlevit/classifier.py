@@ -37,8 +37,8 @@ from paddlevit.export import (
 )
 from paddlevit.models import build_model
 from paddlevit.runtime import process, settings
+from paddlevit.runtime.files import sha256
 from paddlevit.schema import TTA
-from paddlevit.training.checkpoint import sha256
 from paddlevit.weights import load_weights
 from paddlevit.weights.hub import official, variant_of
 from paddlevit.weights.readers import find

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 
     from paddlevit.config import get_config
     from paddlevit.models import build_model
-    from paddlevit.training.checkpoint import write_file
+    from paddlevit.runtime.files import write_file
     from paddlevit.weights import export_state_dict, load_weights
     from paddlevit.weights.writers import WRITERS
 

@@ -155,7 +155,7 @@ def _audit(args: argparse.Namespace) -> str:
     from paddlevit.data.prepare import refuse_filled, write_texts
     from paddlevit.data.sources import read_image
     from paddlevit.report.audit import headline, write_audit
-    from paddlevit.training.checkpoint import write_text
+    from paddlevit.runtime.files import write_text
 
     output = args.output or Path(f"{args.folder.resolve()}-audit")
     refuse_filled(output, args.force)

@@ -22,6 +22,7 @@ from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text
 from paddlevit.data.sources import SPLITS, FolderSource, ListSource, Source, class_folders, open_folder, open_imagenet
 from paddlevit.data.ziparchive import ZipArchive
 from paddlevit.errors import MissingFileError, UserError
+from paddlevit.runtime.files import write_bytes
 
 _DIGIT_SIDE = 32
 _NUM_VAL_DIGITS = 360
@@ -330,9 +331,7 @@ def _refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
 def write_texts(folder: Path, texts: dict[str, str]) -> None:
     """Write files, content by name, each at once or not at all."""
     for name, text in texts.items():
-        unfinished = folder / f"{name}.unfinished"
-        unfinished.write_bytes(_encoded(text))
-        os.replace(unfinished, folder / name)
+        write_bytes(folder / name, _encoded(text))
 
 
 def _encoded(text: str) -> bytes:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from paddlevit.errors import UserError
-from paddlevit.runtime.streams import utf8_names
+from paddlevit.runtime.files import write_text
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -26,12 +24,5 @@ def write_document(path: Path, template: str, **values: Any) -> Path:
     Raises UserError where it cannot be written.
     """
     page = TEMPLATES.get_template(template).render(values)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        # File names that are no valid Unicode come as surrogates, which a page cannot hold.
-        part.write_bytes(utf8_names(page).encode("utf-8", errors="backslashreplace"))
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_text(path, page)
     return path

@@ -21,6 +21,7 @@ from paddlevit.errors import MissingFileError, UserError
 from paddlevit.report.history import read_history
 from paddlevit.run.build import build_trainer, known_classes
 from paddlevit.runtime import process
+from paddlevit.runtime.files import sha256, write_text
 from paddlevit.runtime.settings import processor
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Batches, Trainer
@@ -42,7 +43,7 @@ class Finding(NamedTuple):
 def certify(folder: Path, config: CfgNode, source: Source) -> None:
     """Write certificate.json: hashes of package, configuration, list of images and weights, and versions."""
     made_of = {**_made_of(folder, config, source), "processes": process.world_size()}
-    checkpoint.write_text(folder / FILE, json.dumps(made_of, indent=1) + "\n")
+    write_text(folder / FILE, json.dumps(made_of, indent=1) + "\n")
 
 
 def _made_of(folder: Path, config: CfgNode, source: Source) -> dict[str, Any]:
@@ -54,13 +55,13 @@ def _made_of(folder: Path, config: CfgNode, source: Source) -> dict[str, Any]:
     for i in range(len(source)):
         images.update(source.name(i).removeprefix(root).encode("utf-8", "surrogateescape") + b"\n")
     of_run = [*folder.glob("best.pdparams"), *folder.glob("epoch_*.pdparams")]  # an average may lie there too
-    weights = {path.name: checkpoint.sha256(path) for path in sorted(of_run)}
+    weights = {path.name: sha256(path) for path in sorted(of_run)}
     return {
         "paddlevit": f"{paddlevit.__version__} ({files.hexdigest()})",
         "PaddlePaddle": paddle.__version__,
         "device": paddle.device.get_device(),
         "machine": f"{processor()[1]}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}",
-        "configuration": checkpoint.sha256(folder / "config.yaml"),
+        "configuration": sha256(folder / "config.yaml"),
         "training images": f"{len(source):,} ({images.hexdigest()})",
         **weights,
     }

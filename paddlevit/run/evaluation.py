@@ -31,7 +31,7 @@ from paddlevit.report import Predictions
 from paddlevit.run.build import autocast, compare_count, known_classes, load_pretrained, with_classes
 from paddlevit.run.folder import open_folder
 from paddlevit.runtime import process
-from paddlevit.training import checkpoint
+from paddlevit.runtime.files import write_text
 from paddlevit.training.engine import evaluate
 from paddlevit.training.journal import progress, with_nulls
 from paddlevit.training.objectives import Restricted
@@ -76,9 +76,9 @@ def validate(config: CfgNode) -> int:
             if config.SAVE_PREDICTIONS:
                 _write_predictions(folder, predictions)
             record = with_nulls({**result, "weights": config.MODEL.PRETRAINED, **how})
-            checkpoint.write_text(folder / "eval.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            write_text(folder / "eval.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             if not (folder / "config.yaml").exists():  # a training run's stays
-                checkpoint.write_text(folder / "config.yaml", dumped(config))
+                write_text(folder / "config.yaml", dumped(config))
             logger.info("written to %s", folder / "eval.json")
     return 0
 
@@ -166,7 +166,7 @@ def calibrated(
     if not found.num_images:
         return predictions
     record = {**found._asdict(), "weights_sha256": sha256}
-    checkpoint.write_text(folder / CALIBRATION_FILE, json.dumps(record, indent=1) + "\n")
+    write_text(folder / CALIBRATION_FILE, json.dumps(record, indent=1) + "\n")
     logger.info(
         "calibrated on %d images: temperature %.3f, calibration error %.2f %% (%.2f %% before)",
         *(found.num_images, found.temperature, found.ece_after, found.ece_before),
@@ -194,4 +194,4 @@ def _write_predictions(folder: Path, predictions: Predictions) -> None:
 def _write_csv(path: Path, head: list[str], rows: Iterable) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(itertools.chain([head], rows))
-    checkpoint.write_text(path, text.getvalue())
+    write_text(path, text.getvalue())

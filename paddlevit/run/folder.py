@@ -19,6 +19,7 @@ from paddlevit.config import changes, dumped, with_values
 from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import process
+from paddlevit.runtime.files import copy_file, sha256, write_text
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Trainer
 from paddlevit.weights import load_weights, read_state_dict
@@ -146,9 +147,9 @@ def describe(folder: Path, config: CfgNode, class_names: Sequence[str], resumed:
             logger.warning("changed on resume: %s", line)
     if path.exists() and path.read_bytes() != text.encode():
         number = next(n for n in itertools.count(1) if not (folder / f"config.{n}.yaml").exists())
-        checkpoint.copy_file(path, folder / f"config.{number}.yaml")
-    checkpoint.write_text(folder / CLASS_NAMES_FILE, class_names_text(class_names))
-    checkpoint.write_text(path, text)
+        copy_file(path, folder / f"config.{number}.yaml")
+    write_text(folder / CLASS_NAMES_FILE, class_names_text(class_names))
+    write_text(path, text)
 
 
 def best_path(folder: Path) -> Path:
@@ -223,10 +224,10 @@ def restore(trainer: Trainer, resumed: dict[str, Any], folder: Path) -> None:
 def _restore_best(best: dict[str, Any], theirs: Path, ours: Path) -> bool:
     """Whether the best weights that the resumed state knows are still there; they are copied from its folder."""
     known = best.get("sha256")
-    if not known or checkpoint.sha256(ours) == known:
+    if not known or sha256(ours) == known:
         return True
-    if checkpoint.sha256(theirs) == known:
-        checkpoint.copy_file(theirs, ours)
+    if sha256(theirs) == known:
+        copy_file(theirs, ours)
         return True
     logger.info("the best weights so far, top-1 %.2f %%, are gone: the next ones count", best["acc1"])
     return False

@@ -32,6 +32,7 @@ from paddlevit.run.certificate import certify
 from paddlevit.run.evaluation import calibrated, gathered, top1, write_per_class
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
+from paddlevit.runtime.files import sha256
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, launched, stop_signals
 from paddlevit.runtime.seeding import seed_step
 from paddlevit.training import checkpoint
@@ -193,7 +194,7 @@ class _Run:
                 checkpoint.write_weights(path, model.state_dict())
             found = {"by": train.BEST_BY, "value": value, "loss": -minus_loss, "acc1": result["acc1"]}
             found |= {"epoch": trainer.epoch, "weights": weights}
-            found["sha256"] = checkpoint.sha256(path) if process.is_main() else ""
+            found["sha256"] = sha256(path) if process.is_main() else ""
             trainer.best = {**before, **found}
         if "to_beat" not in before or value > before["to_beat"] + train.MIN_DELTA:
             trainer.best |= {"to_beat": value, "improved": trainer.epoch}

@@ -8,13 +8,10 @@ without pickles: nothing in it can run.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Callable
 
@@ -23,7 +20,7 @@ import paddle
 from paddle import Tensor
 
 from paddlevit.errors import MissingFileError, UserError
-from paddlevit.runtime.streams import utf8_names
+from paddlevit.runtime.files import sha256, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -105,17 +102,6 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
     for name, value in sorted(weights.items()):
         found.update(name.encode() + value.numpy().tobytes())
     return found.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, atomically; of names in it, bytes that are not UTF-8 are escaped."""
-    data = utf8_names(text).encode("utf-8", "backslashreplace")
-    write_file(path, lambda part: part.write_bytes(data))
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, atomically."""
-    write_file(target, lambda part: shutil.copyfile(source, part))
 
 
 def drop_newer(path: Path) -> list[str]:
@@ -203,41 +189,3 @@ def _damage(path: Path) -> str:
         if sha256(weights) != expected:
             return f"{weights} is not what was saved (its checksum differs)"
     return ""
-
-
-def write_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file next to `path`, flush it to the disk, and put it in `path`'s place in one step."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; what was saved before is untouched"
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk: only then may what they replace be removed."""
-    with contextlib.suppress(OSError):  # Windows opens no folders; some network file systems cannot, and need not
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal; empty where there is none."""
-    if not path.is_file():
-        return ""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()

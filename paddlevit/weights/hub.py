@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
-import mmap
 import os
 import re
 from pathlib import Path
@@ -17,6 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from paddlevit.errors import UserError
+from paddlevit.runtime.files import sha256
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _NOT_THERE = (401, 403, 404)  # the hub asks who one is where there is nothing
@@ -88,7 +87,7 @@ def _places(address: str) -> dict[str, Path]:
     return {f"{hub}/{address[3:]}/resolve/main/{name}": cache / address[3:] / name for name in _HUB_FILES}
 
 
-def _download(address: str, file: Path, sha256: str) -> None:
+def _download(address: str, file: Path, expected: str) -> None:
     """Fetch `address` to `file`, which appears when it is complete and has the checksum that is known of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with (file.parent / ".lock").open("a") as lock:
@@ -99,8 +98,8 @@ def _download(address: str, file: Path, sha256: str) -> None:
         if file.is_file():
             return
         part = file.with_name(f"{file.name}.part")
-        known = [sha256, _receive(address, part)]
-        found = checksum(part)
+        known = [expected, _receive(address, part)]
+        found = sha256(part)
         for digits in known:
             if not found.startswith(digits):
                 part.unlink()
@@ -148,13 +147,7 @@ def _checksum_file(file: Path) -> Path:
     return file.with_name(f"{file.name}.sha256")
 
 
-def checksum(file: Path) -> str:
-    """The sha256 of a file, which is not empty."""
-    with file.open("rb") as content:
-        return hashlib.sha256(mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)).hexdigest()
-
-
 def changed(file: Path) -> bool:
     """Whether a file of the cache is another than was fetched; nothing is known of one put there by hand."""
     noted = _checksum_file(file)
-    return noted.is_file() and not noted.read_text(encoding="utf-8").startswith(checksum(file))
+    return noted.is_file() and not noted.read_text(encoding="utf-8").startswith(sha256(file))

@@ -22,6 +22,7 @@ from paddlevit.errors import UserError
 from paddlevit.run.build import build_trainer, log_start
 from paddlevit.run.folder import restore, resumed_state, save
 from paddlevit.runtime import process
+from paddlevit.runtime.files import sha256
 from paddlevit.training import checkpoint
 from paddlevit.training.objectives import Distilled, Supervised, soft_cross_entropy
 
@@ -65,8 +66,8 @@ def test_the_average_of_a_run_that_had_none(tmp_path):
 def test_a_resumed_run_knows_its_best(tmp_path):
     before, after = small_trainer(), small_trainer()
     checkpoint.write_weights(tmp_path / "best.pdparams", before.model.state_dict())
-    sha256 = checkpoint.sha256(tmp_path / "best.pdparams")
-    before.best = {"acc1": 12.5, "epoch": 7, "weights": "ema", "sha256": sha256}
+    digest = sha256(tmp_path / "best.pdparams")
+    before.best = {"acc1": 12.5, "epoch": 7, "weights": "ema", "sha256": digest}
     save(tmp_path, before, keep=1)
     restore(after, resumed_state(get_config("pit_digits", ["MODEL.RESUME", "auto"]), tmp_path), tmp_path)
     assert after.best == before.best

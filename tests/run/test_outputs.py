@@ -16,7 +16,7 @@ from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.run.folder import open_folder
 from paddlevit.runtime import process, streams
-from paddlevit.training import checkpoint
+from paddlevit.runtime.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 PADDLEVIT = f"{sys.executable} -m paddlevit"
@@ -123,7 +123,7 @@ def test_lines_that_find_no_room_come_with_the_next_one_that_does(tmp_path, capf
 
 def test_names_in_files_are_utf8_whatever_the_locale_and_other_bytes_are_escaped(tmp_path):
     in_the_c_locale = "caf\udce9 \udce7\udc8c\udcab"
-    checkpoint.write_text(tmp_path / "text", in_the_c_locale)
+    write_text(tmp_path / "text", in_the_c_locale)
     assert (tmp_path / "text").read_text("utf-8") == "caf\\udce9 \u732b"
     assert streams.escaped(f"{in_the_c_locale}\x1b\ud800") == "caf\\udce9 \u732b\\x1b\\ud800"
     assert os.fsdecode("\u732b".encode()) == get_config(opts=["OUTPUT", "\udce7\udc8c\udcab"]).OUTPUT

@@ -15,6 +15,7 @@ from paddlevit.data.loader import balanced_shares, train_order
 from paddlevit.errors import UserError
 from paddlevit.run import build
 from paddlevit.run import train as run_room
+from paddlevit.runtime.files import sha256
 from paddlevit.training import checkpoint
 from paddlevit.weights import read_state_dict
 
@@ -77,7 +78,7 @@ def test_the_best_are_the_best_in_what_was_asked_for(data, tmp_path, monkeypatch
     scripted(monkeypatch, results)
     assert run(data, tmp_path, "TRAIN.NUM_EPOCHS", 4, "TRAIN.BEST_BY", by) == 0
     best, kept = tmp_path / "best.pdparams", tmp_path / f"epoch_{kept:03d}.pdparams"
-    assert checkpoint.sha256(best) == checkpoint.sha256(kept)
+    assert sha256(best) == sha256(kept)
 
 
 def scripted(monkeypatch, results):
