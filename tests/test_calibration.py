@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from paddlevit import Classifier
 from paddlevit.calibration import Calibration, calibrate, energy, fit_temperature, reliability
-from paddlevit.commands import export_model, predict, prepare_data, train
+from paddlevit.commands import export_model, predict, prepare_data, train, visualize_attention
 from paddlevit.errors import UserError
 from paddlevit.report import Predictions
 from paddlevit.run.evaluation import calibrated
@@ -180,6 +180,16 @@ def test_predictions_are_calibrated_and_say_what_is_none_of_the_classes(made, ca
     assert [line["energy"] for line in lines] == pytest.approx(energy(logits), abs=1e-4)
     assert predict.main([*argv, "-topk", "1"]) == 0
     assert capsys.readouterr().out.count("\n  none of these classes; the closest:\n") == 40 - known.sum()
+
+
+def test_explain_says_what_is_none_of_the_classes(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    classifier, files = Classifier(made / "run"), images(made / "other")[:40]
+    known = [guesses[0]["known"] for guesses in classifier.predict(files)]
+    for said in (True, False):
+        image = files[known.index(said)]
+        assert visualize_attention.main(["-pretrained", str(made / "run"), "-image", image]) == 0
+        assert ("none of these classes" in capsys.readouterr().out) is not said
 
 
 @pytest.mark.parametrize(

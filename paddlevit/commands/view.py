@@ -27,9 +27,11 @@ class View:
         self.image = classifier.opened(path)
         self.box = build_eval_transform(classifier.config).source_box(self.image.size)
         self.images = classifier.normalize(classifier.pixels(self.image)[None])
-        self.probabilities = classifier.calibration.probabilities(classifier.forward(self.images))[0]
+        (logits,) = classifier.forward(self.images)
+        self.probabilities = classifier.calibration.probabilities(logits)
         if not np.isfinite(self.probabilities).all():
             raise UserError(f"{path}: {classifier.name} gives logits that are not finite")
+        self.known = classifier.calibration.verdict(logits).get("known", True)
 
     def over(self, heat: np.ndarray, side: int | None = None) -> Image.Image:
         """The image with `heat` [h, w] over it, at its own size or with its longer side at `side`."""

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         picture = view.over(heat)
     _save(picture, Path(args.output))
     shown = _SHOWS[method].format(name)
-    print(f"{args.image}: {found}")
+    print(f"{args.image}: {found}{'' if view.known else '; by its energy it is none of these classes'}")
     print(f"written to {args.output}: {shown} ({method}), {picture.width} x {picture.height} pixels")
     if args.method is None:
         print("other methods show other things: -method all draws them side by side")
