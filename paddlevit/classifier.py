@@ -22,7 +22,7 @@ from paddlevit.config import get_config, with_values
 from paddlevit.data import build_decoding, build_preparation, open_source
 from paddlevit.data.classes import Classes, changes_since_run, classes_beside, folder_of, refuse_difference
 from paddlevit.data.decode import decode, to_rgb
-from paddlevit.data.index import imagenet_names, plain_name, read_class_names
+from paddlevit.data.index import imagenet_names, plain_name, read_class_names, refuse_namesakes
 from paddlevit.data.sources import read_image
 from paddlevit.data.tta import averaged
 from paddlevit.errors import MissingFileError, UserError
@@ -38,7 +38,7 @@ from paddlevit.export import (
 from paddlevit.models import build_model
 from paddlevit.runtime import process, settings
 from paddlevit.runtime.files import sha256
-from paddlevit.schema import TTA
+from paddlevit.schema import TTA, refuse_keys_of_evaluation
 from paddlevit.weights import load_weights
 from paddlevit.weights.hub import official, variant_of
 from paddlevit.weights.readers import find
@@ -81,6 +81,7 @@ class Classifier:
             paddle.set_device(process.choose_device(device))
         if tta not in TTA:
             raise UserError(f"tta {tta}, allowed: {', '.join(TTA)}")
+        refuse_keys_of_evaluation(opts, "here engine, precision and tta are arguments")
         self.tta = tta
         self.model: nn.Layer | None = None
         self._exported: Exported | None = None
@@ -275,6 +276,7 @@ def _chosen(labels: FilePath | Sequence[str] | None, known: Classes | None, conf
         chosen = Classes(names, str(labels))
     elif labels:
         chosen = Classes([plain_name(str(label)) for label in labels], "labels")
+        refuse_namesakes("labels", dict(enumerate(chosen.names)), "index")
     count, allowed = len(chosen.names), config.MODEL.NUM_CLASSES
     if count != allowed and count and not config.DATA.INFER_NUM_CLASSES:
         raise UserError(f"{chosen.where} has {count} names, but the model has {allowed} classes (MODEL.NUM_CLASSES)")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import operator
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+
+from paddlevit.errors import UserError
 
 _TYPES = {
     bool: ("true or false", "true and false"),
@@ -259,3 +262,12 @@ FLAGS: dict[str, str] = {
     "hang_timeout": "HANG_TIMEOUT",
     "seed": "SEED",
 }
+
+_OF_EVALUATION = ("ENGINE", "PRECISION", "TTA", "SAVE_PREDICTIONS")  # used with EVAL alone
+
+
+def refuse_keys_of_evaluation(opts: Sequence[Any] | None, why: str) -> None:
+    """Raises UserError where `opts`, keys and values in turn, would set one that -eval alone uses."""
+    for key in (opts or ())[::2]:
+        if key in _OF_EVALUATION:
+            raise UserError(f"{key} is for -eval: {why}")

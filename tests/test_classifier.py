@@ -112,6 +112,8 @@ def test_mistakes(run, photo, tmp_path):
     for topk in (0, -1):
         with pytest.raises(UserError, match="topk must be 1 or more, got -?[01]"):
             classifier.predict(photo, topk=topk)
+    with pytest.raises(UserError, match="labels, index 2: 'cat' is given twice, first in index 0"):
+        Classifier(run, labels=["cat", "dog", "cat ", "cow"])
     with pytest.raises(UserError, match="precision bf16 of trained weights by paddle, allowed: auto, f32"):
         Classifier(run, precision="bf16")
     with pytest.raises(UserError, match="cannot be combined with .*export.json defines it"):

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -241,6 +242,8 @@ def train(
         config = _configure(args, distill=args.teacher_model_path is not None)
         if config.EVAL or config.NPROCS not in (None, 1) or config.MAX_RESTARTS:
             raise UserError("paddlevit.train trains in one process: eval, nprocs and max_restarts are the command's")
+        if launcher.launched() or threading.current_thread() is not threading.main_thread():
+            raise UserError("paddlevit.train runs in the main thread of a process that no launcher started")
         process.choose_device(config.DEVICE)  # or a mistake would leave an empty folder
         config = _with_folder(config, args.cfg)
         code = _start(config)
@@ -281,6 +284,7 @@ def _open_log(folder: Path) -> None:
 def _configure(args: argparse.Namespace, *, distill: bool) -> CfgNode:
     """The configuration that `args` mean; names of other projects in `args` become ours."""
     from paddlevit.config import find_variant, get_config, update_config, with_values
+    from paddlevit.schema import refuse_keys_of_evaluation
 
     if not os.path.isfile(args.cfg):
         args.cfg = find_variant(args.cfg)
@@ -290,6 +294,8 @@ def _configure(args: argparse.Namespace, *, distill: bool) -> CfgNode:
     if args.drop_path is not None:
         args.opts = [*_drop_path(args), *args.opts]
     config = update_config(get_config(), args)
+    if not config.EVAL:
+        refuse_keys_of_evaluation(args.opts, "training does not use it")
     values: dict[str, Any] = {}
     if distill and config.TRAIN.DISTILLATION_TYPE == "none":
         values["TRAIN.DISTILLATION_TYPE"] = "hard"

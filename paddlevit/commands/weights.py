@@ -81,9 +81,11 @@ def _average(args: argparse.Namespace) -> None:
     from paddlevit.config import get_config
     from paddlevit.run.average import average
     from paddlevit.runtime import process
+    from paddlevit.schema import refuse_keys_of_evaluation
 
     if args.output.suffix != ".pdparams":
         raise UserError(f"-output must end in .pdparams, got {args.output}")
+    refuse_keys_of_evaluation(args.opts, "averages are scored by Paddle, without augmentation")
     data = ["DATA.DATA_PATH", args.data_path] if args.data_path else []
     config = get_config(args.cfg or config_beside(args.where[0]), ["EVAL", True, *data, *args.opts])
     process.setup(args.device or config.DEVICE, config.SEED)

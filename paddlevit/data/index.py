@@ -84,24 +84,28 @@ def plain_name(name: str) -> str:
 def read_class_names(file: Path) -> list[str] | None:
     """The names in a file that has one a line; None where there is no such file.
 
-    Raises UserError where it has none, or one twice; of many classes two may be called alike, as ImageNet's cranes.
+    Raises UserError where it has none, and as `refuse_namesakes`.
     """
     if not file.exists():
         return None
     lines = text_lines(file)
     if not lines:
         raise UserError(f"{file} is empty: write one class name per line, or delete the file")
-    if len(lines) < _MANY_CLASSES:
-        _refuse_twice(file, lines)
+    refuse_namesakes(file, lines)
     return list(lines.values())
 
 
-def _refuse_twice(file: Path, lines: dict[int, str]) -> None:
-    """Raises UserError where two lines are the same."""
+def refuse_namesakes(where: Path | str, names: dict[int, str], place: str = "line") -> None:
+    """Raises UserError where two classes have one name; of many two may be called alike, as ImageNet's cranes."""
+    if len(names) < _MANY_CLASSES:
+        _refuse_twice(where, names, place)
+
+
+def _refuse_twice(where: Path | str, names: dict[int, str], place: str = "line") -> None:
     first: dict[str, int] = {}
-    for number, name in lines.items():
+    for number, name in names.items():
         if first.setdefault(name, number) != number:
-            raise UserError(f"{file}, line {number}: '{name}' is given twice, first in line {first[name]}")
+            raise UserError(f"{where}, {place} {number}: '{name}' is given twice, first in {place} {first[name]}")
 
 
 def refuse_twins(folder: Path, names: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ def average(
         parts.setdefault(part.fingerprint, part)  # a run's best is one of its checkpoints
         on_score(part)
     if len(parts) < 2:
-        raise UserError(f"an average needs weights that differ, but those of {', '.join(files)} are the same")
+        raise UserError(f"an average needs weights that differ, of two files or more, got {', '.join(files)}")
     best, *others = sorted(parts.values(), key=lambda part: part.rank, reverse=True)
     checkpoint.write_weights(output, mixture.filled(best.files).state_dict())
     for added in [[part] for part in others] if greedy else [others]:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,7 @@ def test_the_same_run_from_python(trained, digits, tmp_path):
         ({"reinit_head": True, "opts": {"TRAIN.EPOCHS": 1}}, "there is no key 'TRAIN.EPOCHS'"),
         ({"freeze": ["head*", "!head.bias"], "nprocs": 2}, "trains in one process"),
         ({"eval": True}, "trains in one process"),
+        ({"opts": {"TTA": "flip"}}, "TTA is for -eval: training does not use it"),
         ({"device": "tpu"}, "-device must be auto, gpu, cpu or custom:NAME, got 'tpu'"),
     ],
 )
@@ -218,6 +220,16 @@ def test_mistakes_from_python_are_errors_and_leave_no_folder(given, message, tmp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=re.escape(message)):
         paddlevit.train("pit_digits", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_trains_in_the_main_thread_of_a_process_without_launcher(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(UserError, match="in the main thread"):
+        pool.submit(paddlevit.train, "pit_digits").result()
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
+    with pytest.raises(UserError, match="that no launcher started"):
+        paddlevit.train("pit_digits")
     assert list(tmp_path.iterdir()) == []
 
 
