@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -169,9 +170,17 @@ def _open_onnx(path: Path, threads: int, device: str, precision: str) -> Exporte
     return Exported(path, lambda batch: session.run(None, {images.name: batch})[0], images.shape[1:])
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The process's own, which stays: each core that goes puts back the stack for signals that it found in its thread.
+
+    Where that was of one that went before, it is not mapped any more, and the next Ctrl-C is a crash (2026.4).
+    """
+    return needs("openvino").Core()
+
+
 def _open_openvino(path: Path, threads: int, device: str, precision: str) -> Exported:
-    openvino = needs("openvino")
-    core = openvino.Core()
+    core = openvino_core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         logger.warning("this processor has no bfloat16: %s runs in f32", path)
         precision = "f32"

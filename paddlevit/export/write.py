@@ -16,7 +16,7 @@ from paddle import nn
 
 from paddlevit.errors import UserError
 from paddlevit.export.description import DESCRIPTION_FILE, read_description
-from paddlevit.export.read import check_path, needs
+from paddlevit.export.read import check_path, needs, openvino_core
 from paddlevit.layers import evaluating
 from paddlevit.runtime.streams import quiet
 
@@ -135,7 +135,7 @@ def _save_openvino(
     with tempfile.TemporaryDirectory() as scratch:
         onnx = Path(scratch) / "model.onnx"
         _save_onnx(model, image_shape, onnx)
-        converted = openvino.Core().read_model(onnx)  # convert_model() would report its use to OpenVINO's makers
+        converted = openvino_core().read_model(onnx)  # convert_model() would report its use to OpenVINO's makers
         if calibration is not None:
             converted = _int8(converted, calibration, bound)
         openvino.save_model(converted, path, compress_to_fp16=False)

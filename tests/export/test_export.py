@@ -249,6 +249,24 @@ def openvino_file(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_a_signal_after_models_were_closed_is_handled(openvino_file):
+    """In a process of its own, as it was killed where the model that was opened first was closed first."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from paddlevit.export import open_exported
+models = [open_exported(Path(sys.argv[1])) for _ in range(2)]
+signal.signal(signal.SIGHUP, lambda *_: print("handled", flush=True))
+while models:
+    del models[0]
+os.kill(os.getpid(), signal.SIGHUP)
+"""
+    command = [sys.executable, "-c", code, str(openvino_file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+@pytest.mark.slow
 def test_bf16(openvino_file):
     if "BF16" not in sys.modules["openvino"].Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor has no bfloat16")
