@@ -151,6 +151,7 @@ def test_bytes_are_read_as_files_are(run, photo):
     assert Classifier(run).predict(file.getvalue()) == Classifier(run).predict([file.getvalue()])[0]
 
 
+@pytest.mark.slow
 def test_orientation_is_the_runs_and_applied_where_there_is_none(run, tmp_path):
     """The left half of the file is white: upright, it is the top."""
     exif, pixels = Image.Exif(), np.zeros([32, 32, 3], "uint8")

@@ -382,12 +382,10 @@ def coloured_squares(rng, count):
     return paddle.to_tensor(images), labels, corners
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "found"),
-    [
-        ("regnet_digits", 60, {"grad-cam": 0.9}),
-        pytest.param("pit_digits", 60, {"grad-rollout": 0.7, "rollout": 0.8}, marks=pytest.mark.slow),
-    ],
+    [("regnet_digits", 60, {"grad-cam": 0.9}), ("pit_digits", 60, {"grad-rollout": 0.7, "rollout": 0.8})],
 )
 def test_heat_points_at_the_object(name, steps, found):
     rng = np.random.default_rng(0)

@@ -62,7 +62,7 @@ def random_images(n, side=32):
         pytest.param("pit_digits", ["paddle", "onnx", "openvino"], marks=pytest.mark.slow),
         ("hvt_digits", ["onnx"]),
         pytest.param("cvt_digits", ["onnx"], marks=pytest.mark.slow),
-        ("regnet_digits", ["onnx"]),
+        pytest.param("regnet_digits", ["onnx"], marks=pytest.mark.slow),
         pytest.param("hrformer_digits", ["onnx"], marks=pytest.mark.slow),
     ],
 )
@@ -210,7 +210,7 @@ def test_threads_get_their_own_logits(opened):
     alone = [opened(batch) for batch in images]
     kept = [logits.copy() for logits in alone]
     with ThreadPoolExecutor(4) as threads:
-        together = list(threads.map(lambda i: opened(images[i % 20]), range(200)))
+        together = list(threads.map(lambda i: opened(images[i % 20]), range(80)))
     assert all(np.array_equal(logits, alone[i % 20]) for i, logits in enumerate(together))
     assert all(map(np.array_equal, alone, kept)), "a later call changes nothing of an earlier one's"
 

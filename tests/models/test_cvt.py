@@ -117,6 +117,7 @@ def test_dropout_rates_reach_their_layers():
                 assert layer.p == (attn_rate if name.endswith("attn_dropout") else rate), name
 
 
+@pytest.mark.slow
 def test_the_activation_is_quickgelu_or_the_gelu_of_transformers():
     """With the same weights the logits of the two differ by 0.04 to 0.06 (measured with both projects' code)."""
     images = paddle.to_tensor(golden_images(0, 1, 224))

@@ -47,10 +47,11 @@ SMALL = {
 def golden_logits():
     """Every checkpoint format that has reference logits, in both precisions; a network's formats follow each other."""
     for name in VARIANTS:
+        formats, macs = [fmt for model, fmt in cases(logits=True) if model == name], info(name)["macs_g"]
         for dtype in ("float32", "float64"):
-            marks = [pytest.mark.slow] * (info(name)["macs_g"] > (12 if dtype == "float32" else 1))
-            formats = [fmt for model, fmt in cases(logits=True) if model == name]
-            yield from (pytest.param(name, fmt, dtype, marks=marks) for fmt in formats)
+            for fmt in formats:
+                slow = macs > (5 if dtype == "float32" and fmt == formats[0] else 1)
+                yield pytest.param(name, fmt, dtype, marks=[pytest.mark.slow] * slow)
 
 
 def test_the_generated_weights_and_images_are_those_of_the_reference():
@@ -84,7 +85,9 @@ def test_golden_logits(last_network, name, fmt, dtype):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance(name, fmt)[dtype])
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (info(name)["params"] > 1e8)) for name in VARIANTS]
+)
 def test_names_shapes_and_parameters(name):
     model = empty_network(name)
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == names_and_shapes(name)

@@ -174,8 +174,7 @@ def archives(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("dataset", "classes"), [("cifar100", 100), ("cifar10", 10)])
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("dataset", "classes", "packed"), [("cifar100", 100, True), ("cifar10", 10, False)])
 def test_cifar_with_hvts_recipe(archives, tmp_path, dataset, classes, packed):
     place = archives / f"cifar-{classes}-python.tar.gz" if packed else archives
     opts = ["MODEL.EMBED_DIM", "24", "MODEL.DEPTH", "2", "MODEL.PATCH_SIZE", "8"]

@@ -66,13 +66,15 @@ def test_classes_have_scores_everywhere(data, tmp_path):
     assert predictions[0]["image"] == "val/class 0/0.png" and 0 < float(predictions[0]["probability"]) <= 1
 
 
+BEST = [
+    ("macro_f1", [(50, float("nan")), (60, 0.5), (60, 0.6), (55, 0.1)], 2),
+    ("acc1", [(50, 0.9), (50, 0.7), (50, 0.8), (40, 0.1)], 2),  # of equal ones that with the smallest loss
+    ("loss", [(50, 0.9), (60, 0.5), (70, 0.6), (80, float("nan"))], 2),
+]
+
+
 @pytest.mark.parametrize(
-    ("by", "results", "kept"),
-    [
-        ("acc1", [(50, 0.9), (50, 0.7), (50, 0.8), (40, 0.1)], 2),  # of equal ones that with the smallest loss
-        ("loss", [(50, 0.9), (60, 0.5), (70, 0.6), (80, float("nan"))], 2),
-        ("macro_f1", [(50, float("nan")), (60, 0.5), (60, 0.6), (55, 0.1)], 2),
-    ],
+    ("by", "results", "kept"), [BEST[0], *(pytest.param(*each, marks=pytest.mark.slow) for each in BEST[1:])]
 )
 def test_the_best_are_the_best_in_what_was_asked_for(data, tmp_path, monkeypatch, by, results, kept):
     scripted(monkeypatch, results)
@@ -93,7 +95,7 @@ def scripted(monkeypatch, results):
     monkeypatch.setattr(run_room, "evaluate", pretend)
 
 
-@pytest.mark.parametrize(("delta", "last"), [(0, 5), (1.5, 3)])
+@pytest.mark.parametrize(("delta", "last"), [pytest.param(0, 5, marks=pytest.mark.slow), (1.5, 3)])
 def test_patience_ends_a_run_which_says_why_and_stays_ended(data, tmp_path, monkeypatch, capsys, delta, last):
     results = [(50, 1.0), (50, 0.9), (51, 1.0), (51, 1.0), (51, 1.0)]
     scripted(monkeypatch, results)

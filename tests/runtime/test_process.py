@@ -43,6 +43,7 @@ def test_batch_norm_trains_without_a_warning():
     assert not caught
 
 
+@pytest.mark.slow
 def test_what_only_unix_has_is_not_needed_to_import_and_read(tmp_path):
     """As on Windows, as far as that can be seen here: no fcntl, no resource, two signals, no os.pread."""
     hide = (

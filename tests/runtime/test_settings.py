@@ -155,6 +155,7 @@ def test_other_engines_have_as_many_threads_as_the_user_said(given, threads, mon
     assert settings.engine_threads() == (threads or len(os.sched_getaffinity(0)))
 
 
+@pytest.mark.slow
 def test_other_engines_have_not_the_threads_that_paddle_sets(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     code = "import paddlevit, paddle, paddlevit.runtime.settings as s; print(s.engine_threads())"

@@ -94,8 +94,9 @@ def test_golden_training_run(name, run):
             assert after[key] == pytest.approx(expected, rel=0, abs=1e-6), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
-@pytest.mark.parametrize("name", [pytest.param("pit_ti_224", marks=pytest.mark.slow), "hvt_ti_1_patch16_224"])
+@pytest.mark.parametrize("name", ["pit_ti_224", "hvt_ti_1_patch16_224"])
 def test_golden_training_run_in_float32(name, dtype):
     golden = training(name)
     trainer = trainer_of(name, golden["optimizer"]["lr"])

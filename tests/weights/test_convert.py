@@ -21,6 +21,11 @@ from paddlevit.weights.unwrap import unwrap
 MODELS = sorted({model for model, _ in cases()})
 
 
+def large(model, least):
+    """Marks: what is found with small networks is found fast."""
+    return [pytest.mark.slow] * (info(model)["params"] > least)
+
+
 def family(model):
     return {"hrt": "hrformer"}.get(info(model)["family"], info(model)["family"])
 
@@ -72,7 +77,7 @@ class FilledNetwork(Network):
         return tensors
 
 
-@pytest.mark.parametrize(("model", "fmt"), cases())
+@pytest.mark.parametrize(("model", "fmt"), [pytest.param(*case, marks=large(case[0], 5e7)) for case in cases()])
 def test_every_network_is_written_as_its_publisher_does_and_comes_back(model, fmt):
     network, entries = FilledNetwork(model), manifest(model, fmt)["entries"]
     exported = export_state_dict(network, fmt)
@@ -106,7 +111,7 @@ def essence(model):
     return {name: shape for name, shape in names_and_shapes(model).items() if not name.endswith("pos_embed")}
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [pytest.param(model, marks=large(model, 2e7)) for model in MODELS])
 def test_a_file_of_another_network_is_refused(model):
     """Of every other variant of its family, and one file of each other family."""
     network, families = Network(model), {family(other): (other, fmt) for other, fmt in cases()}
