@@ -26,6 +26,26 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 EVERYTHING = ["TRAIN.ACCUM_ITER", 2, "TRAIN.GRAD_CLIP", 1.0, "TRAIN.RANDOM_ERASE_PROB", 0.5, "TRAIN.MODEL_EMA", "true"]
 EVERYTHING += ["TRAIN.MIXUP_ALPHA", 0.8, "TRAIN.CUTMIX_ALPHA", 1.0, "TRAIN.MODEL_EMA_WARMUP", "false"]
+RUNS = {
+    "pit_digits": ["TRAIN.NUM_EPOCHS", 2],
+    # Paddle restores the generator of the device before it computes a block again; here the CPU's draws.
+    "hvt_digits": ["TRAIN.RECOMPUTE", "true", "MODEL.DROPPATH", 0.0],
+    "cvt_digits": [],
+    "hrformer_digits": [],
+    "regnet_digits": [],
+    "pit_distilled_digits": ["TRAIN.DISTILLATION_TYPE", "none"],
+}
+# Commands in one process, as each start of one takes seconds; of check without its rows about speed.
+COMMANDS = """
+import json, sys
+from importlib import import_module
+from paddlevit.commands import check
+check._speed = lambda *_: iter(())
+for name, *argv in json.loads(sys.argv[1]):
+    code = import_module(f"paddlevit.commands.{name}").main(argv)
+    if code:
+        sys.exit(code)
+"""
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to build the device with")]
 
@@ -37,7 +57,7 @@ def plugin(tmp_path_factory):
     include = ["-I", installed / "include", "-I", installed / "include" / "third_party"]
     sources = [Path(__file__).with_name(name) for name in ("fake_device.cc", "half_kernels.cc")]
     libraries = [installed / name for name in ("base/libpaddle.so", "libs/libphi_core.so", "libs/libcommon.so")]
-    command = [COMPILER, "-std=c++17", "-fPIC", "-shared", "-w", *include, *sources, *libraries]
+    command = [COMPILER, "-O1", "-std=c++17", "-fPIC", "-shared", "-w", *include, *sources, *libraries]
     subprocess.run([*map(str, command), "-o", str(folder / "libfake.so")], check=True)
     return folder
 
@@ -48,17 +68,23 @@ def data(tmp_path_factory):
 
 
 def flags(variant, data, output, opts):
-    always = ["TRAIN.NUM_EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.BASE_LR", 1e-4, "REPORT_FREQ", 1]
-    args = ["-cfg", variant, "-data_path", data, "-output", output, "-batch_size", 8, "-num_workers", 1]
+    always = ["TRAIN.NUM_EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "TRAIN.BASE_LR", 1e-4, "REPORT_FREQ", 1]
+    args = ["-cfg", variant, "-data_path", data, "-output", output, "-batch_size", 8, "-num_workers", 1, "-nprocs", 1]
     return [str(word) for word in (*args, "-opts", *always, *opts)]
 
 
-def on_the_device(plugin, tool, *args):
-    command = [sys.executable, str(ROOT / "tools" / tool), *map(str, args), "-device", "custom:FakeCPU"]
-    env = {**os.environ, "CUSTOM_DEVICE_ROOT": str(plugin), "GLOG_minloglevel": "2"}
-    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+def run_python(plugin, *words):
+    """Python with the device."""
+    env = {**os.environ, "CUSTOM_DEVICE_ROOT": str(plugin), "GLOG_minloglevel": "2", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, check=False)
+
+
+def on_the_device(plugin, *commands, device="custom:FakeCPU", code=0):
+    """What the commands (name, *flags), which end with `code`, print and say of errors."""
+    words = json.dumps([[*map(str, command), "-device", device] for command in commands])
+    result = run_python(plugin, "-c", COMMANDS, words)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout, result.stderr
 
 
 def losses(folder):
@@ -66,50 +92,40 @@ def losses(folder):
     return [line["loss"] for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("variant", "opts"),
-    [
-        ("pit_digits", []),
-        # Paddle restores the generator of the device before it computes a block again; here the CPU's draws.
-        ("hvt_digits", ["TRAIN.RECOMPUTE", "true", "MODEL.DROPPATH", 0.0]),
-        ("cvt_digits", []),
-        ("hrformer_digits", []),
-        ("regnet_digits", []),
-        ("pit_distilled_digits", ["TRAIN.DISTILLATION_TYPE", "none"]),
-    ],
-)
-def test_a_run_on_another_device_is_that_on_a_cpu(plugin, data, tmp_path, variant, opts):
-    opts = [*EVERYTHING, *opts]
-    out = on_the_device(plugin, "main_single_gpu.py", *flags(variant, data, tmp_path / "other", opts))
-    assert "on FakeCPU:0" in out
-    assert main(flags(variant, data, tmp_path / "cpu", opts), nprocs=1) == 0
-    assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "cpu"), rel=2e-4)
-    for name in ("epoch_002.pdparams", "epoch_002_ema.pdparams"):
-        ours, theirs = (read_state_dict(tmp_path / each / name) for each in ("other", "cpu"))
-        for key, value in theirs.items():
-            assert np.abs(ours[key] - value).max() <= 2e-4, key  # of weights that AdamW moves by 1e-4 in a step
+def test_a_run_on_another_device_is_that_on_a_cpu(plugin, data, tmp_path):
+    def words(variant, where):
+        return flags(variant, data, tmp_path / where / variant, [*EVERYTHING, *RUNS[variant]])
+
+    out, _ = on_the_device(plugin, *(("train", *words(variant, "other")) for variant in RUNS))
+    assert out.count("on FakeCPU:0") == len(RUNS)
+    for variant in RUNS:
+        assert main(words(variant, "cpu"), nprocs=1) == 0
+        other, cpu = (tmp_path / where / variant for where in ("other", "cpu"))
+        assert losses(other) == pytest.approx(losses(cpu), rel=2e-4), variant
+        for path in cpu.glob("epoch_*.pdparams"):
+            ours, theirs = read_state_dict(other / path.name), read_state_dict(path)
+            for key, value in theirs.items():  # of weights that AdamW moves by 1e-4 in a step
+                assert np.abs(ours[key] - value).max() <= 2e-4, (variant, key)
 
 
 def test_resumed_evaluated_predicted_explained_and_exported(plugin, data, tmp_path):
-    args = [*flags("pit_digits", data, tmp_path / "run", EVERYTHING), "-amp"]
-    on_the_device(plugin, "main_single_gpu.py", *args)
-    (tmp_path / "half").mkdir()
-    for path in (tmp_path / "run").glob("epoch_001*"):
-        shutil.copy(path, tmp_path / "half")
-    args = [*flags("pit_digits", data, tmp_path / "half", EVERYTHING), "-amp"]
-    on_the_device(plugin, "main_single_gpu.py", *args, "-resume", "auto")
-    saved = [(tmp_path / name / "epoch_002.pdparams").read_bytes() for name in ("run", "half")]
-    assert saved[0] == saved[1]
-
-    best, image = tmp_path / "run" / "best.pdparams", data / "val" / "0" / "0.png"
-    words = ["-cfg", "pit_digits", "-data_path", data, "-eval", "-amp", "-pretrained", best]
-    on_the_device(plugin, "main_single_gpu.py", *words, "-output", tmp_path / "eval")
+    opts = [*EVERYTHING, "TRAIN.NUM_EPOCHS", 2]
+    whole, half = (flags("pit_digits", data, tmp_path / name, opts) for name in ("run", "half"))
+    best, image = ["-pretrained", tmp_path / "run" / "best.pdparams"], data / "val" / "0" / "0.png"
+    out, _ = on_the_device(
+        plugin,
+        ("train", *whole, "-amp"),
+        ("train", *half, "-amp", "-resume", tmp_path / "run" / "epoch_001"),
+        ("train", "-cfg", "pit_digits", "-data_path", data, "-eval", "-amp", *best, "-output", tmp_path / "eval"),
+        ("predict", *best, image, "-json"),
+        ("visualize_attention", *best, "-image", image, "-output", tmp_path / "h.png"),
+        ("export_model", *best, "-format", "paddle", "-output", tmp_path / "exported"),
+    )
+    whole, half = (read_state_dict(tmp_path / name / "epoch_002.pdparams") for name in ("run", "half"))
+    assert whole.keys() == half.keys() and all(np.array_equal(whole[name], half[name]) for name in whole)
     assert json.loads((tmp_path / "eval" / "eval.json").read_text())["num_images"] == 10
-    assert json.loads(on_the_device(plugin, "predict.py", "-pretrained", best, image, "-json"))["classes"]
-    on_the_device(plugin, "visualize_attention.py", "-pretrained", best, "-image", image, "-output", tmp_path / "h.png")
-    assert (tmp_path / "h.png").is_file()
-    exported = ["-pretrained", best, "-format", "paddle", "-output", tmp_path / "exported"]
-    assert "largest difference" in on_the_device(plugin, "export_model.py", *exported)
+    (predicted,) = (line for line in out.splitlines() if line.startswith("{"))
+    assert json.loads(predicted)["classes"] and (tmp_path / "h.png").is_file() and "largest difference" in out
 
 
 @pytest.mark.parametrize(
@@ -126,9 +142,7 @@ def test_resumed_evaluated_predicted_explained_and_exported(plugin, data, tmp_pa
 )
 def test_half_precision(plugin, variant, level, steps, skipped):
     """Float32 but for rounding, also where a gradient overflows; resumed in the middle, it is the undisturbed run."""
-    command = [sys.executable, Path(__file__).with_name("half_steps.py"), variant, level, str(steps)]
-    env = {**os.environ, "CUSTOM_DEVICE_ROOT": str(plugin), "GLOG_minloglevel": "2", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    result = run_python(plugin, Path(__file__).with_name("half_steps.py"), variant, level, str(steps))
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     half, full = found["losses"]
@@ -183,11 +197,9 @@ def check_operators(variant, calls):
 
 
 def test_check_passes_but_for_bfloat16(plugin):
-    command = [sys.executable, "-m", "paddlevit", "check", "-device", "custom:FakeCPU", "-json", "-batch_size", "1"]
-    env = {**os.environ, "CUSTOM_DEVICE_ROOT": str(plugin), "GLOG_minloglevel": "2"}
-    result = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-    rows = {row["check"]: row for row in map(json.loads, result.stdout.splitlines())}
-    assert result.returncode == 0 and rows["device"]["result"] == "FakeCPU:0", result.stdout + result.stderr
+    out, _ = on_the_device(plugin, ("check", "-json"))
+    rows = {row["check"]: row for row in map(json.loads, out.splitlines())}
+    assert rows["device"]["result"] == "FakeCPU:0"
     for variant in VARIANTS:
         assert all(rows[f"{variant}, {precision}"]["ok"] for precision in ("f32", "O1 float16", "O2 float16"))
     assert rows["O1 bfloat16"]["result"].startswith("n/a: -amp_dtype bfloat16: Paddle has it on GPUs only")
@@ -195,17 +207,7 @@ def test_check_passes_but_for_bfloat16(plugin):
     assert rows["pit_digits, 100 steps"]["result"].endswith(" 1 skipped as they were not finite")
 
 
-@pytest.mark.parametrize(
-    ("device", "said"),
-    [
-        ("custom:Other", "there is no such plug-in; found: custom:FakeCPU"),
-        ("tpu", "-device must be auto, gpu, cpu or custom:NAME, got 'tpu'"),
-    ],
-)
-def test_devices_that_there_are_not(plugin, data, tmp_path, device, said):
-    command = [sys.executable, ROOT / "tools" / "main_single_gpu.py", *flags("pit_digits", data, tmp_path / "r", [])]
-    env = {**os.environ, "CUSTOM_DEVICE_ROOT": str(plugin)}
-    result = subprocess.run(
-        [*map(str, command), "-device", device], env=env, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 2 and said in result.stderr
+def test_a_device_that_there_is_not(plugin, data, tmp_path):
+    words = flags("pit_digits", data, tmp_path / "run", [])
+    _, errors = on_the_device(plugin, ("train", *words), device="custom:Other", code=2)
+    assert "there is no such plug-in; found: custom:FakeCPU" in errors
