@@ -37,10 +37,19 @@ def images(notebook):
     return sum(bool({"image/png", "image/jpeg"} & set(output.get("data", {}))) for output in outputs)
 
 
-def train_one_epoch(notebook):
-    """In place of up to 12: how well a model learns is no matter of the cells."""
+FIFTH = """
+for listed in __import__("pathlib").Path("digits").glob("*_list.txt"):
+    listed.write_text("".join(listed.read_text().splitlines(True)[::5]))"""
+
+
+def shorten(notebook):
+    """One epoch in place of up to 12, on a fifth of the digits: how well a model learns is no matter of the cells."""
     for cell in notebook.cells:
         cell.source = re.sub(r"(epochs(=|\": ))\d+", r"\g<1>1", cell.source)
+        cell.source = cell.source.replace('recipe="finetune"', 'recipe="finetune", epochs=1')
+        cell.source = re.sub(
+            r'^prepare_data.main\(\["digits", "digits"\]\).*', rf"\g<0>{FIFTH}", cell.source, flags=re.M
+        )
 
 
 def test_there_are_five():
@@ -52,7 +61,7 @@ def test_there_are_five():
 def test_runs(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     expected = images(notebook)
-    train_one_epoch(notebook)
+    shorten(notebook)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     before = files()
