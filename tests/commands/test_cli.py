@@ -270,16 +270,29 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(trained, digit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop_it_saves_says_so_and_goes_on_later(trained, digits, tmp_path, signum, code):
+@pytest.mark.parametrize(("signum", "code", "epoch"), [(signal.SIGTERM, 143, 3), (signal.SIGINT, 130, 2)])
+def test_asked_to_stop_it_saves_says_so_and_goes_on_later(trained, digits, tmp_path, capsys, signum, code, epoch):
     args = train_args(digits, tmp_path / "run", "-resume", "auto")
-    process = start_and_wait(args, tmp_path / "run", r"epoch 2/3  step 1/4")
+    process = start_and_wait(args, tmp_path / "run", rf"epoch {epoch}/3  step 1/4")
     process.send_signal(signum)
     out, err = process.communicate()
     assert process.returncode == code, err
     assert "stopped by SIG" in out and err == ""
+    if epoch == 3:
+        assert_the_best_are_known(tmp_path / "run", trained[0])
+        assert run_here(*train_args(digits, tmp_path / "run", "-resume", "auto", "-batch_size", 16)) == 2
+        assert "DATA.BATCH_SIZE x processes 64, now it is 16" in capsys.readouterr().err
     assert run_here(*args) == 0
     assert_same_run(tmp_path / "run", trained[0])
+
+
+def assert_the_best_are_known(folder, undisturbed):
+    path = checkpoint.newest(folder)
+    assert "step" in path.name
+    best = checkpoint.load(path, lambda weights: None)["progress"]["best"]
+    first_two = [line["acc1"] for line in records(undisturbed) if line["phase"] == "val" and line["epoch"] <= 2]
+    assert best["acc1"] == max(first_two)
+    assert best["sha256"] == sha256(folder / "best.pdparams")
 
 
 def test_asked_to_stop_while_it_evaluates_it_does_so_later(trained, digits, tmp_path, monkeypatch):
@@ -299,22 +312,6 @@ def test_asked_to_stop_while_it_evaluates_it_does_so_later(trained, digits, tmp_
     assert checkpoint.newest(tmp_path / "run").name == "epoch_002.pdstate"
     assert run_here(*args) == 0
     assert_same_run(tmp_path / "run", trained[0])
-
-
-@pytest.mark.slow
-def test_the_best_weights_are_not_forgotten_by_a_stop(trained, digits, tmp_path, capsys):
-    args = train_args(digits, tmp_path / "run", "-resume", "auto")
-    process = start_and_wait(args, tmp_path / "run", r"epoch 3/3  step 1/4")
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    path = checkpoint.newest(tmp_path / "run")
-    assert "step" in path.name
-    best = checkpoint.load(path, lambda weights: None)["progress"]["best"]
-    first_two = [line["acc1"] for line in records(trained[0]) if line["phase"] == "val" and line["epoch"] <= 2]
-    assert best["acc1"] == max(first_two)
-    assert best["sha256"] == sha256(tmp_path / "run" / "best.pdparams")
-    assert run_here(*train_args(digits, tmp_path / "run", "-resume", "auto", "-batch_size", 16)) == 2
-    assert "DATA.BATCH_SIZE x processes 64, now it is 16" in capsys.readouterr().err
 
 
 def test_going_on_from_an_older_checkpoint_withdraws_the_later_ones(trained, digits, tmp_path):
