@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -11,7 +12,7 @@ from paddle import nn
 from yacs.config import CfgNode
 
 from paddlevit.data import build_eval_loader, build_train_loader
-from paddlevit.data.classes import Classes, classes_beside, refuse_difference
+from paddlevit.data.classes import Classes, changes_since_run, classes_beside, folder_of, refuse_difference
 from paddlevit.errors import UserError
 from paddlevit.models import build_model
 from paddlevit.run.build import autocast, with_classes
@@ -23,6 +24,8 @@ from paddlevit.training.optim import freeze
 from paddlevit.training.running_statistics import changing_norms, estimate
 from paddlevit.training.scores import rank
 from paddlevit.weights import load_weights
+
+logger = logging.getLogger(__name__)
 
 _BATCHES = 100  # that BatchNorm's statistics are estimated on, at most
 
@@ -83,6 +86,9 @@ class _Mixture:
         self._config, self.model = config, build_model(config)
         for file in files:  # or one that does not fit is met when others have been scored
             load_weights(self.model, file)
+        for folder in dict.fromkeys(map(folder_of, files)):
+            for line in changes_since_run(folder, config):
+                logger.warning("%s: %s", folder, line)
         freeze(self.model, config.TRAIN.FREEZE or ())  # the statistics of these layers stay
         self._loader = build_eval_loader(config, classes=classes)
         self._training = build_train_loader(config, classes=classes) if changing_norms(self.model) else None

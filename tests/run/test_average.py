@@ -100,6 +100,20 @@ def test_a_run_is_its_best_and_its_checkpoints(data, tmp_path, capsys):
     np.testing.assert_allclose(read_state_dict(output)["head.bias"], mean, err_msg="the best counts once")
 
 
+def test_runs_that_see_images_otherwise_are_told_of(data, tmp_path, capsys):
+    files = []
+    for of, bias in (("one", 1), ("other", 2)):
+        (tmp_path / of).mkdir()
+        files.append(written(tmp_path / of / "w.pdparams", "pit_digits", bias))
+        values = ["DATA.IMAGENET_MEAN", [bias / 4] * 3]
+        (tmp_path / of / "config.yaml").write_text(get_config("pit_digits", values).dump())
+    words = ["average", *files, "-data_path", data, "-device", "cpu", "-output", tmp_path / "average.pdparams"]
+    assert weights.main([str(word) for word in words]) == 0
+    was = "in the run of these weights DATA.IMAGENET_MEAN was [0.5, 0.5, 0.5], now [0.25, 0.25, 0.25]"
+    told = [line for line in capsys.readouterr().err.splitlines() if "MEAN" in line]
+    assert told == [f"warning: {tmp_path / 'other'}: {was}"]
+
+
 def test_mistakes(data, tmp_path, capsys):
     (tmp_path / "cats").mkdir()
     (tmp_path / "dogs").mkdir()
