@@ -246,7 +246,10 @@ def train(
             raise UserError("paddlevit.train runs in the main thread of a process that no launcher started")
         process.choose_device(config.DEVICE)  # or a mistake would leave an empty folder
         config = _with_folder(config, args.cfg)
-        code = _start(config)
+        try:
+            code = _start(config)
+        finally:
+            process.setup_logging()  # what this process says from now on is not of this run
     if code:
         raise KeyboardInterrupt if code == 128 + signal.SIGINT else SystemExit(code)
     folder = Path(config.OUTPUT)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import logging
 import os
 import pty
 import re
@@ -202,6 +203,8 @@ def test_the_same_run_from_python(trained, digits, tmp_path):
     assert run.metrics["best"]
     assert run.best.is_file()
     assert run.report.is_file()
+    logging.getLogger("paddlevit.classifier").warning("said later")
+    assert "said later" not in (run.folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
