@@ -263,11 +263,11 @@ FLAGS: dict[str, str] = {
     "seed": "SEED",
 }
 
-_OF_EVALUATION = ("ENGINE", "PRECISION", "TTA", "SAVE_PREDICTIONS")  # used with EVAL alone
+OF_EVALUATION = ("ENGINE", "PRECISION", "TTA", "SAVE_PREDICTIONS")  # used with EVAL alone
 
 
 def refuse_keys_of_evaluation(opts: Sequence[Any] | None, why: str) -> None:
     """Raises UserError where `opts`, keys and values in turn, would set one that -eval alone uses."""
     for key in (opts or ())[::2]:
-        if key in _OF_EVALUATION:
+        if key in OF_EVALUATION:
             raise UserError(f"{key} is for -eval: {why}")

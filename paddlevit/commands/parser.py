@@ -130,11 +130,12 @@ def _keys(known: Sequence[str]) -> dict[str, str]:
     or the option that sets it.
     """
     from paddlevit.config import flat, get_config
-    from paddlevit.schema import FLAGS
+    from paddlevit.schema import FLAGS, OF_EVALUATION
 
+    refused = () if "eval" in known else OF_EVALUATION
     flags = {key: f"-{flag}" for flag, key in FLAGS.items() if flag in known}
     found = {}
-    for key, _ in flat(get_config()):
+    for key in (key for key, _ in flat(get_config()) if key not in refused):
         said = flags.get(key, f"-opts {key} VALUE")
         found[key.lower()] = said
         found.setdefault(key.rsplit(".", 1)[-1].lower(), said)

@@ -14,7 +14,7 @@ import pytest
 import paddlevit
 from paddlevit.__main__ import COMMANDS
 from paddlevit.__main__ import main as paddlevit_command
-from paddlevit.commands import benchmark, train
+from paddlevit.commands import benchmark, export_model, train
 from paddlevit.commands.models import figures
 from paddlevit.commands.parser import Parser
 from paddlevit.config import get_config
@@ -210,6 +210,8 @@ def test_mistakes_name_what_is_meant(words, said, capsys):
 def test_a_flag_of_another_command_is_not_what_is_meant(capsys):
     assert benchmark.main(["data", "-cfg", "pit_digits", "-batch_size", "4"]) == 2
     assert "no flag -batch_size; did you mean -opts DATA.BATCH_SIZE VALUE?" in capsys.readouterr().err
+    assert export_model.main(["-tta", "flip"]) == 2, "which -opts would not take either"
+    assert "there is no flag -tta (-h lists the flags)" in capsys.readouterr().err
 
 
 def test_the_teacher_lies_in_the_folder_or_the_error_fetches_it(tmp_path, monkeypatch):
