@@ -229,15 +229,8 @@ def train(
     """
     from paddlevit.runtime import process
 
-    flags = {"cfg": cfg, "data_path": data_path, "output": output, **flags}
-    words: list[str] = []
-    for name, value in flags.items():
-        if isinstance(value, (list, tuple)):
-            words += [f"-{name}", *map(str, value)]
-        elif value is not None and value is not False:
-            words.append(f"-{name}" if value is True else f"-{name}={value}")
     with path_mistakes():
-        args = parse_args(words)
+        args = parse_args(_words({"cfg": cfg, "data_path": data_path, "output": output, **flags}))
         args.opts = list(itertools.chain.from_iterable((opts or {}).items()))
         config = _configure(args, distill=args.teacher_model_path is not None)
         if config.EVAL or config.NPROCS not in (None, 1) or config.MAX_RESTARTS:
@@ -255,6 +248,17 @@ def train(
     folder = Path(config.OUTPUT)
     metrics = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     return Trained(folder, folder / "best.pdparams", folder / "report.html", metrics)
+
+
+def _words(flags: Mapping[str, Any]) -> list[str]:
+    """What a command line would have for `flags`."""
+    words: list[str] = []
+    for name, value in flags.items():
+        if isinstance(value, (list, tuple)):
+            words += [f"-{name}", *map(str, value)]
+        elif value is not None and value is not False:
+            words.append(f"-{name}" if value is True else f"-{name}={value}")
+    return words
 
 
 def _again(words: Sequence[str], config: CfgNode) -> Callable[[bool], list[str]]:

@@ -66,11 +66,7 @@ def validate(config: CfgNode) -> int:
             names = [predictions.names(i) for i in range(len(predictions.labels))]
             predicted = np.where(np.isfinite(predictions.confidence), predictions.predicted, -1)
             result = real_accuracy(predicted, real_labels(Path(config.DATA.DATA_PATH), names))
-        _log(
-            result,
-            config.MODEL.NUM_CLASSES,
-            "" if config.TTA == "none" else f", with test-time augmentation ({config.TTA})",
-        )
+        _log(result, config)
         if process.is_main():
             write_per_class(folder, predictions)
             if config.SAVE_PREDICTIONS:
@@ -100,13 +96,14 @@ def _model(config: CfgNode, loader: EvalLoader) -> tuple[nn.Layer, dict[str, str
     return model, how
 
 
-def _log(result: dict[str, Any], num_classes: int, how: str) -> None:
+def _log(result: dict[str, Any], config: CfgNode) -> None:
+    how = "" if config.TTA == "none" else f", with test-time augmentation ({config.TTA})"
     if result["loss"] is None:
         logger.info("ReaL top-1 %.3f %% on the %d images that have labels%s", result["acc1"], result["num_images"], how)
         return
     logger.info(
         "%s, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%%s",
-        accuracies(result, num_classes, digits=3),
+        accuracies(result, config.MODEL.NUM_CLASSES, digits=3),
         *(result[k] for k in ("loss", "num_images", "balanced_acc", "macro_f1")),
         how,
     )
