@@ -84,7 +84,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag("image", required=True, metavar="FILE", help="the image")
     flag("output", metavar="PNG", help="the picture to write (default: the image's name with -heat.png)")
     flag("method", help=f"{', '.join(_SHOWS)} (default: grad-rollout for PiT, grad-cam for the others)")
-    flag("class", dest="of", metavar="CLASS", help="grad-...: name or number of the class (default: the likeliest)")
+    flag("class", dest="of", metavar="CLASS", help="grad-...: name or number of the class (default: the top-1 class)")
     flag("stage", type=int, metavar="N", help="grad-cam, attention: the stage, or HVT's block (default: the last)")
     args = parser.parse_args(argv)
     if args.method not in (None, *_SHOWS):
