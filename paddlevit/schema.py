@@ -268,6 +268,6 @@ OF_EVALUATION = ("ENGINE", "PRECISION", "TTA", "SAVE_PREDICTIONS")  # used with 
 
 def refuse_keys_of_evaluation(opts: Sequence[Any] | None, why: str) -> None:
     """Raises UserError where `opts`, keys and values in turn, would set one that -eval alone uses."""
-    for key in (opts or ())[::2]:
+    for key in list(opts or ())[::2]:
         if key in OF_EVALUATION:
             raise UserError(f"{key} is for -eval: {why}")

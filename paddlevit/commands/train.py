@@ -218,20 +218,20 @@ def train(
     data_path: str | Path | None = None,
     *,
     output: str | Path | None = None,
-    opts: Mapping[str, Any] | None = None,
+    opts: Mapping[str, Any] | Sequence[Any] | None = None,
     **flags: Any,
 ) -> Trained:
     """Train as `paddlevit train` does, in this process and its main thread; the log goes to standard output too.
 
     `flags` are those of the command: `epochs=20`, `recipe="finetune"`, `pretrained="pit_ti_224"`. `opts` are
-    other keys, such as `{"TRAIN.LAYER_DECAY": 0.75}`. With `teacher_model_path` it distils. Raises UserError; once the
-    run is saved, KeyboardInterrupt after Ctrl-C and SystemExit after SIGTERM.
+    other keys, such as `{"TRAIN.LAYER_DECAY": 0.75}`, or a list as in `get_config`. With `teacher_model_path` it
+    distils. Raises UserError; once the run is saved, KeyboardInterrupt after Ctrl-C and SystemExit after SIGTERM.
     """
     from paddlevit.runtime import process
 
     with path_mistakes():
         args = parse_args(_words({"cfg": cfg, "data_path": data_path, "output": output, **flags}))
-        args.opts = list(itertools.chain.from_iterable((opts or {}).items()))
+        args.opts = [*itertools.chain.from_iterable(opts.items())] if isinstance(opts, Mapping) else list(opts or ())
         config = _configure(args, distill=args.teacher_model_path is not None)
         if config.EVAL or config.NPROCS not in (None, 1) or config.MAX_RESTARTS:
             raise UserError("paddlevit.train trains in one process: eval, nprocs and max_restarts are the command's")

@@ -93,3 +93,5 @@ def test_mistakes(run, capsys):
         assert f"{key} is for -eval: training does not use it" in capsys.readouterr().err
     with pytest.raises(UserError, match="TTA is for -eval: here engine, precision and tta are arguments"):
         Classifier(run, opts=["TTA", "flip"])
+    with pytest.raises(UserError, match="opts must be pairs of a key and a value"):
+        Classifier(run, opts={"DATA.CROP_PCT": 1.0})
