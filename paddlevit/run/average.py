@@ -36,7 +36,6 @@ class Scored(NamedTuple):
     files: tuple[str, ...]
     metrics: dict[str, float]
     rank: tuple[float, float]  # by TRAIN.BEST_BY, then by the loss
-    fingerprint: str  # of the weights
 
     def __str__(self) -> str:
         names = {"acc1": "top-1", "balanced_acc": "balanced accuracy", "macro_f1": "macro F1"}
@@ -62,9 +61,10 @@ def average(
     mixture = _Mixture(config, files)
     parts: dict[str, Scored] = {}
     for file in files:
-        part = mixture.score(file)
-        parts.setdefault(part.fingerprint, part)  # a run's best is one of its checkpoints
-        on_score(part)
+        weights = checkpoint.fingerprint(mixture.filled([file]).state_dict())
+        if weights not in parts:  # a run's best is one of its checkpoints
+            parts[weights] = mixture.score(file)
+            on_score(parts[weights])
     if len(parts) < 2:
         raise UserError(f"an average needs weights that differ, of two files or more, got {', '.join(files)}")
     best, *others = sorted(parts.values(), key=lambda part: part.rank, reverse=True)
@@ -109,8 +109,7 @@ class _Mixture:
     def score(self, *files: str) -> Scored:
         model, batches = self.filled(files), progress(self._loader, len(self._loader), "validation")
         metrics = evaluate(model, batches, autocast=autocast(self._config))
-        by_what = rank(metrics, self._config.TRAIN.BEST_BY)
-        return Scored(files, metrics, by_what, checkpoint.fingerprint(model.state_dict()))
+        return Scored(files, metrics, rank(metrics, self._config.TRAIN.BEST_BY))
 
 
 def _files(where: str) -> list[str]:
