@@ -372,7 +372,7 @@ def _keys_of_family(sources: list[_Source]) -> tuple[str, dict[str, Key]]:
     if not path.is_file():
         families = ", ".join(sorted(p.parent.name for p in CONFIG_DIR.glob("*/_family.yaml")))
         raise ConfigError(f"{source.where}MODEL.TYPE must be one of {families}, got {source.value!r}")
-    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     allowed = {key: tuple(words) for key, words in own.get("CHOICES", {}).items()}
     allowed |= {key: span for span, keys in own.get("RANGES", {}).items() for key in keys}
     optional = own.get("OPTIONAL", {})

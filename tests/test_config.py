@@ -266,7 +266,7 @@ def test_every_range_of_a_family_is_of_one_of_its_keys():
     for path in CONFIG_DIR.glob("*/_family.yaml"):
         own = yaml.safe_load(path.read_text(encoding="utf-8"))
         model = get_config(None, ["MODEL.TYPE", path.parent.name]).MODEL
-        for key in [*own.get("OPTIONAL", {}), *(key for keys in own["RANGES"].values() for key in keys)]:
+        for key in [*own.get("OPTIONAL", {}), *(key for keys in own.get("RANGES", {}).values() for key in keys)]:
             node = model
             for part in key.split("."):
                 node = node[part]

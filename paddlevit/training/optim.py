@@ -102,7 +102,7 @@ def build_optimizer(
     decayed, left = decay_split(model, config.TRAIN.NO_WEIGHT_DECAY)
     decayed_names = {param.name for param in decayed.values()}
     options: dict[str, Any] = {
-        "learning_rate": config.TRAIN.BASE_LR,
+        "learning_rate": config.TRAIN.BASE_LR,  # until the first step, which sets that of the schedule
         "parameters": [param for name, param in {**decayed, **left}.items() if steps(name)],
         "multi_precision": config.AMP and config.AMP_OPT_LEVEL == "O2",
     }
