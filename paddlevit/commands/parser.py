@@ -112,8 +112,8 @@ class Parser(argparse.ArgumentParser):
         name = name.lower()
         candidates = {**dict(zip(self._flags, self._flags)), **self._synonyms, **self._meant}
         flags = {other: f"-opts {ours} VALUE" if ours.isupper() else f"-{ours}" for other, ours in candidates.items()}
-        keys = _keys(self._flags) if "opts" in self._flags else {}
         near = difflib.get_close_matches(name, flags, n=1, cutoff=0.85)
+        keys = _keys(self._flags) if "opts" in self._flags and not near else {}  # which take longer than all else
         near = near or sorted((key for key in keys if set(name.split("_")) <= set(key.split("_"))), key=len)
         near = near or difflib.get_close_matches(name, flags, n=1, cutoff=0.7)
         near = near or difflib.get_close_matches(name, keys, n=1, cutoff=0.7)
