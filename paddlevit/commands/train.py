@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
-from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.commands.parser import exit_code
+from paddlevit.commands.train_flags import train_parser
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import launcher
 
@@ -25,56 +26,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
-_SYNONYMS = {"config": "cfg", "data_set": "dataset"}  # official HVT's
-_MEANT = {
-    **dict.fromkeys(("ngpus", "gpus", "num_gpus", "gpu_ids", "devices", "nproc", "nproc_per_node"), "nprocs"),
-    **dict.fromkeys(("model", "arch"), "cfg"),
-    **dict.fromkeys(("data_dir", "dataset_dir"), "data_path"),
-    **dict.fromkeys(("input_size", "img_size"), "image_size"),
-    **dict.fromkeys(("checkpoint", "finetune", "init_checkpoint"), "pretrained"),
-    **dict.fromkeys(("j", "workers"), "num_workers"),
-    "learning_rate": "lr",
-    "start_epoch": "last_epoch",
-    "teacher_path": "teacher_model_path",
-    **dict.fromkeys(("log_interval", "print_freq"), "REPORT_FREQ"),
-    **dict.fromkeys(("opt", "optimizer"), "TRAIN.OPTIMIZER.NAME"),
-    "min_lr": "TRAIN.END_LR",
-    "mixup": "TRAIN.MIXUP_ALPHA",
-    "reprob": "TRAIN.RANDOM_ERASE_PROB",
-    "sched": "TRAIN.LR_DECAY",
-}
 _DATASETS = {"IMNET": "imagenet2012", "folder": "imagenet2012", "CIFAR": "cifar100"}  # official HVT's, and of one's own
-_EXAMPLES = {
-    "train": (
-        "-cfg pit_ti_224 -data_path data/imagenet -batch_size 256 -output output/pit_ti",
-        "-cfg pit_ti_224 -data_path data/imagenet -output output/pit_ti -resume auto",
-        "-recipe finetune -pretrained pit_s_224 -data_path data/flowers -output output/flowers",
-    ),
-    "eval": (
-        "-cfg pit_b_224 -data_path data/imagenet -pretrained pit_b_224.pdparams",
-        "-pretrained output/flowers/best.pdparams",
-        "-cfg hrt_small -data_path data/imagenet -pretrained hrt_small.pth -amp -nprocs 4",
-    ),
-    "distill": (
-        "-cfg pit_s_distilled_224 -data_path data/imagenet -teacher_model_path regnety_160.pdparams",
-        "-cfg pit_distilled_digits -data_path data/digits -teacher_model_path output/teacher/best.pdparams",
-    ),
-}
 _FETCH = "curl -L -o regnety_160.pdparams https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth"
 
 
 def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespace:
     """The flags of `argv`, as `paddlevit train`, `eval` or `distill` understand them. Raises UserError."""
-    parser = Parser(
-        description="Train or evaluate a model.",
-        usage="%(prog)s -cfg VARIANT -data_path DIR [flags]",
-        examples=_EXAMPLES[command],
-        synonyms=_SYNONYMS,
-        meant=_MEANT,
-    )
-    _add_flags(parser)
-    args = parser.parse_args(argv)
+    args = train_parser(command).parse_args(argv)
     named = args.cfg or [None]
     if len(set(named)) > 1 and not launcher.launched():  # a launcher adds what it has found
         raise UserError(f"-cfg is given twice, as {' and as '.join(named)}")
@@ -110,63 +68,6 @@ def _cfg_of(weights: str, *, whole_run: bool) -> str:
 
     cfg = str(config_beside(weights))
     return cfg if whole_run or Path(cfg).name != "config.yaml" else get_config(cfg).MODEL.NAME or cfg
-
-
-def _add_flags(parser: Parser) -> None:
-    flag = parser.flag
-    flag("cfg", action="append", metavar="FILE", help="yaml file, or the name of a shipped variant such as pit_ti_224")
-    flag(
-        "dataset",
-        metavar="NAME",
-        help="imagenet2012 (default; or folder: images of your own), cifar10, cifar100, imagenet-v2 and so on",
-    )
-    flag("data_path", metavar="DIR", help="folder of the data set")
-    flag("batch_size", type=int, help="images per process and step")
-    flag("batch_size_eval", type=int, help="images per process and step of the evaluation")
-    flag("image_size", type=int, help="side of the square input image")
-    flag("num_classes", type=int, help="number of classes (default: what the data has)")
-    flag(
-        "recipe",
-        choices=("official", "finetune", "probe"),
-        help="official (default), finetune: for few images of one's own, or probe: a linear classifier in seconds",
-    )
-    flag("epochs", type=int, help="epochs to train")
-    flag("lr", type=float, help="TRAIN.BASE_LR, scaled by the images of a step where the recipe does so")
-    flag("warmup_epochs", type=float, help="epochs in which the learning rate rises")
-    flag("weight_decay", type=float, help="weight decay")
-    flag("drop_path", type=float, help="stochastic depth of the deepest block")
-    flag("freeze", nargs="+", metavar="PATTERN", help="parameters that stay as they are, such as 'patch_embed*'")
-    flag("patience", type=int, help="epochs without a better validation (TRAIN.BEST_BY) after which training ends")
-    flag("accum_iter", type=int, help="batches per optimizer step")
-    flag("num_workers", type=int, help="decoding processes per process (-1: chosen by the cores)")
-    flag(
-        "pretrained",
-        metavar="FILE",
-        help="weights to start from, or to evaluate: a file of any source, hf:OWNER/NAME, a variant, or official",
-    )
-    flag("weights", metavar="WHICH", help="model (default) or ema, where -pretrained has both")
-    flag("reinit_head", action="store_true", help="start with a new classifier, not with that of -pretrained")
-    flag(
-        "resume",
-        metavar="WHERE",
-        help="checkpoint, run's folder, or auto: the newest in -output (-eval: the weights)",
-    )
-    flag("last_epoch", type=int, help="epochs to count as done")
-    flag("teacher", metavar="VARIANT", help="the teacher (default regnety_160)")
-    flag("teacher_model_path", metavar="FILE", help="weights of the teacher (default: ./<teacher>.pdparams)")
-    flag("output", metavar="DIR", help="folder of the run (default: output/<variant>-<train or eval>-<time>)")
-    flag("eval", action="store_true", help="evaluate and stop")
-    flag("amp", action="store_true", help="mixed precision")
-    flag("amp_dtype", metavar="TYPE", help="float16 (default) or bfloat16")
-    flag("engine", metavar="NAME", help="-eval by paddle (default), openvino, onnx, or auto: openvino on a CPU with it")
-    flag("precision", metavar="TYPE", help="of -engine: auto or f32 (default), or bf16 with openvino")
-    flag("tta", metavar="NAME", help="-eval with test-time augmentation: none (default), flip or shift")
-    flag("device", metavar="NAME", help="auto (default: a GPU where there is one), gpu, cpu, custom:NAME")
-    flag("nprocs", type=int, help="processes to start (default: one per visible GPU)")
-    flag("max_restarts", type=int, help="times that a run which died, failed or hung is started again (default 0)")
-    flag("hang_timeout", type=int, metavar="SECONDS", help="without progress a process counts as hung (0: never)")
-    flag("seed", type=int, help="seed of everything random (default 0)")
-    flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration")
 
 
 @exit_code
