@@ -187,23 +187,32 @@ def write_splits(
     shares = [1 / folds] * folds if folds else [1 - val, val]
     sides = divided(source.labels, _groups(paths, group_by), shares, seed=seed)
     places = {i: output / f"fold_{i}" for i in range(folds)} if folds else {1: output}
+    texts = {side: _split_texts(source, folder, place, sides == side) for side, place in places.items()}
+    for side, place in places.items():
+        _refuse_other(place, texts[side], force)
     said = []
     for side, place in places.items():
-        if os.path.realpath(place) != os.path.realpath(folder):
-            paths = [os.path.abspath(folder / path) for path in paths]
-        texts = {CLASS_NAMES_FILE: class_names_text(classes)}
-        for split, chosen in zip(SPLITS, (np.flatnonzero(sides != side), np.flatnonzero(sides == side))):
-            absent = [name for label, name in enumerate(classes) if label not in source.labels[chosen]]
-            if absent and (split == SPLITS[0] or len(absent) == len(classes)):
-                raise UserError(f"{folder / absent[0]}: no image is left for {split} in {place}")
-            said += [f"{place / split}_list.txt has no image of {', '.join(absent)}"] * bool(absent)
-            texts[f"{split}_list.txt"] = list_text([(paths[i], source.label(i)) for i in chosen.tolist()])
-        _refuse_other(place, texts, force)
         place.mkdir(parents=True, exist_ok=True)
-        write_texts(place, texts)
-        num = int((sides == side).sum())
-        said.append(f"{len(paths) - num} images to train on and {num} to validate, {len(classes)} classes, in {place}")
+        write_texts(place, texts[side])
+        in_val = source.labels[sides == side]
+        absent = ", ".join(name for label, name in enumerate(classes) if label not in in_val)
+        said += [f"{place / 'val_list.txt'} has no image of {absent}"] * bool(absent)
+        num_train = len(paths) - len(in_val)
+        said.append(f"{num_train} images to train on and {len(in_val)} to validate, {len(classes)} classes, in {place}")
     return "\n".join(said)
+
+
+def _split_texts(source: FolderSource, folder: Path, place: Path, in_val: np.ndarray) -> dict[str, str]:
+    """Lists in `place`, of images in `folder`, by the files' names; `in_val` [N] says which are to validate with."""
+    texts, inside = {CLASS_NAMES_FILE: class_names_text(source.class_names)}, place.resolve() == folder.resolve()
+    for split, chosen in zip(SPLITS, (np.flatnonzero(~in_val), np.flatnonzero(in_val))):
+        there = set(source.labels[chosen].tolist())
+        absent = [name for label, name in enumerate(source.class_names) if label not in there]
+        if absent and (split == "train" or not there):
+            raise UserError(f"{folder / absent[0]}: no image is left for {split} in {place}")
+        paths = [source.relative_path(i) if inside else os.path.abspath(source.name(i)) for i in chosen.tolist()]
+        texts[f"{split}_list.txt"] = list_text([(path, source.label(i)) for path, i in zip(paths, chosen.tolist())])
+    return texts
 
 
 def divided(labels: np.ndarray, groups: Sequence[str], shares: Sequence[float], *, seed: int) -> np.ndarray:

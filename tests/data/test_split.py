@@ -126,6 +126,15 @@ def test_mistakes(photos, argv, said, capsys):
     assert not list(photos.rglob("*.txt"))
 
 
+def test_where_one_fold_has_other_lists_none_is_written(photos, tmp_path, capsys):
+    other = tmp_path / "lists" / "fold_1" / "val_list.txt"
+    other.parent.mkdir(parents=True)
+    other.write_text("mine 0\n")
+    assert main(["split", str(photos), "-folds", "2", "-output", str(tmp_path / "lists")]) == 2
+    assert f"{other} is there already, with other content" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*_list.txt")) == [other]
+
+
 def test_folders_that_are_no_classes(tmp_path, capsys):
     assert main(["split", str(tmp_path / "nowhere")]) == 2
     assert main(["split", str(tmp_path)]) == 2
