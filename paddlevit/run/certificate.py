@@ -93,26 +93,31 @@ def verify(folder: Path, known: dict[str, Any], steps: int | None) -> Iterator[F
         yield Finding(what, "as certified" if now == before else f"was {before}, now {now}", now == before)
     if known["processes"] != 1:
         raise UserError(f"{folder} was trained by {known['processes']} processes; only runs of one can be replayed")
-    start, lines = _start(folder)
-    trainer = build_trainer(config, loader.steps_per_epoch, pretrained=False, labels=loader.source.labels)
-    state = checkpoint.load(start, read_state_dict)
-    load_weights(trainer.model, state["model"])
-    if trainer.ema is not None:
-        load_weights(trainer.ema.model, state["ema"] or state["model"])
-    trainer.load_state(state["optimizer"], state["progress"])
+    start, lines = _start(folder, config.TRAIN.LAST_EPOCH)
+    trainer = build_trainer(config, loader.steps_per_epoch, pretrained=start is None, labels=loader.source.labels)
+    if start is not None:
+        state = checkpoint.load(start, read_state_dict)
+        load_weights(trainer.model, state["model"])
+        if trainer.ema is not None:
+            load_weights(trainer.ema.model, state["ema"] or state["model"])
+        trainer.load_state(state["optimizer"], state["progress"])
     yield _replay(trainer, loader.epoch(trainer.epoch), lines, steps or 1)
 
 
-def _start(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """The last checkpoint that a noted epoch follows, and the training lines of that epoch."""
+def _start(folder: Path, first: int) -> tuple[Path | None, list[dict[str, Any]]]:
+    """The last checkpoint that a noted epoch follows, and the training lines of that epoch; without one None, the start
+    of the run, after `first` epochs.
+    """
     noted: dict[int, list[dict[str, Any]]] = {}
     for record in read_history(folder / "metrics.jsonl").series["train"]:
         noted.setdefault(int(record.epoch), []).append(record.values)
-    for path in sorted(folder.glob("epoch_*.pdstate"), reverse=True):  # an earlier one may be of other settings
-        lines = noted.get(int(path.stem[6:]) + 1, []) if path.stem[6:].isdigit() else []
+    paths = sorted(folder.glob("epoch_*.pdstate"), reverse=True)  # an earlier one may be of other settings
+    starts = {path: int(path.stem[6:]) for path in paths if path.stem[6:].isdigit()}
+    for path, done in [*starts.items(), (None, first)]:
+        lines = noted.get(done + 1, [])
         if lines and {"weights_sha256", "steps", "loss"} <= lines[0].keys():
             return path, lines
-    raise UserError(f"{folder} keeps no checkpoint between two of its epochs: nothing can be replayed")
+    raise UserError(f"{folder} keeps neither a checkpoint before a noted epoch nor its first epoch: nothing to replay")
 
 
 def _replay(trainer: Trainer, batches: Batches, lines: list[dict[str, Any]], steps: int) -> Finding:
