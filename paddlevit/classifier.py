@@ -90,30 +90,31 @@ class Classifier:
         best = Path(weights).expanduser() / "best.pdparams"
         file = None if best.is_file() else exported_file(weights)
         if file is None:
-            cfg = cfg or config_beside(weights)
-            own = ["MODEL.WEIGHTS", "model"]  # a run's file says which it started from
-            if Path(cfg).name != "config.yaml":
-                own += ["DATA.EXIF_ORIENTATION", "apply"]  # as photographs are meant; a run has its own
-            config = get_config(cfg, [*own, *(opts or ())])
-            self.classes = classes_beside(weights) or (classes_beside(cfg) if Path(cfg).is_file() else None)
-            self.config, self.class_names = _with_names(config, labels, self.classes)
-            if self.classes and "DATA.DATA_PATH" in (opts or ()):
-                _compare_with_data(self.config, self.classes)
-            for line in changes_since_run(weights, self.config):
-                logger.warning("%s", line)
+            self._read_run(weights, cfg, opts or (), labels)
             self._load(best if best.is_file() else weights, engine, precision)
-            self.calibration = _calibration_beside(weights)
+        elif cfg or opts or engine != "paddle":
+            raise UserError(f"{cfg or opts or engine} cannot be combined with {file}: its export.json defines it")
         else:
-            if cfg or opts or engine != "paddle":
-                raise UserError(f"{cfg or opts or engine} cannot be combined with {file}: its export.json defines it")
-            description = read_description(file.parent)
-            self.config = with_values(get_config(), data_values(description))
-            self.classes = Classes(description["class_names"], str(file.parent / DESCRIPTION_FILE))
-            self.class_names = _chosen(labels, self.classes, self.config)
-            self.calibration = Calibration.of(description.get("calibration"))
-            self._open(file, description["precision"].get(file.name, "f32"), precision)
+            self._open(file, labels, precision)
         self._decoding = build_decoding(self.config)
         self._prepare, self._normalize = build_preparation(self.config)
+
+    def _read_run(
+        self, weights: FilePath, cfg: str | Path | None, opts: Sequence[Any], labels: FilePath | Sequence[str] | None
+    ) -> None:
+        """What is known of weights: their configuration, classes and calibration."""
+        cfg = cfg or config_beside(weights)
+        own = ["MODEL.WEIGHTS", "model"]  # a run's file says which it started from
+        if Path(cfg).name != "config.yaml":
+            own += ["DATA.EXIF_ORIENTATION", "apply"]  # as photographs are meant; a run has its own
+        config = get_config(cfg, [*own, *opts])
+        self.classes = classes_beside(weights) or (classes_beside(cfg) if Path(cfg).is_file() else None)
+        self.config, self.class_names = _with_names(config, labels, self.classes)
+        if self.classes and "DATA.DATA_PATH" in opts:
+            _compare_with_data(self.config, self.classes)
+        for line in changes_since_run(weights, self.config):
+            logger.warning("%s", line)
+        self.calibration = _calibration_beside(weights)
 
     def _load(self, weights: FilePath, engine: str, precision: str) -> None:
         settings.turn_off_stride_kernels()
@@ -129,7 +130,14 @@ class Classifier:
         else:
             self.engine, self.precision = self._exported.engine, self._exported.precision
 
-    def _open(self, file: Path, exported_for: str, precision: str) -> None:
+    def _open(self, file: Path, labels: FilePath | Sequence[str] | None, precision: str) -> None:
+        """An exported file, with what its export.json says."""
+        description = read_description(file.parent)
+        self.config = with_values(get_config(), data_values(description))
+        self.classes = Classes(description["class_names"], str(file.parent / DESCRIPTION_FILE))
+        self.class_names = _chosen(labels, self.classes, self.config)
+        self.calibration = Calibration.of(description.get("calibration"))
+        exported_for = description["precision"].get(file.name, "f32")
         wanted = exported_for if precision == "auto" else precision
         if wanted != exported_for and "int8" in (wanted, exported_for):
             raise UserError(

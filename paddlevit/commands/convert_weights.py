@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 
 
-@exit_code
-def main(argv: list[str]) -> int:
-    """Convert the file that `argv` names and print what was loaded; the exit code."""
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of `argv`. Raises UserError."""
     parser = Parser(
         description="Write a weights file of any known source as a file for this or another project.",
         usage="%(prog)s -cfg VARIANT -input FILE -output FILE [flags]",
@@ -37,9 +38,16 @@ def main(argv: list[str]) -> int:
         "opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration"
     )
     args = parser.parse_args(argv)
-    output = Path(args.output)
-    if output.suffix not in (".pdparams", ".safetensors", ".pth"):
+    if Path(args.output).suffix not in (".pdparams", ".safetensors", ".pth"):
         raise UserError(f"-output must end in .pdparams, .safetensors or .pth, got {args.output}")
+    return args
+
+
+@exit_code
+def main(argv: list[str]) -> int:
+    """Convert the file that `argv` names and print what was loaded; the exit code."""
+    args = parse_args(argv)
+    output = Path(args.output)
     import numpy as np
     import paddle
 

@@ -60,16 +60,7 @@ def build_trainer(
         raise UserError(
             f"TRAIN.LAST_EPOCH must be at most TRAIN.NUM_EPOCHS, which is {train.NUM_EPOCHS}, got {train.LAST_EPOCH}"
         )
-    paddle.seed(config.SEED)
-    model = build_model(config)
-    if config.MODEL.PRETRAINED and pretrained:
-        load_pretrained(config, model)
-    if train.PROBE != "none" and pretrained:
-        if not (config.MODEL.PRETRAINED and config.MODEL.REINIT_HEAD):
-            what = f"-recipe finetune and probe (TRAIN.PROBE {train.PROBE}) start from weights"
-            raise UserError(f"{what}: -pretrained FILE -reinit_head; to train from scratch, leave -recipe out")
-        fit_heads(config, model)
-    freeze(model, train.FREEZE or ())
+    model = _starting_model(config, pretrained=pretrained)
     ema = ModelEma(model, decay=train.MODEL_EMA_DECAY, warmup=train.MODEL_EMA_WARMUP) if train.MODEL_EMA else None
     trainable = {name: param for name, param in model.named_parameters() if not param.stop_gradient}
     shards = Shards(trainable if train.SHARD_OPTIMIZER and processes > 1 else None)
@@ -97,6 +88,21 @@ def build_trainer(
         fixed=_fixed(config, accum_iter, steps_per_epoch),
         epoch=train.LAST_EPOCH,
     )
+
+
+def _starting_model(config: CfgNode, *, pretrained: bool) -> nn.Layer:
+    """The model, with the weights and the classifier that the run starts from, and frozen as TRAIN.FREEZE says."""
+    paddle.seed(config.SEED)
+    model = build_model(config)
+    if config.MODEL.PRETRAINED and pretrained:
+        load_pretrained(config, model)
+    if config.TRAIN.PROBE != "none" and pretrained:
+        if not (config.MODEL.PRETRAINED and config.MODEL.REINIT_HEAD):
+            what = f"-recipe finetune and probe (TRAIN.PROBE {config.TRAIN.PROBE}) start from weights"
+            raise UserError(f"{what}: -pretrained FILE -reinit_head; to train from scratch, leave -recipe out")
+        fit_heads(config, model)
+    freeze(model, config.TRAIN.FREEZE or ())
+    return model
 
 
 def _fixed(config: CfgNode, accum_iter: int, steps_per_epoch: int) -> dict[str, Any]:

@@ -62,11 +62,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Target:
-    """What a model takes: shape of every parameter and buffer, which of them are linear weights, known sources."""
+    """What a model takes: shape of every parameter and buffer, which of them are linear weights, known sources, and
+    how the names of classifiers begin.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     linear: frozenset[str]
     tables: dict[str, Table]
+    heads: tuple[str, ...]
 
     @classmethod
     def of(cls, model: nn.Layer) -> Target:
@@ -75,7 +78,8 @@ class Target:
         layers = model.named_sublayers(include_self=True)
         linear = frozenset(f"{name}.weight".lstrip(".") for name, layer in layers if isinstance(layer, nn.Linear))
         sources = {**getattr(model, "weight_sources", {}), "ours": {"layout": "paddle"}}
-        return cls(shapes, linear, {name: Table(**fields) for name, fields in sources.items()})
+        tables = {name: Table(**fields) for name, fields in sources.items()}
+        return cls(shapes, linear, tables, tuple(getattr(model, "head_prefixes", ())))
 
 
 @dataclass(frozen=True)

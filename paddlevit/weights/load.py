@@ -45,18 +45,16 @@ def load_weights(
     target = Target.of(model)
     with naming(where):
         translated = recognise(state.arrays, target, source)
-    heads = tuple(getattr(model, "head_prefixes", ()))
-    kept = (reinit,) if isinstance(reinit, str) else tuple(reinit)
-    _check_prefixes(kept, heads, [*target.shapes, *translated.arrays])
+    kept = _prefixes(reinit, target.heads, [*target.shapes, *translated.arrays])
     report, arrays, misfits = _compare(translated, target, kept)
     names = [name for kind in misfits.values() for name in kind]
-    but_heads = heads if names and all(name.startswith(heads) for name in names) else ()
+    but_heads = target.heads if names and all(name.startswith(target.heads) for name in names) else ()
     reason = _reason(translated, target, but_heads)
     if new_head and but_heads:
         logger.warning("%s: %s: it starts with a new classifier", where, reason)
-        report, arrays, _ = _compare(translated, target, (*kept, *heads))
+        report, arrays, _ = _compare(translated, target, (*kept, *target.heads))
     elif names:
-        lines = [f"{len(kind)} {what}: {listing(list(kind.values()))}" for what, kind in misfits.items() if kind]
+        lines = (f"{len(kind)} {what}: {listing(list(kind.values()))}" for what, kind in misfits.items() if kind)
         text = "\n".join([*lines, reason]).rstrip()
         if strict:
             raise WeightsError(f"{where} (source {translated.source}) does not fit the model\n{text}", but_heads)
@@ -74,11 +72,14 @@ def _open(path_or_state: str | os.PathLike[str] | Mapping[str, Any], which: str)
     return where, open_state_dict(where, which)
 
 
-def _check_prefixes(kept: tuple[str, ...], heads: tuple[str, ...], names: list[str]) -> None:
+def _prefixes(reinit: str | Sequence[str], heads: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
+    """`reinit`, of which every prefix that is no head's must begin one of `names`."""
+    kept = (reinit,) if isinstance(reinit, str) else tuple(reinit)
     for prefix in kept:
         # A plain PiT has no second head, but callers may pass on every head prefix of its class.
         if prefix not in heads and not any(name.startswith(prefix) for name in names):
             raise WeightsError(f"reinit has the prefix {prefix!r}, but no parameter's name begins so")
+    return kept
 
 
 def _compare(
