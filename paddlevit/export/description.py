@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from yacs.config import CfgNode
 
 from paddlevit.calibration import Calibration
 from paddlevit.errors import MissingFileError, UserError
+from paddlevit.runtime.files import fingerprint
 
 DESCRIPTION_FILE = "export.json"
 
@@ -42,7 +42,7 @@ def describe(config: CfgNode, model: nn.Layer, class_names: Sequence[str]) -> di
         "variant": config.MODEL.NAME,
         "family": config.MODEL.TYPE,
         "num_classes": config.MODEL.NUM_CLASSES,
-        "weights_sha256": _checksum(model),
+        "weights_sha256": fingerprint(model.state_dict()),
         "input": f"images, float32 [N, {data.IMAGE_CHANNELS}, {data.IMAGE_SIZE}, {data.IMAGE_SIZE}], {colors}",
         "output": f"logits, float32 [N, {config.MODEL.NUM_CLASSES}]",
         "preprocessing": {
@@ -97,11 +97,3 @@ def data_values(description: dict[str, Any]) -> dict[str, Any]:
     """The keys of the configuration, with their values, that make the images which the model was evaluated on."""
     values = {key: description["preprocessing"][name] for name, key in _PREPROCESSING.items()}
     return {"MODEL.NUM_CLASSES": description["num_classes"], **values}
-
-
-def _checksum(model: nn.Layer) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

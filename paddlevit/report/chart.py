@@ -94,11 +94,10 @@ def line_chart(
     left = round(12 + _CHARACTER * max(map(len, labels)), 1)
 
     def x_of(epoch: float) -> float:
-        low, high = x_range
-        return round(left + (epoch - low) / (high - low) * (_RIGHT - left), 1)
+        return along(epoch, x_range, left, _RIGHT)
 
     def y_of(value: float) -> float:
-        return round(_BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (_BOTTOM - _TOP), 1)
+        return along(value, y_ticks, _BOTTOM, _TOP)
 
     return Chart(
         title,
@@ -107,6 +106,11 @@ def line_chart(
         [(x_of(tick), f"{tick:g}") for tick in x_ticks],
         [_curve(one, x_of, y_of, text) for one in drawn],
     )
+
+
+def along(value: float, ticks: Sequence[float], start: float, end: float) -> float:
+    """The position of a value on an axis from the first tick, at `start`, to the last, at `end`."""
+    return round(start + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (end - start), 1)
 
 
 def axis_ticks(low: float, high: float) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from paddlevit.report.chart import axis_ticks, tick_labels
+from paddlevit.report.chart import along, axis_ticks, tick_labels
 from paddlevit.report.document import write_document
 
 _WIDTH, _HEIGHT = 480, 300
@@ -23,7 +23,7 @@ def write_precisions(path: Path, measured: dict[str, Any], title: str) -> Path:
     y_ticks = axis_ticks(min(floor, *(row["top1"] for row in rows)), max(row["top1"] for row in rows))
 
     def place(row: dict[str, Any]) -> tuple[float, float]:
-        return _along(row["ms_per_image"], x_ticks, _LEFT, _RIGHT), _along(row["top1"], y_ticks, _BOTTOM, _TOP)
+        return along(row["ms_per_image"], x_ticks, _LEFT, _RIGHT), along(row["top1"], y_ticks, _BOTTOM, _TOP)
 
     front = [row for i, row in enumerate(rows) if all(row["top1"] > faster["top1"] for faster in rows[:i])]
     return write_document(
@@ -31,9 +31,9 @@ def write_precisions(path: Path, measured: dict[str, Any], title: str) -> Path:
         "precisions.svg",
         title=title,
         plot={"width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "top": _TOP, "right": _RIGHT, "bottom": _BOTTOM},
-        x_ticks=[(_along(tick, x_ticks, _LEFT, _RIGHT), text) for tick, text in zip(x_ticks, tick_labels(x_ticks))],
-        y_ticks=[(_along(tick, y_ticks, _BOTTOM, _TOP), text) for tick, text in zip(y_ticks, tick_labels(y_ticks))],
-        floor=_along(floor, y_ticks, _BOTTOM, _TOP),
+        x_ticks=[(along(tick, x_ticks, _LEFT, _RIGHT), text) for tick, text in zip(x_ticks, tick_labels(x_ticks))],
+        y_ticks=[(along(tick, y_ticks, _BOTTOM, _TOP), text) for tick, text in zip(y_ticks, tick_labels(y_ticks))],
+        floor=along(floor, y_ticks, _BOTTOM, _TOP),
         front="M" + "L".join("{} {}".format(*place(row)) for row in front),
         # Names stand above and below by turns, as points may be close to each other.
         rows=[
@@ -41,7 +41,3 @@ def write_precisions(path: Path, measured: dict[str, Any], title: str) -> Path:
             for i, row in enumerate(rows)
         ],
     )
-
-
-def _along(value: float, ticks: list[float], start: float, end: float) -> float:
-    return round(start + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (end - start), 1)

@@ -17,6 +17,7 @@ from paddlevit.errors import UserError
 from paddlevit.models import build_model
 from paddlevit.run.build import autocast, with_classes
 from paddlevit.run.folder import best_path
+from paddlevit.runtime.files import fingerprint
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import evaluate
 from paddlevit.training.journal import progress
@@ -61,7 +62,7 @@ def average(
     mixture = _Mixture(config, files)
     parts: dict[str, Scored] = {}
     for file in files:
-        weights = checkpoint.fingerprint(mixture.filled([file]).state_dict())
+        weights = fingerprint(mixture.filled([file]).state_dict())
         if weights not in parts:  # a run's best is one of its checkpoints
             parts[weights] = mixture.score(file)
             on_score(parts[weights])

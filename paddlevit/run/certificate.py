@@ -21,7 +21,7 @@ from paddlevit.errors import MissingFileError, UserError
 from paddlevit.report.history import read_history
 from paddlevit.run.build import build_trainer, known_classes
 from paddlevit.runtime import process
-from paddlevit.runtime.files import sha256, write_text
+from paddlevit.runtime.files import fingerprint, sha256, write_text
 from paddlevit.runtime.settings import processor
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Batches, Trainer
@@ -135,7 +135,7 @@ def _replay(trainer: Trainer, batches: Batches, lines: list[dict[str, Any]], ste
         if loss != line["loss"] and (exact or abs(loss - line["loss"]) > _TOLERANCE * abs(line["loss"])):
             return Finding(what, f"the loss is {loss!r}, and was {line['loss']!r}", same=False)
         weights = line.get("weights_sha256")
-        if exact and weights and checkpoint.fingerprint(trainer.model.state_dict()) != weights:
+        if exact and weights and fingerprint(trainer.model.state_dict()) != weights:
             return Finding(what, "the loss is equal, the weights are not", same=False)
         line = next(coming, None)
         if done >= steps or line is None:

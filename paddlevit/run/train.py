@@ -32,7 +32,7 @@ from paddlevit.run.certificate import certify
 from paddlevit.run.evaluation import calibrated, gathered, top1, write_per_class
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
-from paddlevit.runtime.files import sha256
+from paddlevit.runtime.files import fingerprint, sha256
 from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, launched, stop_signals
 from paddlevit.runtime.seeding import seed_step
 from paddlevit.training import checkpoint
@@ -95,7 +95,7 @@ def _prepare(config: CfgNode, folder: Path) -> _Run:
         steps_per_epoch=trainer.steps_per_epoch,
         images_per_batch=config.DATA.BATCH_SIZE * process.world_size(),
         num_classes=config.MODEL.NUM_CLASSES,
-        fingerprint=lambda: checkpoint.fingerprint(trainer.model.state_dict()),
+        fingerprint=lambda: fingerprint(trainer.model.state_dict()),
         write_curves=open_scalars(config.LOG_TO, folder) if config.LOG_TO != "none" and process.is_main() else None,
     )
     run = _Run(config, folder, trainer, train_loader, eval_loader, journal)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their checksums."""
+"""Files that are whole or not there, and checksums."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
@@ -54,6 +55,14 @@ def sha256(path: Path) -> str:
         for chunk in iter(lambda: file.read(1 << 20), b""):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def fingerprint(weights: Mapping[str, Any]) -> str:
+    """SHA-256 of the names and values of tensors."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(name.encode() + value.numpy().tobytes())
+    return found.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,6 @@ without pickles: nothing in it can run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -94,14 +93,6 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a plain state dict, atomically; weights in half precision as float32, which every program reads."""
     full = {name: value.astype("float32") if value.dtype in _HALF else value for name, value in weights.items()}
     write_file(path, lambda part: paddle.save(full, str(part)))
-
-
-def fingerprint(weights: dict[str, Tensor]) -> str:
-    """SHA-256 of names and values."""
-    found = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        found.update(name.encode() + value.numpy().tobytes())
-    return found.hexdigest()
 
 
 def drop_newer(path: Path) -> list[str]:
