@@ -77,7 +77,7 @@ def _parse_args(command: str, argv: Sequence[str]) -> argparse.Namespace:
         flag("workers", type=int, nargs="*", default=[], help="measure the loader too, with so many processes")
     flag("rounds", type=int, default=9, help="(default 9)")
     flag("json", action="store_true", help="print one JSON object instead of a table")
-    flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any configuration keys")
+    own.opts()
     return own.parse_args(argv)
 
 

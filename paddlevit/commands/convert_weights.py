@@ -24,19 +24,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
     parser.flag("input", required=True, metavar="FILE", help=".pdparams, .pth, .pt, .bin or .safetensors")
     parser.flag("output", required=True, metavar="FILE", help="the .pdparams, .safetensors or .pth file to write")
-    parser.flag(
-        "weights", choices=("model", "ema"), default="model", help="the model or its moving average (default: model)"
-    )
+    parser.flag("weights", choices=("model", "ema"), default="model", help="which of -input (default: model)")
     parser.flag("source", default="auto", help="official, timm, hf, paddlevit or ours (default: by names and shapes)")
-    parser.flag(
-        "layout",
-        choices=("ours", "paddlevit", "official", "timm", "hf"),
-        default="ours",
-        help="whose names and order of axes to write (default: ours)",
-    )
-    parser.flag(
-        "opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration"
-    )
+    layouts = ("ours", "paddlevit", "official", "timm", "hf")
+    parser.flag("layout", choices=layouts, default="ours", help="whose names and axes to write (default: ours)")
+    parser.opts()
     args = parser.parse_args(argv)
     if Path(args.output).suffix not in (".pdparams", ".safetensors", ".pth"):
         raise UserError(f"-output must end in .pdparams, .safetensors or .pth, got {args.output}")

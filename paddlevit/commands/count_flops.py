@@ -20,9 +20,7 @@ def main(argv: list[str]) -> int:
     parser.flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
     parser.flag("image_size", type=int, help="side of the image (default: the configuration's)")
     parser.flag("json", action="store_true", help="print one JSON object instead of a table")
-    parser.flag(
-        "opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration"
-    )
+    parser.opts()
     args = parser.parse_args(argv)
     from paddlevit.config import get_config, with_values
     from paddlevit.flops import count

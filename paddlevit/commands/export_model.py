@@ -97,7 +97,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="compare on these, not on -data_path or random ones; with auto only for the ranges of int8",
     )
     flag("num_images", type=int, default=_NUM_IMAGES, help=f"to compare on, and for int8, at most ({_NUM_IMAGES})")
-    flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration")
+    parser.opts()
     args = parser.parse_args(argv)
     args.format = args.format or ("paddle" if args.precision == "f32" else "openvino")
     if args.precision not in _PRECISIONS[args.format]:

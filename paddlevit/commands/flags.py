@@ -9,9 +9,7 @@ def add_flags(parser: Parser, *, exported: bool = False) -> None:
     """The flags that `classifier.open_classifier` reads; with `exported` those for an exported model too."""
     flag = parser.flag
     weights = parser.add_mutually_exclusive_group(required=True)
-    flag(
-        "pretrained", group=weights, metavar="FILE", help="the weights, of any source; also hf:OWNER/NAME or a variant"
-    )
+    flag("pretrained", group=weights, metavar="FILE", help="the weights, of any source; hf:OWNER/NAME; a variant")
     if exported:
         flag("exported", group=weights, metavar="DIR", help="folder or file of an exported model")
         flag(

@@ -59,6 +59,10 @@ class Parser(argparse.ArgumentParser):
             options.setdefault("metavar", "N" if options["type"] is int else "X")
         (group or self).add_argument(f"-{name}", **options)
 
+    def opts(self) -> None:
+        """Add -opts, for any keys of the configuration."""
+        self.flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any configuration keys")
+
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """As in argparse; for words without a flag, whose names the usage shows."""
         action = super().add_argument(*names, **options)

@@ -71,22 +71,11 @@ def _parser() -> Parser:
     return parser
 
 
-def _digits(args: argparse.Namespace) -> str:
-    from paddlevit.data.prepare import write_digits
+def _written(args: argparse.Namespace) -> str:
+    from paddlevit.data import prepare
 
-    return write_digits(args.folder, force=args.force)
-
-
-def _photos(args: argparse.Namespace) -> str:
-    from paddlevit.data.prepare import write_photos
-
-    return write_photos(args.folder, force=args.force)
-
-
-def _list(args: argparse.Namespace) -> str:
-    from paddlevit.data.prepare import write_lists
-
-    return write_lists(args.folder, force=args.force)
+    write = {"digits": prepare.write_digits, "photos": prepare.write_photos, "list": prepare.write_lists}[args.command]
+    return write(args.folder, force=args.force)
 
 
 def _split(args: argparse.Namespace) -> str:
@@ -231,9 +220,9 @@ def _described(source: Source, split: str) -> str:
 
 
 _COMMANDS = {
-    "digits": _digits,
-    "photos": _photos,
-    "list": _list,
+    "digits": _written,
+    "photos": _written,
+    "list": _written,
     "split": _split,
     "zip": _zip,
     "check": _check,

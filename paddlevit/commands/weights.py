@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     mean.flag("data_path", metavar="DIR", help="folder of the data set (default: the run's)")
     mean.flag("cfg", metavar="FILE", help="yaml file or variant (default: the config.yaml beside the first weights)")
     mean.flag("device", help="auto (a GPU where there is one), gpu, cpu, custom:NAME (default: the run's)")
-    mean.flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any keys of the configuration")
+    mean.opts()
     args = parser.parse_args(argv)
     if args.command == "list":
         _list(args.pattern)
