@@ -87,7 +87,7 @@ class Classifier:
         self._exported: Exported | None = None
         self.classes: Classes | None  # as the run or the export has them; `class_names` are what they are called
         self._lock = threading.Lock()
-        best = Path(weights).expanduser() / "best.pdparams"
+        best = Path(os.path.expanduser(weights)) / "best.pdparams"
         file = None if best.is_file() else exported_file(weights)
         if file is None:
             self._read_run(weights, cfg, opts or (), labels)
@@ -103,7 +103,7 @@ class Classifier:
         self, weights: FilePath, cfg: str | Path | None, opts: Sequence[Any], labels: FilePath | Sequence[str] | None
     ) -> None:
         """What is known of weights: their configuration, classes and calibration."""
-        cfg = cfg or config_beside(weights)
+        cfg = os.path.expanduser(cfg) if cfg else config_beside(weights)
         own = ["MODEL.WEIGHTS", "model"]  # a run's file says which it started from
         if Path(cfg).name != "config.yaml":
             own += ["DATA.EXIF_ORIENTATION", "apply"]  # as photographs are meant; a run has its own
@@ -240,8 +240,8 @@ def config_beside(weights: FilePath) -> str | Path:
         variant = variant_of(str(weights))
         if variant:
             return variant
-        if not Path(weights).expanduser().is_dir() and not str(weights).startswith("hf:"):
-            find(Path(weights).expanduser())  # raises where the weights themselves are missing
+        if not folder_of(weights).is_dir() and not str(weights).startswith("hf:"):
+            find(weights)  # raises where the weights themselves are missing
         raise UserError(f"-cfg FILE is missing, and there is no {cfg} of a run beside the weights")
     return cfg
 
@@ -256,7 +256,7 @@ def _calibration_beside(weights: FilePath) -> Calibration:
         own, found = known.pop("weights_sha256"), Calibration.of(known)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from None
-    if own == sha256(Path(find(Path(weights).expanduser()))):
+    if own == sha256(Path(find(weights))):
         return found
     logger.info("not calibrated: %s is of other weights", path)
     return Calibration()
@@ -278,7 +278,7 @@ def _chosen(labels: FilePath | Sequence[str] | None, known: Classes | None, conf
     """`labels`, which may rename all `known` classes, or else these. Raises UserError for any other difference."""
     chosen = known or Classes([], "")
     if isinstance(labels, (str, os.PathLike)):
-        names = read_class_names(Path(labels))
+        names = read_class_names(Path(os.path.expanduser(labels)))
         if names is None:
             raise MissingFileError(f"-labels {labels}: there is no such file")
         chosen = Classes(names, str(labels))

@@ -186,7 +186,7 @@ def _read(cfg: str | Path | None, folder: Path | None = None, seen: tuple[Path, 
     """What the file or variant `cfg`, and the files that its BASE names, set. `seen` are the files that name it."""
     if cfg is None:
         return []
-    path = (folder or Path()) / cfg
+    path = (folder or Path()) / os.path.expanduser(cfg)
     if not os.path.isfile(path):
         path = next(CONFIG_DIR.glob(f"*/{find_variant(str(cfg))}.yaml"))
     if path.resolve() in seen:

@@ -58,6 +58,20 @@ def test_every_kind_of_image_gives_the_same(run, photo, of):
     assert classifier.predict([]) == [] and classifier.logits([]).shape == (0, 3)
 
 
+def test_the_users_own_folder(run, photo, monkeypatch):
+    monkeypatch.setenv("HOME", str(run))
+    logits = Classifier(run).logits(photo)
+    for given in ({}, {"labels": "~/class_names.txt"}, {"cfg": "~/config.yaml"}):
+        classifier = Classifier("~/best.pdparams", **given)
+        assert list(classifier.class_names) == NAMES
+        np.testing.assert_allclose(classifier.logits(photo), logits, rtol=0, atol=1e-5)
+    assert Classifier("~/exported").class_names == NAMES
+    assert build_model(get_config("~/config.yaml"), weights="~/best").state_dict()
+    for nobody in ("~nobody_of_that_name", "~nobody_of_that_name/best.pdparams"):
+        with pytest.raises(UserError, match="there is no weights file ~nobody"):
+            Classifier(nobody)
+
+
 def test_more_images_than_a_batch(run, photo):
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 256, (33, 40, 3), "uint8") for _ in range(40)]

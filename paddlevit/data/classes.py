@@ -30,7 +30,7 @@ class Classes(NamedTuple):
 
 def folder_of(weights: str | os.PathLike[str]) -> Path:
     """The folder of a weights file, or the run's or Hugging Face's folder that is named. Other names are no folder."""
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     is_file = path.is_file() or Path(f"{path}.pdparams").is_file()
     return path.parent if is_file else path
 

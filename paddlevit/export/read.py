@@ -62,7 +62,7 @@ def exported_file(path: str | os.PathLike[str]) -> Path | None:
 
     Raises UserError for a file that export.json does not list.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     folder = path if path.is_dir() else path.parent
     if not (folder / DESCRIPTION_FILE).is_file() or not (path.is_dir() or path.suffix in _OPENERS):
         return None

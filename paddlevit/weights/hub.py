@@ -78,7 +78,7 @@ def fetch(weights: str) -> Path | None:
 
 def _places(address: str) -> dict[str, Path]:
     """Where a file may be: addresses, and for each the file of the cache."""
-    cache = Path(os.environ.get("PADDLEVIT_CACHE") or "~/.cache/paddlevit").expanduser()
+    cache = Path(os.path.expanduser(os.environ.get("PADDLEVIT_CACHE") or "~/.cache/paddlevit"))
     if not address.startswith("hf:"):
         return {address: cache / address.rsplit("/", 1)[-1]}
     if not re.fullmatch(r"hf:\w[\w.-]*/\w[\w.-]*", address):

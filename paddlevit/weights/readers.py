@@ -74,7 +74,11 @@ def open_state_dict(path: PathLike, which: str = "model") -> StateDict:
 
 
 def find(path: PathLike) -> str:
-    """The file that `path` names: itself, with `.pdparams`, in the folder, or fetched. Raises MissingFileError."""
+    """The file that `path` names: itself, with `.pdparams`, in the folder, or fetched; ~ is the user's own folder.
+
+    Raises MissingFileError.
+    """
+    path = os.path.expanduser(path)
     folder = Path(path)
     for candidate in (folder, Path(f"{path}.pdparams"), *(folder / name for name in _IN_A_FOLDER)):
         if candidate.is_file():
@@ -83,10 +87,10 @@ def find(path: PathLike) -> str:
             return str(weights if weights.is_file() else candidate)
     if folder.is_dir():
         raise WeightsError(f"the folder {path} has none of {', '.join(_IN_A_FOLDER)}: name the weights file")
-    fetched = hub.fetch(str(path))
+    fetched = hub.fetch(path)
     if fetched:
         return str(fetched)
-    other = "" if str(path).endswith(".pdparams") else f", and no {path}.pdparams"
+    other = "" if path.endswith(".pdparams") else f", and no {path}.pdparams"
     raise MissingFileError(f"there is no weights file {path}{other}")
 
 
