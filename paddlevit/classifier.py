@@ -176,7 +176,10 @@ class Classifier:
     def opened(self, image: ImageLike) -> Image.Image:
         """An image as the run reads its files: DATA.EXIF_ORIENTATION, DATA.MAX_PIXELS."""
         if isinstance(image, Image.Image):
-            return to_rgb(image, self._decoding)
+            try:
+                return to_rgb(image, self._decoding)
+            except Exception as error:  # Pillow reads a file when its pixels are asked for
+                raise UserError(f"the image cannot be read: {error}") from error
         if isinstance(image, (str, os.PathLike)):
             return decode(read_image(os.fspath(image)), os.fspath(image), self._decoding)
         if isinstance(image, bytes):

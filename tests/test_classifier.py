@@ -117,6 +117,7 @@ def test_mistakes(run, photo, tmp_path):
         (np.zeros([0, 32, 3], "uint8"), r"got uint8 \[0, 32, 3\]"),
         (None, "got NoneType"),
         (b"no image", "the image is not a readable image"),
+        (Image.open(io.BytesIO(photo.read_bytes()[:2000])), "the image cannot be read: .*truncated"),
         (tmp_path / "none.png", "there is no file .*none.png"),
     ):
         with pytest.raises(UserError, match=told):
