@@ -53,8 +53,8 @@ def main(argv: list[str]) -> int:
     model = build_model(config)
     model.eval()
     print(load_weights(model, args.input, which=args.weights, source=args.source))
-    size = config.DATA.IMAGE_SIZE
-    images = paddle.to_tensor(np.random.default_rng(0).standard_normal((1, 3, size, size)).astype("float32"))
+    shape = (1, config.DATA.IMAGE_CHANNELS, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE)
+    images = paddle.to_tensor(np.random.default_rng(0).standard_normal(shape).astype("float32"))
     with paddle.no_grad():
         logits = model(images)
         state = export_state_dict(model, args.layout)

@@ -73,6 +73,14 @@ def test_weights_of_another_number_of_classes(published, capsys):
     assert main([*flags, "-opts", "MODEL.NUM_CLASSES", "3"]) == 0
 
 
+def test_weights_for_grey_images(tmp_path, capsys):
+    grey = ["DATA.IMAGE_CHANNELS", "1"]
+    paddle.save(build_model(get_config("pit_digits", grey)).state_dict(), str(tmp_path / "a.pdparams"))
+    flags = ["-cfg", "pit_digits", "-input", str(tmp_path / "a"), "-output", str(tmp_path / "a.pth")]
+    assert main([*flags, "-opts", *grey]) == 0
+    assert "differ by 0 at most" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
