@@ -38,7 +38,7 @@ def unwrap(content: Any, which: str = "model") -> StateDict:
     'model' takes the average where there is nothing else. Raises WeightsError where there are no weights.
     """
     if which not in ("model", "ema"):
-        raise ValueError(f"which must be 'model' or 'ema', got {which!r}")
+        raise WeightsError(f"which must be 'model' or 'ema', got {which!r}")
     if not isinstance(content, Mapping):
         raise WeightsError(f"the file holds a {_kind(content)}, not a dict of weights")
     content, averaged, notes = _innermost(content, which)

@@ -81,8 +81,8 @@ def test_no_average_is_an_error_that_says_where_it_was_looked_for(tmp_path):
     for content in (ONES, {"model": ONES}):
         with pytest.raises(WeightsError, match="no EMA weights .*model_ema, state_dict_ema"):
             read_state_dict(written(tmp_path, content), which="ema")
-    with pytest.raises(ValueError, match="'model' or 'ema', got 'best'"):
-        unwrap(ONES, "best")
+    with pytest.raises(WeightsError, match="w.pdparams: which must be 'model' or 'ema', got 'best'"):
+        read_state_dict(written(tmp_path, ONES), which="best")
 
 
 def test_names_that_become_equal_are_an_error():
