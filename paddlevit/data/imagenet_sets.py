@@ -21,7 +21,7 @@ _REAL_FILE = "real.json"
 
 def open_imagenet_set(root: Path, name: str) -> Source:
     """The images of one of SETS, labelled from 0 to 999 as ImageNet is. Raises MissingFileError or UserError."""
-    if name == "imagenet-real":
+    if name == "imagenet-real" or not root.is_dir():  # which is said there
         return open_imagenet(root, "val")
     names = imagenet_names(root)
     folders = [str(i) for i in range(len(names))] if name == "imagenet-v2" else list(names)

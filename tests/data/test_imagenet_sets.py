@@ -101,6 +101,8 @@ def test_real_counts_any_of_an_images_labels_and_leaves_out_those_without(tmp_pa
 
 
 def test_mistakes(tmp_path, weights, real, capsys):
+    evaluated("imagenet-sketch", tmp_path / "none", weights, tmp_path / "out", code=2)
+    assert "there is no data folder" in capsys.readouterr().err
     (tmp_path / "v2" / "n01440764").mkdir(parents=True)
     evaluated("imagenet-v2", tmp_path / "v2", weights, tmp_path / "out", code=2)
     assert "the class folders of imagenet-v2 are called by their labels, 0 to 999" in capsys.readouterr().err

@@ -162,7 +162,7 @@ def test_class_names_file_that_cannot_be_used(root):
 def test_missing_data(tmp_path):
     with pytest.raises(MissingFileError) as caught:
         open_imagenet(tmp_path / "nowhere", "train")
-    assert "nowhere does not exist" in str(caught.value) and "-data_path" in str(caught.value)
+    assert "there is no data folder" in str(caught.value) and "-data_path" in str(caught.value)
     with pytest.raises(MissingFileError) as caught:
         open_imagenet(tmp_path, "val")
     for looked_for in ("val_list.txt", "val_map.txt", "val.zip", "val/<class>/"):
