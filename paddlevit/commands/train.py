@@ -84,7 +84,7 @@ def main(argv: list[str], *, nprocs: int | None = None, command: str = "train") 
     if launcher.launched():
         if not config.OUTPUT:
             raise UserError("several processes need one folder: -output DIR")
-        if config.MAX_RESTARTS and not launcher.watched():
+        if config.MAX_RESTARTS and launcher.LAUNCHER not in os.environ:
             raise UserError("-max_restarts: another launcher has started these processes; give -max_restarts 0")
         return launcher.take_part(lambda: _start(config), hang_timeout=config.HANG_TIMEOUT)
     from paddlevit.runtime import process
@@ -94,15 +94,13 @@ def main(argv: list[str], *, nprocs: int | None = None, command: str = "train") 
     config = _with_folder(config, args.cfg)
     if nprocs == 1 and not config.MAX_RESTARTS:
         return _start(config)
-    job = launcher.Job(
-        command=_again([command, *argv, "-cfg", args.cfg, "-output", config.OUTPUT], config),
-        nprocs=nprocs,
+    return launcher.run(
+        _again([command, *argv, "-cfg", args.cfg, "-output", config.OUTPUT], config),
+        nprocs,
         kind=kind,
         open_log=lambda: _open_log(Path(config.OUTPUT)),
-        max_restarts=config.MAX_RESTARTS,
-        hang_timeout=config.HANG_TIMEOUT,
+        restarts=config.MAX_RESTARTS,
     )
-    return launcher.run(job)
 
 
 class Trained(NamedTuple):

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import logging
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +32,8 @@ from paddlevit.run.evaluation import calibrated, gathered, top1, write_per_class
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
 from paddlevit.runtime.files import fingerprint, sha256
-from paddlevit.runtime.launcher import SECONDS_TO_REPEAT, launched, stop_signals
 from paddlevit.runtime.seeding import seed_step
+from paddlevit.runtime.signals import stop_signals
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.journal import Journal, open_scalars, progress
@@ -269,21 +268,15 @@ class _Run:
 
 @contextlib.contextmanager
 def _stop_signals(trainer: Trainer) -> Iterator[None]:
-    """While training, a signal asks the trainer to stop after its step; another one ends the process at once.
+    """While training, a signal asks the trainer to stop after its step; another one ends the process at once."""
 
-    Those that come within two seconds count as one: launchers repeat them, and systemd and Slurm send them to all. One
-    that is ignored, as by nohup, stays so, and a launcher keeps SIGUSR1 to see where a process hangs.
-    """
-    first = 0.0
+    def ask(signum: int) -> None:
+        trainer.stop_signal = signum
 
-    def ask(signum: int, frame: Any) -> None:
-        nonlocal first
-        if not trainer.stop_signal:
-            trainer.stop_signal, first = signum, time.monotonic()
-        elif time.monotonic() - first > SECONDS_TO_REPEAT:
-            logger.warning("ended at once by %s", signal.Signals(signum).name)
-            signal.signal(signum, previous[signum])
-            signal.raise_signal(signum)
+    def end(signum: int) -> None:
+        logger.warning("ended at once by %s", signal.Signals(signum).name)
+        signal.signal(signum, previous[signum])
+        signal.raise_signal(signum)
 
-    with stop_signals(ask, but=(signal.SIGUSR1,) if launched() else ()) as previous:
+    with stop_signals(ask, end) as previous:
         yield

@@ -242,7 +242,7 @@ def test_a_run_under_nohup_ignores_the_end_of_its_terminal(data, tmp_path):
     [
         ("main_single_gpu.py", ["-batch_size", 8], signal.SIGQUIT, 131),
         ("main_multi_gpu.py", ["-batch_size", 4, "-nprocs", 2], signal.SIGHUP, 129),
-        ("main_multi_gpu.py", ["-batch_size", 4, "-nprocs", 2], signal.SIGUSR1, 143),
+        ("main_multi_gpu.py", ["-batch_size", 4, "-nprocs", 2], signal.SIGUSR1, 138),
     ],
 )
 def test_the_end_of_a_terminal_reaches_the_whole_group(data, tmp_path, tool, more, signum, code):
