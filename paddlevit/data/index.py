@@ -32,15 +32,20 @@ _MANY_CLASSES = 1000
 _MAX_LABEL_DIGITS = 6
 
 
+def read_file(path: str | Path) -> bytes:
+    """What a file holds. Raises MissingFileError or UserError."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise MissingFileError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
 def read_text(file: Path) -> bytes:
     """What a text file holds, as plain_text. Raises MissingFileError or UserError."""
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise MissingFileError(f"there is no file {file}") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    return plain_text(content, str(file))
+    return plain_text(read_file(file), str(file))
 
 
 def plain_text(content: bytes, name: str) -> bytes:

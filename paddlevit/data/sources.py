@@ -26,6 +26,7 @@ from paddlevit.data.index import (
     index_of,
     plain_name,
     read_class_names,
+    read_file,
     read_list,
     readable,
     refuse_twins,
@@ -103,7 +104,7 @@ class _IndexedSource(Source):
         return os.fsdecode(self._index.path(i))
 
     def read(self, i: int) -> bytes:
-        return _read_file(self.name(i))
+        return read_file(self.name(i))
 
 
 class ListSource(_IndexedSource):
@@ -133,7 +134,7 @@ class ListSource(_IndexedSource):
         try:
             return super().read(i)
         except MissingFileError:
-            return _read_file(self._found(i))
+            return read_file(self._found(i))
 
     def _stay_inside(self) -> None:
         """Raises UserError for a relative path that leads out of the root. Absolute ones are meant as they are."""
@@ -387,14 +388,4 @@ def read_image(path: str) -> bytes:
     """What a file holds, of those that find_images gives. Raises MissingFileError or UserError."""
     if os.path.isdir(path):
         raise UserError(f"the folder {path} holds no images ({KNOWN})")
-    return _read_file(path)
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
-    except FileNotFoundError:
-        raise MissingFileError(f"there is no file {path}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return read_file(path)
