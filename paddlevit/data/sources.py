@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import os
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -326,10 +327,13 @@ def say_once(message: str) -> None:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in `folder`; hidden ones, and folds that a split has left there, are none."""
+    """Sorted names of the folders in `folder`, without hidden ones and folds that a split has left there."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    names = [name for name in names if not (folder / name / CLASS_NAMES_FILE).exists()]
+    folds = [name for name in names if re.fullmatch(r"fold_\d+", name) and (folder / name / CLASS_NAMES_FILE).exists()]
+    if folds:
+        say_once(f"{folder}: skipped {', '.join(folds)}, which a split has written")
+    names = [name for name in names if name not in folds]
     refuse_twins(folder, names)
     return names
 

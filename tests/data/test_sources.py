@@ -264,6 +264,16 @@ def test_folders_below_class_folders(root):
     assert own == ["b/0.png", "b/1.PNG", "b/2.jpg", "b/2024/may/x.png", "b/other/z.png"]
 
 
+def test_folds_of_a_split_are_no_classes_and_all_other_folders_are(root, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
+    (root / "train" / "a" / "class_names.txt").write_text("mine\n")
+    (root / "train" / "fold_0").mkdir()
+    (root / "train" / "fold_0" / "class_names.txt").write_text("a\nb\nc d\n")
+    folders(root, "train", {"fold_of_sheep": 1})
+    assert open_imagenet(root, "train").class_names == ["a", "b", "c d", "fold_of_sheep"]
+    assert f"{root}/train: skipped fold_0, which a split has written" in caplog.text
+
+
 def test_what_is_left_out_is_counted_by_kind(root, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
     for name in ("1.heic", "2.HEIC", "README", ".DS_Store"):
