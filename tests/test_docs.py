@@ -278,7 +278,8 @@ def test_the_page_of_keys_is_up_to_date():
 
 def test_no_placeholder_is_left():
     for path in DOCUMENTS:
-        assert not re.search(r"TODO|FIXME|XXX|CI_TESTED|\bTABLE\b", path.read_text(encoding="utf-8")), path
+        found = re.search(r"TODO|FIXME|XXX|CI_TESTED|\bTABLE\b|^[A-Z][A-Z_]+$", path.read_text(encoding="utf-8"), re.M)
+        assert not found, f"{path}: {found}"
 
 
 def test_every_variant_is_in_the_readme():
