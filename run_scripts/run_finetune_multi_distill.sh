@@ -5,5 +5,5 @@ for name in cfg data teacher start; do
     case ${1--} in -*) break ;; esac  # further flags
     eval "$name=\${1:-\$$name}" && shift
 done
-exec python "$(dirname "$0")/../tools/main_multi_gpu_distill.py" -cfg "$cfg" -data_path "$data" -teacher_model_path "$teacher" \
+exec sh "$(dirname "$0")/tool.sh" main_multi_gpu_distill.py -cfg "$cfg" -data_path "$data" -teacher_model_path "$teacher" \
     -pretrained "$start" -batch_size 32 -amp "$@"

@@ -6,4 +6,4 @@ for name in cfg data dataset; do
     eval "$name=\${1:-\$$name}" && shift
 done
 [ -z "$data" ] || echo "counting needs no data: $data $dataset is not read" >&2
-exec python "$(dirname "$0")/../tools/count_flops.py" -cfg "$cfg" "$@"
+exec sh "$(dirname "$0")/tool.sh" count_flops.py -cfg "$cfg" "$@"

@@ -5,4 +5,4 @@ for name in cfg data; do
     case ${1--} in -*) break ;; esac  # further flags
     eval "$name=\${1:-\$$name}" && shift
 done
-exec python "$(dirname "$0")/../tools/main_single_gpu.py" -cfg "$cfg" -data_path "$data" "$@"
+exec sh "$(dirname "$0")/tool.sh" main_single_gpu.py -cfg "$cfg" -data_path "$data" "$@"

@@ -56,6 +56,9 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
         args.cfg = _cfg_of(args.pretrained, whole_run=args.eval)
         if Path(args.cfg).name == "config.yaml":  # which may name a folder that the run is no longer in
             args.output = args.output or str(Path(args.cfg).parent)
+    if args.eval and Path(args.cfg or "").name == "config.yaml":  # of a run, with how that one was started
+        started = {"nprocs": ["NPROCS", "null"], "max_restarts": ["MAX_RESTARTS", "0"]}
+        args.opts = [*(word for flag in started if getattr(args, flag) is None for word in started[flag]), *args.opts]
     if args.cfg is None:
         raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
     return args
@@ -80,10 +83,10 @@ def main(argv: list[str], *, nprocs: int | None = None, command: str = "train") 
     args = parse_args(argv, command)
     config = _configure(args, distill=command == "distill")
     if nprocs == 1 and config.NPROCS not in (None, 1):
-        raise UserError(f"-nprocs {config.NPROCS}: this tool runs one process; main_multi_gpu.py runs several")
+        raise UserError(f"NPROCS is {config.NPROCS} (-nprocs): this tool runs one process, main_multi_gpu.py several")
     if launcher.launched():
         if not config.OUTPUT:
-            raise UserError("several processes need one folder: -output DIR")
+            raise UserError("several processes (PADDLE_TRAINER_ID is in the environment) need one folder: -output DIR")
         if config.MAX_RESTARTS and launcher.LAUNCHER not in os.environ:
             raise UserError("-max_restarts: another launcher has started these processes; give -max_restarts 0")
         return launcher.take_part(lambda: _start(config), hang_timeout=config.HANG_TIMEOUT)

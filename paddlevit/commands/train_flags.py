@@ -53,7 +53,11 @@ def train_parser(command: str) -> Parser:
         meant=_MEANT,
     )
     parser.flag("cfg", action="append", metavar="FILE", help="yaml file, or the name of a variant such as pit_ti_224")
-    parser.flag("output", metavar="DIR", help="folder of the run (default: output/<variant>-<train or eval>-<time>)")
+    parser.flag(
+        "output",
+        metavar="DIR",
+        help="folder of the run (default: output/<variant>-<train or eval>-<time>; the run that is evaluated)",
+    )
     parser.opts()
     for title, add in _GROUPS.items():
         add(functools.partial(parser.flag, group=parser.add_argument_group(title)))

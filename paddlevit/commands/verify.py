@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     parser.flag("steps", type=int, help="replay at least so many (default: the first REPORT_FREQ of an epoch)")
+    parser.flag("data_path", metavar="DIR", help="folder of its data set (default: as the run's config.yaml has it)")
     parser.flag("device", help="default: as the run; cpu: bit for bit, others: losses to rounding")
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 1:
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     kind = known["device"].partition(":")[0]
     process.setup(args.device or (kind if kind in ("gpu", "cpu") else f"custom:{kind}"), seed=0)
     same = True
-    for what, found, ok in verify(args.run, known, args.steps):
+    for what, found, ok in verify(args.run, known, args.steps, args.data_path):
         same &= ok
         print(f"{'ok     ' if ok else 'DIFFERS'}  {what}: {found}", flush=True)
     return 0 if same else 2

@@ -96,8 +96,10 @@ def _save_program(model: nn.Layer, image_shape: Sequence[int], path: Path) -> No
     spec = paddle.static.InputSpec([None, *image_shape], "float32", "images")
     with evaluating(model), paddle.no_grad():
         program = paddle.jit.to_static(model, input_spec=[spec], full_graph=True)
-        paddle.jit.save(program, str(path.with_suffix("")))
-        program.forward.rollback()  # to_static puts itself into the model
+        try:
+            paddle.jit.save(program, str(path.with_suffix("")))
+        finally:
+            program.forward.rollback()  # to_static puts itself into the model
     text = path.read_text(encoding="utf-8")
     assert text.count(_OUTPUT) == 1, "a model has one output"
     path.write_text(text.replace(_OUTPUT, '"logits"'), encoding="utf-8")

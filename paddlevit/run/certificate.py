@@ -80,12 +80,14 @@ def read_certificate(folder: Path) -> dict[str, Any]:
     return known
 
 
-def verify(folder: Path, known: dict[str, Any], steps: int | None) -> Iterator[Finding]:
+def verify(
+    folder: Path, known: dict[str, Any], steps: int | None = None, data_path: str | None = None
+) -> Iterator[Finding]:
     """What has changed since the run in `folder` was certified as `known`, and a replay of at least `steps` of its
     steps (None: up to the first whose weights were noted). Raises UserError where nothing can be replayed.
     """
-    config = get_config(folder / "config.yaml")
-    paths = sorted(folder.glob("epoch_*.pdstate"))
+    config = get_config(folder / "config.yaml", ["DATA.DATA_PATH", data_path] if data_path else [])
+    paths = checkpoint.all_in(folder)
     loader = build_train_loader(config, classes=known_classes(config, paths[0] if paths else None))
     made_of = _made_of(folder, config, loader.source)
     for what in dict.fromkeys([*made_of, *(key for key in known if key != "processes")]):
@@ -111,9 +113,9 @@ def _start(folder: Path, first: int) -> tuple[Path | None, list[dict[str, Any]]]
     noted: dict[int, list[dict[str, Any]]] = {}
     for record in read_history(folder / "metrics.jsonl").series["train"]:
         noted.setdefault(int(record.epoch), []).append(record.values)
-    paths = sorted(folder.glob("epoch_*.pdstate"), reverse=True)  # an earlier one may be of other settings
-    starts = {path: int(path.stem[6:]) for path in paths if path.stem[6:].isdigit()}
-    for path, done in [*starts.items(), (None, first)]:
+    ends = [path for path in checkpoint.all_in(folder) if path.stem[6:].isdigit()]  # of epochs
+    # The last one first: an earlier one may be of other settings.
+    for path, done in [*((path, int(path.stem[6:])) for path in reversed(ends)), (None, first)]:
         lines = noted.get(done + 1, [])
         if lines and {"weights_sha256", "steps", "loss"} <= lines[0].keys():
             return path, lines

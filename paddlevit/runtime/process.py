@@ -152,8 +152,9 @@ def setup(device: str, seed: int) -> None:
         paddle.set_device(f"{chosen}:{dist.ParallelEnv().device_id}")  # its local_rank is the rank among all machines
     else:
         paddle.set_device("cpu")
-        os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     if world_size() > 1:
+        if chosen == "cpu":
+            os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
         with contextlib.redirect_stderr(io.StringIO()):  # it lists the flags that Paddle has set itself
             dist.init_parallel_env()
     random.seed(seed + rank())
@@ -169,7 +170,7 @@ def setup_logging(folder: Path | None = None) -> None:
     package = logging.getLogger("paddlevit")
     package.setLevel(logging.INFO)
     package.propagate = False
-    for handler in list(package.handlers):
+    for handler in [each for each in package.handlers if isinstance(each.formatter, Formatter)]:  # ours
         package.removeHandler(handler)
         handler.close()
     handlers: list[logging.Handler] = [_TerminalHandler()] if is_main() else []

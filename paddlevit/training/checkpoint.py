@@ -40,9 +40,9 @@ def save(folder: Path, state: dict[str, Any], *, keep: int) -> Path:
         if not path.exists():  # weights alone are no use, and the disk may be full
             _remove_weights(path)
         raise
-    for part in folder.glob("*.part"):  # left by a run that was killed while it wrote
-        part.unlink()
-    for old in _all(folder)[:-keep]:
+    for part in folder.glob("epoch_*.part"):  # left by a run that was killed while it wrote; others' are not ours
+        part.unlink(missing_ok=True)
+    for old in all_in(folder)[:-keep]:
         old.unlink()  # first, so that no half checkpoint looks complete
         _remove_weights(old)
     return path
@@ -97,7 +97,7 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 def drop_newer(path: Path) -> list[str]:
     """Delete checkpoints next to `path` that are newer, so that nobody resumes from them; returns their stems."""
-    newer = [other for other in _all(path.parent) if _position(other) > _position(path)]
+    newer = [other for other in all_in(path.parent) if _position(other) > _position(path)]
     for other in newer:
         other.unlink()
     return [other.stem for other in newer]
@@ -127,7 +127,7 @@ def find(where: Path) -> Path:
 
 def newest(folder: Path) -> Path | None:
     """The .pdstate of the newest complete checkpoint in `folder`; the log names the damaged ones that it skips."""
-    for path in reversed(_all(folder)):
+    for path in reversed(all_in(folder)):
         damage = _damage(path)
         if not damage:
             return path
@@ -149,7 +149,7 @@ def load(path: Path, read_weights: Callable[[Path], dict[str, np.ndarray]]) -> d
     }
 
 
-def _all(folder: Path) -> list[Path]:
+def all_in(folder: Path) -> list[Path]:
     """Every .pdstate of `folder`, oldest first."""
     return sorted((path for path in folder.glob("epoch_*.pdstate") if _STEM.fullmatch(path.stem)), key=_position)
 

@@ -74,6 +74,11 @@ def test_other_data_is_told(made, run, capsys):
         path.write_bytes(image)
 
 
+def test_data_that_has_moved_is_named(made, run, tmp_path, capsys):
+    moved = shutil.copytree(made / "data", tmp_path / "moved")
+    assert all("as certified" in line for line in found(capsys, run, "-data_path", moved, code=0)[:-1])
+
+
 def test_a_changed_checkpoint_is_told(run, capsys):
     weights = {name: value.numpy() for name, value in paddle.load(str(run / "epoch_002.pdparams")).items()}
     weights["head.bias"] = np.nextafter(weights["head.bias"], 1)

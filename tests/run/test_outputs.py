@@ -108,8 +108,12 @@ def test_the_log_says_why_a_run_ended(tmp_path):
 
 
 def test_lines_that_find_no_room_come_with_the_next_one_that_does(tmp_path, capfd):
+    logger, own = logging.getLogger("paddlevit"), logging.NullHandler()
+    logger.addHandler(own)
     process.setup_logging(tmp_path)
-    logger, handler = logging.getLogger("paddlevit"), logging.getLogger("paddlevit").handlers[-1]
+    assert own in logger.handlers, "the caller's stay"
+    logger.removeHandler(own)
+    handler = logger.handlers[-1]
     own = os.dup(handler.stream.fileno())
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, handler.stream.fileno())

@@ -38,6 +38,10 @@ def test_round_trip(tmp_path):
     assert loaded["progress"]["best"] == {"acc1": 12.5}
     assert list(paddle.load(str(tmp_path / "epoch_003.pdparams"))) == ["layer.weight", "layer.bias"]
     assert not list(tmp_path.glob("*.part"))
+    (tmp_path / "eval.json.part").touch()  # of another program, which is writing there
+    (tmp_path / "epoch_001.pdparams.part").touch()
+    checkpoint.save(tmp_path, state(4, 0), keep=1)
+    assert [path.name for path in tmp_path.glob("*.part")] == ["eval.json.part"]
 
 
 def test_newest_counts_epochs_and_steps_and_old_ones_go(tmp_path):
