@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 
-# What people and other projects call a family, a size or a kind of network.
+# What people and other projects call a family, a size or a kind of model.
 _ALIASES = {
     "hrt": "hrformer",
     "tiny": "ti",

@@ -1,5 +1,5 @@
 #!/bin/sh
-# From a fresh clone to a trained and evaluated network: real handwritten digits, through the tools that ImageNet uses.
+# From a fresh clone to a trained and evaluated model: real handwritten digits, through the tools that ImageNet uses.
 set -e && cd "$(dirname "$0")/.." && out="output/quickstart-$(date +%Y%m%d-%H%M%S)"
 echo "Installing into $PWD/.venv (PaddlePaddle is about 200 MB)"
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv

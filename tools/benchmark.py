@@ -1,4 +1,4 @@
-"""Measure a network's speed (model) or that of its data (data); -h lists the flags."""
+"""Measure a model's speed (model) or that of its data (data); -h lists the flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Show what a network looks at; -h lists the flags."""
+"""Show what a model looks at; -h lists the flags."""
 
 from __future__ import annotations
 
