@@ -107,10 +107,9 @@ def dumped(config: CfgNode) -> str:
     return f"{_HEAD}{config.dump()}{_END}"
 
 
-def check_whole(text: str, path: Path) -> None:
-    """Raises ConfigError where `text`, of the file `path`, is the beginning of what `dumped` wrote."""
-    if text.startswith(_HEAD) and not text.endswith(_END):
-        raise ConfigError(f"{path} is cut short: its last line, '{_END.strip()}', is missing")
+def read_dumped(path: Path) -> dict[str, Any]:
+    """The values of a run's config.yaml by dotted key, also of keys that are no longer known. Raises ConfigError."""
+    return dict(flat(_load(path, yaml.SafeLoader)))
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,11 +124,9 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def changes(path: Path, config: CfgNode, pattern: str = ".*") -> list[str]:
     """Keys, of those that the pattern fits, that differ between the yaml file `path` and `config`, with both values."""
     try:
-        text = path.read_text(encoding="utf-8")
-        check_whole(text, path)
-        before = dict(flat(yaml.safe_load(text)))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        return [f"settings that {path} had cannot be told ({' '.join(str(error).split())})"]
+        before = read_dumped(path)
+    except UserError as error:
+        return [f"settings that cannot be told ({error})"]
     now = dict(flat(yaml.safe_load(config.dump())))
     keys = [key for key in sorted({*before, *now} - _OF_A_START) if re.fullmatch(pattern, key)]
     return [f"{key} was {before.get(key)}, now {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
@@ -250,17 +247,20 @@ _Loader.yaml_constructors = {
 }
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, loader: type = _Loader) -> dict[str, Any]:
     try:
         data = path.read_bytes()
-        check_whole(data.decode("utf-8", "replace"), path)
-        # To YAML, json is a part of it but for tabs.
-        content = yaml.load(data.expandtabs() if path.suffix == ".json" else data, _Loader)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else ConfigError
+        raise kind(f"{path} cannot be read: {error.strerror}") from None
+    if data.startswith(_HEAD.encode()) and not data.endswith(_END.encode()):
+        raise ConfigError(f"{path} is cut short: its last line, '{_END.strip()}', is missing")
+    try:
+        # To YAML, json is a part of it but for tabs.
+        content = yaml.load(data.expandtabs() if path.suffix == ".json" else data, loader)
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # such as of a 13th month
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or f"not a yaml file ({getattr(error, 'reason', error)})"
         line = mark.line if mark else data.count(b"\n", 0, getattr(error, "position", 0))

@@ -16,7 +16,7 @@ FAMILIES = {"hvt", "cvt", "hrformer", "pit", "regnet"}
 LEVELS = (
     {"errors"},
     {"paddle_internals"},
-    {"views", "runtime", "schema", "safe_pickle", "linear_probe", "calibration"},
+    {"views", "runtime", "schema", "safe_pickle", "linear_probe", "calibration", "metrics"},
     {"layers", "config"},
     FAMILIES | {"training", "data", "weights", "report", "serve", "export", "attention_maps", "flops"},
     {"models"},

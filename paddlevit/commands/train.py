@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 from paddlevit.commands.parser import exit_code
 from paddlevit.commands.train_flags import train_parser
 from paddlevit.errors import UserError, path_mistakes
+from paddlevit.metrics import read_metrics
 from paddlevit.runtime import launcher
 
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ def train(
     if code:
         raise KeyboardInterrupt if code == 128 + signal.SIGINT else SystemExit(code)
     folder = Path(config.OUTPUT)
-    metrics = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    return Trained(folder, folder / "best.pdparams", folder / "report.html", metrics)
+    lines, _ = read_metrics(folder / "metrics.jsonl")
+    return Trained(folder, folder / "best.pdparams", folder / "report.html", lines[-1])
 
 
 def _words(flags: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Callable, NamedTuple
@@ -108,6 +110,14 @@ def line_chart(
     )
 
 
+def line_charts(
+    plots: Sequence[Plot], series: Callable[[Plot], Sequence[Series]], x_range: tuple[int, int]
+) -> list[Chart]:
+    """The charts of those `plots` whose `series` have a finite value."""
+    charts = [line_chart(plot.title, series(plot), x_range, text=plot.text, show=plot.show) for plot in plots]
+    return [chart for chart in charts if chart is not None]
+
+
 def along(value: float, ticks: Sequence[float], start: float, end: float) -> float:
     """The position of a value on an axis from the first tick, at `start`, to the last, at `end`."""
     return round(start + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (end - start), 1)
@@ -160,18 +170,10 @@ def _scientific(tick: float, place: int) -> str:
 
 
 def _runs(points: Sequence[Point]) -> list[list[Point]]:
-    """The stretches of finite points between the NaNs, thinned together; one stretch where there are very many."""
-    runs: list[list[Point]] = [[]]
-    for x, y in points:
-        if not math.isnan(y):
-            runs[-1].append((x, y))
-        elif runs[-1]:
-            runs.append([])
-    runs = [run for run in runs if run]
-    total = sum(map(len, runs))
-    if len(runs) > _MOST_POINTS // 4:
-        return [thinned([point for run in runs for point in run])]
-    return [thinned(run, max(4, _MOST_POINTS * len(run) // total)) for run in runs]
+    """The finite points, thinned, by the stretches between the NaNs."""
+    gaps = [x for x, y in points if math.isnan(y)]
+    finite = thinned([point for point in points if not math.isnan(point[1])])
+    return [list(run) for _, run in itertools.groupby(finite, lambda point: bisect.bisect(gaps, point[0]))]
 
 
 def _curve(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from paddlevit.report import formats
-from paddlevit.report.chart import Chart, Plot, Series, line_chart
+from paddlevit.report.chart import Chart, Plot, Series, line_charts
 from paddlevit.report.document import write_document
 from paddlevit.report.history import Run
 
@@ -45,15 +43,18 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 
 def result_table(runs: Sequence[Run]) -> Table:
-    """A head, and a row per run: what it is, and what it reached. "–" stands for what a run has not."""
-    head = ["run", "network", "epochs", "best top-1", "of", "last top-1", "macro F1", "training loss", "images/s"]
+    """A head, and a row per run: what it is, and what it reached; "–" where it has none."""
+    head = ["run", "model", "epochs", "best top-1", "weights", "last top-1", "macro F1", "training loss", "images/s"]
     head.append("training time")
     return [head, *([name, *_result(run)] for name, run in zip(names(runs), runs))]
 
 
 def difference_table(runs: Sequence[Run]) -> Table:
     """A head, and a row per key of the configuration that is not the same in all runs; without such a key the head."""
-    configs = [{key: _text_of(value) for key, value in run.config.items()} for run in runs]
+    configs = [
+        {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in run.config.items()}
+        for run in runs
+    ]
     keys = sorted({key for config in configs for key in config if not key.startswith(_OWN_TO_A_RUN)})
     rows = [[key, *(config.get(key, "–") for config in configs)] for key in keys]
     return [["key", *names(runs)], *(row for row in rows if len(set(row[1:])) > 1)]
@@ -85,17 +86,11 @@ def _result(run: Run) -> list[str]:
         row += ["–"] * 4
     else:
         last = [y for _, y in history.points(best.series, "acc1") if not math.isnan(y)]
-        weights = f"{best.series}, epoch {best.epoch:g}"
+        weights = f"{best.series}, epoch {best.epoch}"
         row += [formats.percent(best.number("acc1")), weights, formats.percent(last[-1] if last else math.nan)]
         row.append(formats.percent(best.number("macro_f1")))
-    losses, speeds, seconds = (history.numbers(key) for key in ("loss", "images_per_sec", "seconds"))
-    row.append(formats.loss(losses[-1]) if losses else "–")
-    row.append(formats.speed(statistics.median(speeds)) if speeds else "–")
-    return [*row, formats.duration(sum(seconds)) if seconds else "–"]
-
-
-def _text_of(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    trained = zip((formats.loss, formats.speed, formats.duration), history.training())
+    return row + ["–" if math.isnan(value) else text(value) for text, value in trained]
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
@@ -103,7 +98,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     unfinished = [name for name, run in named if run.history.closing is None]
     damaged = [f"{name} ({run.history.unread:,})" for name, run in named if run.history.unread]
     notes = [f"Not finished: {', '.join(unfinished)}."] * bool(unfinished)
-    return notes + [f"With lines of metrics.jsonl that could not be read: {', '.join(damaged)}."] * bool(damaged)
+    return notes + [f"With damaged lines of metrics.jsonl, left out: {', '.join(damaged)}."] * bool(damaged)
 
 
 def _style(index: int) -> str:
@@ -111,15 +106,11 @@ def _style(index: int) -> str:
 
 
 def _curves(runs: Sequence[Run]) -> list[Chart]:
-    ranges = [run.history.epoch_range() for run in runs]
-    x_range = min(low for low, _ in ranges), max(high for _, high in ranges)
-    names_of_runs = names(runs)
-    charts = []
-    for plot in _PLOTS:
+    def series(plot: Plot) -> list[Series]:
         (kind,) = plot.series
-        series = [
-            Series(name, _style(i), run.history.points(kind, plot.key), markers=kind != "train")
-            for i, (name, run) in enumerate(zip(names_of_runs, runs))
-        ]
-        charts.append(line_chart(plot.title, series, x_range, text=plot.text, show=plot.show))
-    return [chart for chart in charts if chart is not None]
+        points = [run.history.points(kind, plot.key) for run in runs]
+        named = zip(names(runs), points)
+        return [Series(name, _style(i), own, markers=kind != "train") for i, (name, own) in enumerate(named)]
+
+    lows, highs = zip(*(run.history.epoch_range() for run in runs))
+    return line_charts(_PLOTS, series, (min(lows), max(highs)))

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
 from paddlevit.calibration import reliability
 from paddlevit.report import formats
-from paddlevit.report.chart import Chart, Plot, Series, line_chart
+from paddlevit.report.chart import Chart, Plot, Series, line_chart, line_charts
 from paddlevit.report.document import write_document
-from paddlevit.report.history import History, Record, Run, read_run
+from paddlevit.report.history import History, Run, read_run
 from paddlevit.report.predictions import Predictions, data_address, shown_predictions
 
 _SERIES = {"train": "training", "model": "validation", "ema": "validation, EMA"}
@@ -75,53 +74,45 @@ def _notes(run: Run) -> list[str]:
     if history.closing is None:
         epochs = run.value("TRAIN.NUM_EPOCHS", 0)
         of = f" of {epochs}" if epochs else ""
-        notes.append(f"This run has not finished: its last line is from epoch {history.last_epoch:g}{of}.")
+        notes.append(f"This run has not finished: its last line is from epoch {history.last_epoch}{of}.")
     if history.unread:
-        notes.append(f"Lines of metrics.jsonl that could not be read and are left out: {history.unread:,}.")
+        notes.append(f"Damaged lines of metrics.jsonl, left out: {history.unread:,}.")
     gaps = sum(record.has_gap() for record in history.records())
     if gaps:
-        notes.append(f"Lines of metrics.jsonl with a value that is not a number, a gap in its curve: {gaps:,}.")
+        notes.append(f"Lines of metrics.jsonl with NaN or infinity, shown as gaps: {gaps:,}.")
     return notes
 
 
 def _tiles(history: History, classes: int) -> list[tuple[str, str, str]]:
+    """Name, value and detail of what the run has reached."""
+    tiles: list[tuple[str, float, Callable[[float], str], str]] = []
     best = history.best()
-    tiles = _best_tiles(best, classes) if best is not None else []
-    losses, speeds = history.numbers("loss"), history.numbers("images_per_sec")
-    if losses:
-        tiles.append(("training loss", formats.loss(losses[-1]), "last line"))
-    if speeds:
-        tiles.append(("images/s", formats.speed(statistics.median(speeds)), "training, median"))
-    seconds = history.numbers("seconds")
-    if seconds:
-        tiles.append(("training time", formats.duration(sum(seconds)), "without validation"))
-    return tiles
-
-
-def _best_tiles(best: Record, classes: int) -> list[tuple[str, str, str]]:
-    images = best.number("num_images")
-    weights = "EMA weights" if best.series == "ema" else "model weights"
-    tiles = [("best top-1", best.number("acc1"), formats.percent, f"{weights}, epoch {best.epoch:g}")]
-    counted = "" if math.isnan(images) else f"on {images:,.0f} images"
-    if classes > 5:
-        tiles.append(("top-5", best.number("acc5"), formats.percent, counted))
-    balanced = f"balanced accuracy {formats.percent(best.number('balanced_acc'))}"
-    tiles.append(("macro F1", best.number("macro_f1"), formats.percent, balanced))
-    tiles.append(("validation loss", best.number("loss"), formats.loss, "of the best"))
+    if best is not None:
+        images = best.number("num_images")
+        weights = "EMA weights" if best.series == "ema" else "model weights"
+        tiles = [("best top-1", best.number("acc1"), formats.percent, f"{weights}, epoch {best.epoch}")]
+        if classes > 5:
+            counted = "" if math.isnan(images) else f"on {images:,.0f} images"
+            tiles.append(("top-5", best.number("acc5"), formats.percent, counted))
+        balanced = f"balanced accuracy {formats.percent(best.number('balanced_acc'))}"
+        tiles.append(("macro F1", best.number("macro_f1"), formats.percent, balanced))
+        tiles.append(("validation loss", best.number("loss"), formats.loss, "of the best"))
+    loss, speed, seconds = history.training()
+    tiles += [
+        ("training loss", loss, formats.loss, "last line"),
+        ("images/s", speed, formats.speed, "training, median"),
+        ("training time", seconds, formats.duration, "without validation"),
+    ]
     return [(name, text(value), detail) for name, value, text, detail in tiles if not math.isnan(value)]
 
 
 def _curves(history: History, classes: int) -> list[Chart]:
-    charts = []
-    for plot in _PLOTS:
-        if plot.key == "acc5" and classes <= 5:
-            continue  # a straight line
-        series = [
-            Series(_SERIES[name], name, [(x, plot.scale * y) for x, y in history.points(name, plot.key)])
-            for name in plot.series
-        ]
-        charts.append(line_chart(plot.title, series, history.epoch_range(), text=plot.text, show=plot.show))
-    return [chart for chart in charts if chart is not None]
+    def series(plot: Plot) -> list[Series]:
+        points = {name: history.points(name, plot.key) for name in plot.series}
+        return [Series(_SERIES[name], name, [(x, plot.scale * y) for x, y in own]) for name, own in points.items()]
+
+    plots = [plot for plot in _PLOTS if plot.key != "acc5" or classes > 5]  # else it is a straight line
+    return line_charts(plots, series, history.epoch_range())
 
 
 def _calibration(of: Predictions | None) -> dict[str, Any]:
@@ -131,9 +122,9 @@ def _calibration(of: Predictions | None) -> dict[str, Any]:
     found, known = of.calibration, np.isfinite(of.confidence)
     right = (of.labels == of.predicted)[known]
     before, after = (reliability(each[known], right)[1] for each in (of.uncalibrated, of.confidence))
-    series = [Series("as trained, error", "train", before), Series("calibrated, error", "model", after)]
+    series = [Series("uncalibrated, ECE", "train", before), Series("calibrated, ECE", "model", after)]
     series.append(Series("ideal", "run8 dotted", [(0.0, 0.0), (100.0, 100.0)], markers=False))
-    chart = line_chart("Right images, %", series, (0, 100), text=formats.percent)
+    chart = line_chart("Accuracy, %", series, (0, 100), text=formats.percent)
     assert chart is not None
     told = (formats.percent(found.ece_before), formats.percent(found.ece_after), "")
     curves = [curve._replace(last=last) for curve, last in zip(chart.curves, told)]

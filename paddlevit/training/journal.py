@@ -9,7 +9,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
@@ -20,6 +20,7 @@ from paddle import Tensor
 from tqdm import tqdm
 
 from paddlevit.errors import UserError
+from paddlevit.metrics import read_metrics
 from paddlevit.runtime.files import write_text
 from paddlevit.runtime.process import all_reduce_sum, is_main, peak_memory, world_size
 from paddlevit.training.scores import accuracies
@@ -30,9 +31,10 @@ _CURVES = {"train": ("loss", "lr", "images_per_sec", "data_wait"), "val": ("loss
 _PACKAGES = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}
 
 
-def progress(batches: Iterable, total: int, what: str) -> Iterator:
-    """The batches, under a progress bar where standard error is a terminal."""
-    return iter(_bar(batches, total=total, desc=what))
+def progress(batches: Iterable | None, total: int, what: str, *, done: int = 0) -> tqdm:
+    """The batches, under a progress bar where standard error is a terminal; without batches, a bar to update."""
+    watched = is_main() and sys.stderr.isatty()
+    return tqdm(batches, total=total, desc=what, initial=done, leave=False, disable=not watched, dynamic_ncols=True)
 
 
 def with_nulls(record: dict[str, Any]) -> dict[str, Any]:
@@ -68,10 +70,9 @@ class Journal:
         """
         if not is_main() or not self.path.is_file():
             return
-        lines = self.path.read_bytes().splitlines()
-        records = [record for record in map(_record, lines) if record is not None]
-        if len(records) < len(lines):
-            logger.warning("%s: dropped %d damaged lines", self.path, len(lines) - len(records))
+        records, damaged = read_metrics(self.path)
+        if damaged:
+            logger.warning("%s: dropped %d damaged lines", self.path, damaged)
         kept = [record for record in records if _before(record, epoch, step, evaluated)]
         write_text(self.path, "".join(f"{json.dumps(record)}\n" for record in kept))
         for record in kept:
@@ -83,7 +84,7 @@ class Journal:
         self._step = self._reported = step
         self._waited = 0.0
         self._since = time.perf_counter()
-        self._progress = _bar(total=self.steps_per_epoch, initial=step, desc=f"epoch {epoch}/{self.num_epochs}")
+        self._progress = progress(None, self.steps_per_epoch, f"epoch {epoch}/{self.num_epochs}", done=step)
 
     def step(self, loss: Tensor, waited: float, lr: float) -> list[int] | None:
         """A batch is done: its loss, the seconds waited for its data, the learning rate.
@@ -100,7 +101,7 @@ class Journal:
         return None
 
     def end_epoch(self) -> None:
-        """The epoch is over, or broken off."""
+        """The epoch is finished or interrupted."""
         self._progress.close()
 
     def evaluation(self, epoch: int, weights: str, result: dict[str, float], **extra: Any) -> None:
@@ -171,25 +172,10 @@ class Journal:
             return
         phase, epochs = record["phase"], record["epoch"]
         if phase == "train":
-            epochs += record["step"] / record.get("steps_per_epoch", self.steps_per_epoch) - 1
+            epochs += record["step"] / record["steps_per_epoch"] - 1
         group = "val_ema" if record.get("weights") == "ema" else phase
         values = {f"{group}/{key}": record[key] for key in _CURVES[phase] if record.get(key) is not None}
         self.write_curves(values, round(epochs * self.steps_per_epoch * self.images_per_batch))
-
-
-def _bar(*args: Any, **options: Any) -> tqdm:
-    watched = is_main() and sys.stderr.isatty()
-    return tqdm(*args, **options, leave=False, disable=not watched, dynamic_ncols=True)
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl says; None where it is damaged, as by a process that was killed while it wrote."""
-    try:
-        record = json.loads(line.decode("utf-8"))
-        numbers = [record["epoch"], 0 if record["phase"] == "val" else record["step"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return record if all(type(number) is int for number in numbers) else None
 
 
 def _before(record: dict[str, Any], epoch: int, step: int, evaluated: int) -> bool:

@@ -93,7 +93,9 @@ def metrics(folder, content):
     read_run(folder)
 
 
-LINE = b'{"phase": "train", "epoch": 1, "step": 2, "loss": 0.5, "lr": 0.1, "images_per_sec": 9.0}\n'
+LINE = (
+    b'{"phase": "train", "epoch": 1, "step": 2, "steps_per_epoch": 4, "loss": 0.5, "lr": 0.1, "images_per_sec": 9.0}\n'
+)
 SOUND = {
     configuration: (CONFIG_DIR / "pit" / "pit_ti_224.yaml").read_bytes(),
     listing: b"train/a b/1.jpg 0\ntrain/c\xc3\xa9/2.png 1\nval/3.JPEG 12\n",

@@ -48,7 +48,7 @@ def page_of(capsys, tmp_path, runs):
     return Page(output.read_text(encoding="utf-8"))
 
 
-HEAD = ["run", "network", "epochs", "best top-1", "of", "last top-1", "macro F1", "training loss", "images/s"]
+HEAD = ["run", "model", "epochs", "best top-1", "weights", "last top-1", "macro F1", "training loss", "images/s"]
 HEAD += ["training time"]
 RESULTS = [
     ["plain", "pit_digits", "3 of 3", "90.00 %", "ema, epoch 2", "85.00 %", "–", "0", "2,000", "2 min 30 s"],
