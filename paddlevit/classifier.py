@@ -53,7 +53,7 @@ _BATCH_SIZE = 32
 
 
 class Classifier:
-    """Says which classes images are of. Threads may share one: they decode at the same time and compute in turns.
+    """Classifies images. Threads may share one: they decode at the same time and compute in turns.
 
     `weights`: a run's folder, weights as `load_weights` takes them, or what export_model.py wrote, a folder or one of
     its files. `cfg` and `opts`: of weights, as in `get_config` (default: the config.yaml beside them, or the variant

@@ -117,7 +117,7 @@ KEYS: dict[str, Any] = {
         "RESUME": "",  # a checkpoint, a run's folder, or auto
     },
     "TRAIN": {
-        "LAST_EPOCH": Key(0, ">= 0"),  # epochs to count as done
+        "LAST_EPOCH": Key(0, ">= 0"),  # completed epochs; training starts after them
         "NUM_EPOCHS": Key(300, ">= 1"),  # epochs to train
         "BASE_LR": Key(5.0e-4, ">= 0"),  # at LINEAR_SCALED_LR images per optimizer step
         "LINEAR_SCALED_LR": Key(512, ">= 1", like=1),  # null: BASE_LR is used as it is
@@ -155,9 +155,9 @@ KEYS: dict[str, Any] = {
         "MODEL_EMA_WARMUP": True,  # decay (1 + step) / (10 + step) while that is smaller
         "LOSS": Key("cross_entropy", ("cross_entropy", "bce")),  # bce: each class for itself
         "SMOOTHING": Key(0.1, ">= 0 and < 1"),  # label smoothing
-        "MIXUP_ALPHA": Key(0.8, ">= 0"),  # of the beta distribution of the shares; 0: no mixup
-        "CUTMIX_ALPHA": Key(1.0, ">= 0"),  # of the beta distribution of the areas; 0: no cutmix
-        "CUTMIX_MINMAX": Key(None, _SHARE, like=[0.0]),  # smallest and largest side of its box, in place of the alpha
+        "MIXUP_ALPHA": Key(0.8, ">= 0"),  # alpha of mixup's Beta distribution; 0: no mixup
+        "CUTMIX_ALPHA": Key(1.0, ">= 0"),  # alpha of CutMix's Beta distribution; 0: no CutMix
+        "CUTMIX_MINMAX": Key(None, _SHARE, like=[0.0]),  # sides of CutMix's box, in place of the alpha
         "MIXUP_PROB": Key(1.0, _SHARE),  # probability of mixing
         "MIXUP_SWITCH_PROB": Key(0.5, _SHARE),  # share of cutmix in it, where both are on
         "MIXUP_OFF_EPOCHS": Key(0, ">= 0"),  # last epochs, without mixup and CutMix
@@ -187,7 +187,7 @@ KEYS: dict[str, Any] = {
         "BEST_BY": Key("acc1", ("acc1", "balanced_acc", "macro_f1", "loss")),  # what the best weights are best in
         "PATIENCE": Key(0, ">= 0"),  # epochs without a better BEST_BY after which training ends; 0: it never does
         "MIN_DELTA": Key(0.0, ">= 0"),  # what counts as better, in points of percent (BEST_BY loss: of the loss)
-        "DISTILLATION_TYPE": Key("none", ("none", "soft", "hard")),  # its probabilities (soft) or its choice (hard)
+        "DISTILLATION_TYPE": Key("none", ("none", "soft", "hard")),  # teacher's probabilities (soft), its class (hard)
         "DISTILLATION_ALPHA": Key(0.5, _SHARE),  # share of the distillation in the loss
         "DISTILLATION_TAU": Key(1.0, "> 0"),  # temperature of soft distillation
         "TEACHER_MODEL": "regnety_160",  # a variant, or a yaml file
@@ -270,4 +270,4 @@ def refuse_keys_of_evaluation(opts: Sequence[Any] | None, why: str) -> None:
     """Raises UserError where `opts`, keys and values in turn, would set one that -eval alone uses."""
     for key in list(opts or ())[::2]:
         if key in OF_EVALUATION:
-            raise UserError(f"{key} is for -eval: {why}")
+            raise UserError(f"{key} works only with -eval: {why}")

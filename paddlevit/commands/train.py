@@ -38,10 +38,14 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
         raise UserError(f"-cfg is given twice, as {' and as '.join(named)}")
     args.cfg = named[-1]
     args.eval = args.eval or command == "eval"
-    paddle_trains = "Paddle trains, in f32 or with -amp"
-    for name, why in (("engine", paddle_trains), ("precision", paddle_trains), ("tta", "TRAIN has augmentation")):
+    paddle_trains = "training runs in Paddle, in f32 or with -amp"
+    for name, why in (
+        ("engine", paddle_trains),
+        ("precision", paddle_trains),
+        ("tta", "training has augmentation of its own"),
+    ):
         if getattr(args, name) is not None and not args.eval:
-            raise UserError(f"-{name} {getattr(args, name)} is for -eval: {why}")
+            raise UserError(f"-{name} {getattr(args, name)} works only with -eval: {why}")
     if args.eval and args.weights is None:
         args.weights = "model"  # a run's own config.yaml says which it started from
     if args.eval and args.resume:  # as official HVT and HRFormer have it

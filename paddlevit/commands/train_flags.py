@@ -98,7 +98,7 @@ def _of_weights(flag: Callable[..., None]) -> None:
     flag("reinit_head", action="store_true", help="start with a new classifier, not with that of -pretrained")
     where = "checkpoint, run's folder, or auto: the newest in -output (-eval: the weights)"
     flag("resume", metavar="WHERE", help=where)
-    flag("last_epoch", type=int, help="epochs to count as done")
+    flag("last_epoch", type=int, help="completed epochs; training starts after them")
     flag("teacher", metavar="VARIANT", help="the teacher (default regnety_160)")
     flag("teacher_model_path", metavar="FILE", help="weights of the teacher (default: ./<teacher>.pdparams)")
 

@@ -65,7 +65,7 @@ def follow(source: Source, classes: Classes, root: Path, split: str) -> None:
     unnamed = _numbers(ours) and not isinstance(source, FolderSource)
     if unnamed or (_numbers(theirs) and not set(theirs).issuperset(ours)):
         if ours != theirs:
-            say_once(f"{classes.where} and {root} have no names in common to compare: labels are taken as they are")
+            say_once(f"{classes.where} and {root} have no names in common to compare: labels are used unchanged")
         return
     by_name = {name: i for names in (readable(theirs, root), theirs) for i, name in enumerate(names)}
     by_name |= dict.fromkeys({name for name, count in collections.Counter(theirs).items() if count > 1}, -1)

@@ -193,7 +193,7 @@ def _class_weights(config: CfgNode, labels: np.ndarray | None) -> Tensor | None:
                 f"not all of them 0, got {len(weights)}, the smallest {weights.min(initial=0):g}"
             )
     if config.TRAIN.BALANCE:
-        logger.warning("TRAIN.CLASS_WEIGHTS and TRAIN.BALANCE are both on: rare classes count twice over")
+        logger.warning("TRAIN.CLASS_WEIGHTS and TRAIN.BALANCE are both on: rare classes are weighted twice")
     logger.info("class weights (TRAIN.CLASS_WEIGHTS %s): %.3g to %.3g", how, weights.min(), weights.max())
     return paddle.to_tensor(weights.astype("float32"))
 
@@ -277,7 +277,7 @@ def compare_count(config: CfgNode, source: Source) -> None:
     """Warn where the model has more classes than the data, and nothing known of either gives other labels."""
     if source.num_classes != config.MODEL.NUM_CLASSES:
         said = f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, the data has {source.num_classes} classes"
-        logger.warning(f"{said}: labels are taken as they are")
+        logger.warning(f"{said}: labels are used unchanged")
 
 
 def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:
@@ -289,7 +289,7 @@ def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:
         f"peak learning rate {peak:.3e} (TRAIN.BASE_LR {train.BASE_LR:g}, {scaling})"
     )
     if accum < train.ACCUM_ITER:
-        logger.warning(f"TRAIN.ACCUM_ITER {train.ACCUM_ITER}: an epoch has only {accum} batches")
+        logger.warning(f"TRAIN.ACCUM_ITER {train.ACCUM_ITER} is capped at {accum}, the batches of an epoch")
     if train.LAYER_DECAY != 1.0:
         stem = min(layer_rates(trainer.model, train.LAYER_DECAY).values())
         logger.info(f"learning rate x {train.LAYER_DECAY:g} from each layer to the one below: x {stem:.3g} at the stem")

@@ -229,5 +229,5 @@ def _restore_best(best: dict[str, Any], theirs: Path, ours: Path) -> bool:
     if sha256(theirs) == known:
         copy_file(theirs, ours)
         return True
-    logger.info("the best weights so far, top-1 %.2f %%, are gone: the next ones count", best["acc1"])
+    logger.info("the best weights so far, top-1 %.2f %%, are missing: the next evaluation decides anew", best["acc1"])
     return False

@@ -187,7 +187,9 @@ class _Run:
         value, minus_loss = rank(result, train.BEST_BY)
         before = trainer.best if trainer.best.get("by") == train.BEST_BY else {}
         if trainer.best and not before:
-            logger.warning("the best weights so far, by %s, do not count by %s", trainer.best.get("by"), train.BEST_BY)
+            logger.warning(
+                "TRAIN.BEST_BY was %s, now %s: the next evaluation decides anew", trainer.best.get("by"), train.BEST_BY
+            )
         if "value" not in before or (value, minus_loss) > (before["value"], -before["loss"]):
             if process.is_main():
                 checkpoint.write_weights(path, model.state_dict())

@@ -216,7 +216,7 @@ def test_the_same_run_from_python(trained, digits, tmp_path):
         ({"freeze": ["head*", "!head.bias"], "nprocs": 2}, "trains in one process"),
         ({"eval": True}, "trains in one process"),
         ({"opts": ["TRAIN.EPOCHS", 1]}, "there is no key 'TRAIN.EPOCHS'"),
-        ({"opts": {"TTA": "flip"}}, "TTA is for -eval: training does not use it"),
+        ({"opts": {"TTA": "flip"}}, "TTA works only with -eval: training does not use it"),
         ({"device": "tpu"}, "-device must be auto, gpu, cpu or custom:NAME, got 'tpu'"),
     ],
 )

@@ -86,12 +86,12 @@ def test_mistakes(run, capsys):
     with pytest.raises(UserError, match="tta ten, allowed: none, flip, shift"):
         Classifier(run, tta="ten")
     assert main(["-cfg", "pit_digits", "-tta", "flip"], nprocs=1) == 2
-    assert "-tta flip is for -eval" in capsys.readouterr().err
+    assert "-tta flip works only with -eval" in capsys.readouterr().err
     for key in ("TTA", "ENGINE", "PRECISION", "SAVE_PREDICTIONS"):
         value = {"TTA": "flip", "SAVE_PREDICTIONS": "true"}.get(key, "auto")
         assert main(["-cfg", "pit_digits", "-opts", key, value], nprocs=1) == 2
-        assert f"{key} is for -eval: training does not use it" in capsys.readouterr().err
-    with pytest.raises(UserError, match="TTA is for -eval: here engine, precision and tta are arguments"):
+        assert f"{key} works only with -eval: training does not use it" in capsys.readouterr().err
+    with pytest.raises(UserError, match="TTA works only with -eval: here engine, precision and tta are arguments"):
         Classifier(run, opts=["TTA", "flip"])
     with pytest.raises(UserError, match="opts must be pairs of a key and a value"):
         Classifier(run, opts={"DATA.CROP_PCT": 1.0})

@@ -104,4 +104,4 @@ def test_mistakes(run, capsys, tmp_path):
     assert predict.main(["-exported", str(run), "-engine", "onnx", "x.png"]) == 2
     assert "-engine cannot be combined with -exported" in capsys.readouterr().err
     assert main(["-cfg", "pit_digits", "-engine", "onnx", "-output", str(tmp_path / "o")], nprocs=1) == 2
-    assert "-engine onnx is for -eval: Paddle trains" in capsys.readouterr().err
+    assert "-engine onnx works only with -eval: training runs in Paddle" in capsys.readouterr().err

@@ -127,7 +127,10 @@ def test_mistakes(data, tmp_path, capsys):
         ((one, regnet, "-output", output), f"{regnet}: the weights are of no source known for this model"),
         ((one, "-output", output), "needs weights that differ"),
         ((one, other, "-output", other), f"-output {other} is one of the weights to average"),
-        ((one, other, "-output", output, "-opts", "TTA", "flip"), "TTA is for -eval: averages are scored by Paddle"),
+        (
+            (one, other, "-output", output, "-opts", "TTA", "flip"),
+            "TTA works only with -eval: averages are scored by Paddle",
+        ),
         ((one, other, "-output", "average.pth"), "-output must end in .pdparams, got average.pth"),
     ):
         assert average(data, "pit_digits", *words) == 2

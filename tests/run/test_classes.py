@@ -97,7 +97,7 @@ def test_fewer_classes_than_a_model_without_names_has_are_told(weights, tmp_path
     moved = shutil.copy(weights, tmp_path / "moved.pdparams")
     two = data(tmp_path / "two", NAMES[1:], splits=["val"])
     assert go(two, tmp_path / "out", "-eval", "-pretrained", moved, "-num_classes", 3) == 0
-    assert "MODEL.NUM_CLASSES is 3, the data has 2 classes: labels are taken as they are" in capfd.readouterr().out
+    assert "MODEL.NUM_CLASSES is 3, the data has 2 classes: labels are used unchanged" in capfd.readouterr().out
 
 
 def test_other_classes_are_an_error_everywhere(weights, tmp_path, capfd):

@@ -168,5 +168,5 @@ def test_balance_draws_classes_equally_often(data, tmp_path, capsys):
     assert run(data, tmp_path / "run", *both) == 0
     out = capsys.readouterr().out
     assert (
-        "TRAIN.BALANCE 1: an epoch has an image 0.444 to 5.33 times" in out and "rare classes count twice over" in out
+        "TRAIN.BALANCE 1: an epoch has an image 0.444 to 5.33 times" in out and "rare classes are weighted twice" in out
     )
