@@ -108,6 +108,13 @@ class Conv2D(nn.Conv2D):
         return y + (bias if bias.dtype == y.dtype else bias.astype(y.dtype))
 
 
+@paddle.jit.not_to_static
+def for_each_image(token: Tensor, images: Tensor) -> Tensor:
+    """[1, T, dim] -> [N, T, dim] for `images` [N, ...]; in an exported program N is open, and -1 here."""
+    n = images.shape[0]
+    return token.expand([n if n >= 0 else paddle.shape(images)[0], -1, -1])
+
+
 class DropPath(nn.Layer):
     """Stochastic depth: in training, drop a residual branch per sample and scale the kept ones by 1 / (1 - rate)."""
 

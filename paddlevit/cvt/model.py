@@ -22,6 +22,7 @@ from paddlevit.layers import (
     create_parameter,
     drop_path_rates,
     flash_attention,
+    for_each_image,
     has_flash_attention,
     init_conv_like_torch_linear_trunc_normal,
     names_by_layer,
@@ -188,7 +189,7 @@ class Stage(nn.Layer):
         x, height, width = self.patch_embed(feature_map)
         n, length, dim = x.shape
         if self.cls_token is not None:
-            x = paddle.concat([self.cls_token.expand([n, -1, -1]), x], axis=1)
+            x = paddle.concat([for_each_image(self.cls_token, x), x], axis=1)
         x = self.pos_dropout(x)
         for block in self.blocks:
             x = block(x, height, width)

@@ -15,6 +15,7 @@ from paddlevit.layers import (
     Conv2D,
     classifier,
     create_parameter,
+    for_each_image,
     init_like_torch,
     names_by_layer,
 )
@@ -119,7 +120,7 @@ class PiT(nn.Layer):
     def forward_features(self, images: Tensor) -> Tensor:
         """What the heads see: the normalised class token [N, D], or class and distillation tokens [N, 2, D]."""
         feature_map = self.pos_dropout(self.patch_embed(images) + self.pos_embed)
-        tokens = self.cls_token.expand([feature_map.shape[0], -1, -1])
+        tokens = for_each_image(self.cls_token, feature_map)
         feature_map, tokens = self.transformers[0](feature_map, tokens)
         for pool, transformer in zip(self.pools, self.transformers[1:]):
             feature_map, tokens = transformer(*pool(feature_map, tokens))
