@@ -22,7 +22,8 @@ from paddlevit.paddle_internals import (
 )
 
 # What AdamW and Lamb keep for a parameter, and what SGD does.
-_SLOTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0", "velocity_0")
+_VELOCITY = "velocity_0"
+_SLOTS = ("moment1_0", "moment2_0", "beta1_pow_acc_0", "beta2_pow_acc_0", _VELOCITY)
 _MASTER = "master_weights"
 _OF_MASTER = "fp32_master_0"  # ends the name of a float32 copy, from which Paddle makes those of its slots
 
@@ -153,7 +154,7 @@ def load_optimizer_arrays(
 ) -> None:
     """Put back what `optimizer_arrays` returned, of the parameters that `optimizer` steps, in whatever precision.
 
-    Raises UserError where `arrays` does not cover every trainable parameter.
+    Raises UserError where `arrays` does not cover every trainable parameter, or is of SGD and `optimizer` is not.
     """
     trainable = {name: param for name, param in model.named_parameters() if not param.stop_gradient}
     differing = sorted({key.rsplit("/", 1)[0] for key in arrays} ^ set(trainable))
@@ -162,6 +163,9 @@ def load_optimizer_arrays(
             f"the checkpoint's optimizer state is of another model, or another TRAIN.FREEZE: {len(differing)} "
             f"parameters differ, first {', '.join(differing[:3])}"
         )
+    slots = {key.rsplit("/", 1)[1] for key in arrays} - {_MASTER}
+    if slots and (_VELOCITY in slots) != isinstance(optimizer, paddle.optimizer.Momentum):
+        raise UserError("the checkpoint's optimizer state is of another TRAIN.OPTIMIZER.NAME: resume with the same one")
     state: dict[str, Any] = {}
     stepped = {param.name for param in stepped_parameters(optimizer)}
     for key, array in arrays.items():

@@ -11,7 +11,7 @@ import pytest
 from paddle import nn
 
 from paddlevit import build_model
-from paddlevit.config import get_config
+from paddlevit.config import get_config, with_values
 from paddlevit.errors import UserError
 from paddlevit.layers import names_by_layer
 from paddlevit.training.optim import (
@@ -474,6 +474,18 @@ def test_nothing_is_frozen_without_a_pattern():
     assert freeze(model, []) == []
     assert names_of(model) == names
     assert get_config("pit_digits", ["TRAIN.FREEZE", '["*", "!head*"]']).TRAIN.FREEZE == ["*", "!head*"]
+
+
+@pytest.mark.parametrize(("before", "now"), [("Lamb", "SGD"), ("SGD", "AdamW")])
+def test_state_of_another_optimizer_is_refused(before, now):
+    config, model = small("pit_digits")
+    before, now = (with_values(config, {"TRAIN.OPTIMIZER.NAME": name}) for name in (before, now))
+    optimizer = build_optimizer(before, model)
+    for param in model.parameters():
+        param.grad = paddle.ones_like(param)
+    optimizer.step()
+    with pytest.raises(UserError, match=r"another TRAIN\.OPTIMIZER\.NAME"):
+        load_optimizer_arrays(build_optimizer(now, model), model, optimizer_arrays(optimizer, model))
 
 
 def test_state_of_frozen_networks_resumes_and_other_freezing_is_refused():
