@@ -136,10 +136,17 @@ def newest(folder: Path) -> Path | None:
 
 
 def load(path: Path, read_weights: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The state that `save` wrote, from its .pdstate: "model", "ema" (None without one), "optimizer", "progress"."""
-    with np.load(path, allow_pickle=False) as archive:
-        progress = json.loads(str(archive["progress"]))
-        optimizer = {key[len("optimizer/") :]: archive[key] for key in archive.files if key.startswith("optimizer/")}
+    """The state that `save` wrote, from its .pdstate: "model", "ema" (None without one), "optimizer", "progress".
+
+    Raises UserError for a damaged file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            progress = json.loads(str(archive["progress"]))
+            kept = [key for key in archive.files if key.startswith("optimizer/")]
+            optimizer = {key[len("optimizer/") :]: archive[key] for key in kept}
+    except Exception as error:  # what a damaged archive makes zipfile and NumPy raise is not documented
+        raise UserError(f"{path} cannot be read ({error})") from None
     model, ema = (path.with_name(f"{path.stem}{suffix}") for suffix in _WEIGHTS)
     return {
         "model": read_weights(model),

@@ -97,6 +97,12 @@ def test_runs_that_cannot_be_verified(run, tmp_path, capsys):
         certificate.write_text(content)
         verify.main([str(run)])
         assert said in capsys.readouterr().err
+    certificate.write_text(json.dumps(known))
+    state = run / "epoch_002.pdstate"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:1000])
+    assert verify.main([str(run)]) == 2 and f"error: {state} cannot be read" in capsys.readouterr().err
+    state.write_bytes(whole)
     certificate.unlink()
     assert "does not exist: a run writes it when it ends" in found(capsys, run, code=2)[0]
     certificate.write_text(json.dumps(known))
