@@ -160,6 +160,8 @@ def _words(flags: Mapping[str, Any]) -> list[str]:
     """What a command line would have for `flags`."""
     words: list[str] = []
     for name, value in flags.items():
+        if isinstance(value, Mapping):
+            raise UserError(f"{name} must be a name, a path, a number or a list, got a {type(value).__name__}")
         if isinstance(value, (list, tuple)):
             words += [f"-{name}", *map(str, value)]
         elif value is not None and value is not False:

@@ -217,6 +217,7 @@ def test_the_same_run_from_python(trained, digits, tmp_path):
         ({"eval": True}, "trains in one process"),
         ({"opts": ["TRAIN.EPOCHS", 1]}, "there is no key 'TRAIN.EPOCHS'"),
         ({"opts": {"TTA": "flip"}}, "TTA works only with -eval: training does not use it"),
+        ({"pretrained": {"head.bias": 0}}, "pretrained must be a name, a path, a number or a list, got a dict"),
         ({"device": "tpu"}, "-device must be auto, gpu, cpu or custom:NAME, got 'tpu'"),
     ],
 )
