@@ -1,4 +1,4 @@
-"""What a model's logits are worth: probabilities at a temperature, and the energy above which no class is meant."""
+"""Temperature scaling, and rejection of unknown images by energy."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def energy(logits: np.ndarray) -> np.ndarray:
 def calibrate(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     """Temperature, and the energy that 95 % do not exceed, of images with logits [N, K]; those not finite are left out.
 
-    The model was not trained on them, or it would look surer than it may be. The temperature stays 1 where the fitted
+    They must not be training images, or the model would appear overconfident. The temperature stays 1 where the fitted
     one makes the calibration error larger: a few images that are surely wrong can decide the loss alone.
     """
     finite = np.isfinite(logits).all(axis=1)

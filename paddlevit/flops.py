@@ -112,4 +112,5 @@ def _parts(model: nn.Layer) -> list[tuple[str, nn.Layer]]:
 
 def _channels(model: nn.Layer) -> int:
     first = next(layer for layer in model.sublayers() if isinstance(layer, nn.Conv2D))
-    return first.weight.shape[1] * conv_options(first).groups
+    *_, groups = conv_options(first)
+    return first.weight.shape[1] * groups

@@ -5,7 +5,7 @@ Tried with PaddlePaddle 3.0.0, 3.1.1, 3.2.2 and 3.3.1 for CPUs by run_scripts/te
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import paddle
 from paddle import Tensor, _C_ops, nn
@@ -15,7 +15,7 @@ from paddlevit.errors import UserError
 
 _OPERATORS = ("squared_l2_norm", "check_finite_and_unscale_", "update_loss_scaling_")
 _OF_A_CONVOLUTION = ("_stride", "_padding", "_dilation", "_groups")
-_OF_A_BATCH_NORM = ("_mean", "_variance", "_momentum", "_epsilon", "_use_global_stats")
+_OF_A_BATCH_NORM = ("_mean", "_variance", "_momentum", "_use_global_stats")
 _OF_A_LAYER = ("_forward_pre_hooks", "_forward_post_hooks")
 _OF_AN_OPTIMIZER = (
     "_create_global_learning_rate",
@@ -52,17 +52,9 @@ def set_cpu_threads(count: int) -> None:
     paddle.base.core.set_num_threads(count)
 
 
-class ConvOptions(NamedTuple):
-    """How nn.Conv2D was made, in the order in which F.conv2d takes it; nn.Conv2D has no public names for it."""
-
-    stride: int | list[int]
-    padding: int | list[int]
-    dilation: int | list[int]
-    groups: int
-
-
-def conv_options(layer: nn.Conv2D) -> ConvOptions:
-    return ConvOptions(layer._stride, layer._padding, layer._dilation, layer._groups)
+def conv_options(layer: nn.Conv2D) -> tuple[Any, Any, Any, int]:
+    """Stride, padding, dilation and groups, as F.conv2d takes them; nn.Conv2D has no public names for them."""
+    return layer._stride, layer._padding, layer._dilation, layer._groups
 
 
 def has_hooks(layer: nn.Layer) -> bool:
@@ -75,14 +67,14 @@ def running_statistics(norm: nn.BatchNorm2D) -> tuple[Tensor, Tensor]:
     return norm._mean, norm._variance
 
 
-def momentum_and_epsilon(norm: nn.BatchNorm2D) -> tuple[float, float]:
+def momentum(norm: nn.BatchNorm2D) -> float:
     """What the constructor was given."""
-    return norm._momentum, norm._epsilon
+    return norm._momentum
 
 
-def set_momentum(norm: nn.BatchNorm2D, momentum: float) -> None:
+def set_momentum(norm: nn.BatchNorm2D, value: float) -> None:
     """The constructor's `momentum`, for which there is no setter."""
-    norm._momentum = momentum
+    norm._momentum = value
 
 
 def uses_running_statistics(norm: nn.BatchNorm2D) -> bool:
@@ -100,33 +92,21 @@ def squared_norm(gradient: Tensor) -> Tensor:
     return _C_ops.squared_l2_norm(gradient).reshape([1])
 
 
-def unscale_(gradients: list[Tensor], scale: Tensor) -> Tensor:
-    """Divide `gradients` by `scale`; whether one of them is not finite, bool [1].
+def unscale_(
+    gradients: list[Tensor], scale: Tensor, finite_steps: Tensor, overflows: Tensor, *, double_after: int, dynamic: bool
+) -> Tensor:
+    """Divide `gradients` by `scale`, or zero them where one is not finite; whether one is not, bool [1].
 
-    paddle.amp.GradScaler has it, but makes the host wait for the device in every step and does nothing on a CPU.
+    Where `dynamic`, halve `scale` after such a step, and double it after `double_after` others in a row; `finite_steps`
+    and `overflows`, int32 [1], count in a row. paddle.amp.GradScaler has it, but makes the host wait for the device in
+    every step and does nothing on a CPU.
     """
-    return _C_ops.check_finite_and_unscale_(gradients, scale)[1]
-
-
-def update_loss_scale_(
-    gradients: list[Tensor],
-    overflow: Tensor,
-    scale: Tensor,
-    *,
-    finite_steps: Tensor,
-    overflows: Tensor,
-    growth_interval: int,
-    dynamic: bool,
-) -> None:
-    """Zero `gradients` where `overflow`, bool [1], is true; halve or, after `growth_interval` steps, double `scale`.
-
-    `finite_steps` and `overflows`, int32 [1], count in a row. Unless `dynamic`, the scale stays. As for `unscale_`, the
-    public GradScaler waits for the device.
-    """
-    after, grow, shrink = 1, 2.0, 0.5  # overflows after which the scale becomes smaller
+    overflow = _C_ops.check_finite_and_unscale_(gradients, scale)[1]
+    halve_after, double, halve = 1, 2.0, 0.5
     _C_ops.update_loss_scaling_(
-        gradients, overflow, scale, finite_steps, overflows, growth_interval, after, grow, shrink, not dynamic
+        gradients, overflow, scale, finite_steps, overflows, double_after, halve_after, double, halve, not dynamic
     )
+    return overflow
 
 
 def learning_rate_tensor(optimizer: Optimizer) -> Tensor:

@@ -163,7 +163,8 @@ def _init(layer: nn.Layer) -> None:
     """Initialise for training from scratch: convolutions as in He et al. 2015, equation 14; blocks as the identity."""
     if isinstance(layer, nn.Conv2D):
         out_channels, _, height, width = layer.weight.shape
-        fan_out = out_channels * height * width / conv_options(layer).groups
+        *_, groups = conv_options(layer)
+        fan_out = out_channels * height * width / groups
         nn.initializer.Normal(std=(2.0 / fan_out) ** 0.5)(layer.weight)
     elif isinstance(layer, nn.Linear):
         nn.initializer.Normal(std=0.01)(layer.weight)

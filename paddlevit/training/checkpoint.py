@@ -178,7 +178,7 @@ def _damage(path: Path) -> str:
     except Exception as error:  # what a damaged archive makes zipfile and NumPy raise is not documented
         return f"{path} cannot be read ({error})"
     if broken:
-        return f"{path} is damaged (its part {broken})"
+        return f"{path} is damaged (corrupt member {broken})"
     if path.with_suffix(".pdparams") not in sums:
         return f"{path} is another checkpoint's, renamed"
     for weights, expected in sums.items():

@@ -98,7 +98,7 @@ class Trainer:
             asked = time.perf_counter()
         assert self.step == self.steps_per_epoch, f"{self.step} batches instead of {self.steps_per_epoch}"
         self.epoch, self.step = self.epoch + 1, 0
-        self._statistics.settle()
+        self._statistics.synchronize()
 
     def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Forward and backward on one batch, and an optimizer step after the last one of a group; the batch's loss."""
@@ -143,7 +143,7 @@ class Trainer:
         """Raise Stopped if any process was asked to stop; to be called by all of them at the same step."""
         signum = all_reduce_max(self.stop_signal)
         if signum:
-            self._statistics.settle()
+            self._statistics.synchronize()
             raise Stopped(signum)
 
     def roll_back(self) -> bool:
@@ -151,7 +151,7 @@ class Trainer:
 
         Each process does so by itself. Running statistics keep what they saw of the batches that will be repeated.
         """
-        self._statistics.mend()
+        self._statistics.restore_nonfinite()
         if self.step < self.steps_per_epoch:
             self.step -= self.step % self.accum_iter
         return not self._updating
@@ -169,9 +169,9 @@ class Trainer:
                 f"at learning rate {self.lr:.3g}: lower TRAIN.BASE_LR, set TRAIN.GRAD_CLIP 1.0, or train without -amp"
             )
         if skipped["total"]:
-            self._statistics.mend()
+            self._statistics.restore_nonfinite()
         else:
-            self._statistics.keep()
+            self._statistics.snapshot()
         return skipped["total"]
 
     def state(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Trainer:
                     f"the checkpoint is from the middle of an epoch (step {progress['step']}) with {name} {value}, now "
                     f"it is {self.fixed[name]}: resume with {value}, or from the end of an epoch"
                 )
-        self._statistics.keep()
+        self._statistics.snapshot()
         load_optimizer_arrays(self.optimizer, self.model, optimizer)
         self.loss_scale.load_state(progress["loss_scale"])
         for name in _PROGRESS:

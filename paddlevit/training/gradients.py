@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor
 
-from paddlevit.paddle_internals import squared_norm, unscale_, update_loss_scale_
+from paddlevit.paddle_internals import squared_norm, unscale_
 
 _INITIAL_SCALE = 2.0**16
 _GROWTH_INTERVAL = 2000  # steps in a row with finite gradients after which the scale doubles
@@ -47,18 +47,10 @@ class LossScale:
         The gradients are of the scale's type and, where several processes train, already summed: all come to the same
         end without asking each other.
         """
-        skip = unscale_(gradients, self._scale)
-        update_loss_scale_(
-            gradients,
-            skip,
-            self._scale,
-            finite_steps=self._finite_steps,
-            overflows=self._overflows,
-            growth_interval=_GROWTH_INTERVAL,
-            dynamic=self.dynamic,
-        )
+        state = (self._scale, self._finite_steps, self._overflows)
+        skip = unscale_(gradients, *state, double_after=_GROWTH_INTERVAL, dynamic=self.dynamic)
         skipped = skip.astype("int32")
-        # A dynamic scale on its way down finds gradients that are too large: that is its work, and no trouble.
+        # Overflows are expected while a dynamic scale comes down; only those at scale 1 count.
         row = (self._skipped[0:1] + 1) * skipped * (self._scale <= 1.0).astype("int32")
         self._skipped = paddle.concat([row, paddle.maximum(self._skipped[1:2], row), self._skipped[2:3] + skipped])
         return skip

@@ -12,7 +12,7 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
 from paddlevit.errors import UserError
-from paddlevit.paddle_internals import momentum_and_epsilon, set_momentum
+from paddlevit.paddle_internals import momentum, set_momentum
 
 
 def recompute_blocks(model: nn.Layer) -> None:
@@ -58,11 +58,11 @@ def _recomputed(block: nn.Layer) -> Callable[..., Tensor]:
 @contextlib.contextmanager
 def _frozen_statistics(norms: list[nn.BatchNorm2D]) -> Iterator[None]:
     """Keep running statistics as they are: a momentum of 1 gives the old ones the whole weight."""
-    momenta = [momentum_and_epsilon(norm)[0] for norm in norms]
+    momenta = [momentum(norm) for norm in norms]
     for norm in norms:
         set_momentum(norm, 1.0)
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta):
-            set_momentum(norm, momentum)
+        for norm, before in zip(norms, momenta):
+            set_momentum(norm, before)

@@ -8,12 +8,7 @@ import paddle
 from paddle import Tensor, nn
 
 from paddlevit.layers import evaluating
-from paddlevit.paddle_internals import (
-    momentum_and_epsilon,
-    running_statistics,
-    set_momentum,
-    uses_running_statistics,
-)
+from paddlevit.paddle_internals import momentum, running_statistics, set_momentum, uses_running_statistics
 from paddlevit.runtime.process import all_reduce_sum, world_size
 
 
@@ -27,7 +22,7 @@ def changing_norms(model: nn.Layer) -> list[nn.BatchNorm2D]:
 def estimate(model: nn.Layer, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Make the running statistics of `model` the mean of those of `batches`; all else is as in evaluation."""
     norms = changing_norms(model)
-    momenta = [momentum_and_epsilon(norm)[0] for norm in norms]
+    momenta = [momentum(norm) for norm in norms]
     with evaluating(model):
         for norm in norms:
             norm.training = True
@@ -35,8 +30,8 @@ def estimate(model: nn.Layer, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
             for norm in norms:
                 set_momentum(norm, seen / (seen + 1))
             model(images)
-        for norm, momentum in zip(norms, momenta):
-            set_momentum(norm, momentum)
+        for norm, before in zip(norms, momenta):
+            set_momentum(norm, before)
             norm.training = False
 
 
@@ -46,28 +41,28 @@ class RunningStatistics:
     def __init__(self, models: Sequence[nn.Layer]) -> None:
         norms = [norm for model in models for norm in changing_norms(model)]
         self._tensors: list[Tensor] = [tensor for norm in norms for tensor in running_statistics(norm)]
-        self.keep()
+        self.snapshot()
 
     @paddle.no_grad()
-    def keep(self) -> None:
-        """Keep a copy of the present values, which are finite."""
+    def snapshot(self) -> None:
+        """Copy the present values, which are finite."""
         self._finite = [tensor.clone() for tensor in self._tensors]
 
     @paddle.no_grad()
-    def mend(self) -> None:
-        """Put back what was kept where a value is not finite: skipping a step spares weights, but a forward pass has
-        changed the statistics by then.
+    def restore_nonfinite(self) -> None:
+        """Restore values that are not finite from the snapshot: a skipped step spares the weights, but its forward pass
+        has changed the statistics by then.
         """
         for tensor, finite in zip(self._tensors, self._finite):
             tensor.set_value(paddle.where(paddle.isfinite(tensor), tensor, finite))
 
     @paddle.no_grad()
-    def settle(self) -> None:
-        """Mend them and give all processes, which call this together, the mean of theirs: each has seen other images.
+    def synchronize(self) -> None:
+        """Average the finite statistics over all processes, which call this together: each has seen other images.
 
         Doing so more often changes nothing but rounding, since the statistics are sums weighted by age alone.
         """
-        self.mend()
+        self.restore_nonfinite()
         if world_size() == 1 or not self._tensors:
             return
         flat = all_reduce_sum(paddle.concat([tensor.flatten() for tensor in self._tensors])) / world_size()

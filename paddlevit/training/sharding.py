@@ -12,7 +12,7 @@ from paddlevit.runtime.process import is_main, rank, world_size
 
 
 def owners(sizes: dict[str, int], processes: int) -> dict[str, int]:
-    """Which process each parameter belongs to, given their sizes: the largest first, each to whom has the least."""
+    """Which process each parameter belongs to, given their sizes: the largest first, each to the least loaded."""
     loads = [0] * processes
     result = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
