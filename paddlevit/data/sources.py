@@ -357,13 +357,13 @@ def _files_below(folder: Path) -> tuple[list[bytes], list[bytes]]:
     images: list[bytes] = []
     others: list[bytes] = []
     top = os.fsencode(folder)
+    seen = {os.path.realpath(top)}
     for parent, folders, files in os.walk(top, followlinks=True):
         here = os.path.realpath(parent) + b"/"
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(b".") and not here.startswith(os.path.realpath(os.path.join(parent, name)) + b"/")
-        ]  # a link that leads back would never end
+        shown = sorted((name for name in folders if not name.startswith(b".")), reverse=True)
+        places = {os.path.realpath(os.path.join(parent, name)): name for name in shown}
+        folders[:] = [name for place, name in places.items() if not (place in seen or here.startswith(place + b"/"))]
+        seen.update(places)  # links between folders would repeat their images, or never end
         prefix = parent[len(top) + 1 :] + b"/" if len(parent) > len(top) else b""
         for name in files:
             (images if is_image(name) else others).append(prefix + name)

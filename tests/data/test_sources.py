@@ -264,6 +264,15 @@ def test_folders_below_class_folders(root):
     assert own == ["b/0.png", "b/1.PNG", "b/2.jpg", "b/2024/may/x.png", "b/other/z.png"]
 
 
+def test_links_between_class_folders_give_an_image_once_a_class(tmp_path):
+    folders(tmp_path, "train", {"cat": 1, "dog": 1})
+    for one, other in (("cat", "dog"), ("dog", "cat")):
+        (tmp_path / "train" / one / other).symlink_to(f"../{other}")
+    source = open_imagenet(tmp_path, "train")
+    paths = [source.relative_path(i) for i in range(len(source))]
+    assert paths == ["cat/0.png", "cat/dog/0.png", "dog/0.png", "dog/cat/0.png"]
+
+
 def test_folds_of_a_split_are_no_classes_and_all_other_folders_are(root, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
     (root / "train" / "a" / "class_names.txt").write_text("mine\n")
