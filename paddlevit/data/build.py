@@ -98,11 +98,10 @@ def build_eval_loader(
     Raises MissingFileError or UserError where the data cannot be used as the configuration says.
     """
     source = _checked_source(config, split, classes)
-    if most is not None:
-        world_size = -(-len(source) // most)  # one process of n evaluates every n-th image
+    stride = world_size if most is None else -(-len(source) // most)
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
-    sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
+    sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=stride)
     stream = _stream(config, dataset, batch_size, world_size=world_size, max_bad=_max_bad(config, split))
     return EvalLoader(stream, sampler, normalize=_normalize(config))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from pathlib import Path
 
@@ -148,6 +149,13 @@ def test_processes_share_a_step(folder, repeats):
     alone, first, second = epoch(12, 0, 1), epoch(6, 0, 2), epoch(6, 1, 2)
     for whole, a, b in zip(alone, first, second):
         assert rows(*whole) == rows(*(np.concatenate(part) for part in zip(a, b)))
+
+
+def test_a_part_of_the_images_is_no_share_of_a_process(folder, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    loader = build_eval_loader(config(folder, "DATA.NUM_WORKERS", 1), most=3)
+    assert len(loader.indices) <= 3 and "processes are more than the" not in caplog.text
 
 
 def test_processes_share_the_evaluation(folder):
