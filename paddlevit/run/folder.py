@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 from paddlevit.config import changes, dumped, with_values
 from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text
+from paddlevit.data.sources import say_once
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import process
 from paddlevit.runtime.files import copy_file, sha256, write_text
@@ -45,6 +46,7 @@ def open_folder(config: CfgNode) -> Iterator[Path]:
                         stack.enter_context(_locked(folder))
                         _refuse_another_run(folder, config.MODEL.RESUME)
                 _log_to(folder)
+                say_once.cache_clear()  # another run's log has what was said before
                 yield folder
         except BaseException as error:
             mistake = isinstance(error, UserError)

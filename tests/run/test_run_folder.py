@@ -15,6 +15,7 @@ import pytest
 
 from paddlevit.commands import train as command
 from paddlevit.config import get_config
+from paddlevit.data.sources import say_once
 from paddlevit.errors import UserError
 from paddlevit.run import folder as room
 from paddlevit.runtime import process
@@ -52,6 +53,14 @@ def test_half_a_checkpoint_of_its_own_does_not_stop_a_run_that_goes_on_from_else
     assert opened(runs / "new", runs / "other") == runs / "new"
     with pytest.raises(UserError, match="already holds a run"):
         opened(runs / "new")
+
+
+def test_what_is_said_once_is_in_the_log_of_each_run(tmp_path):
+    for name in ("one", "two"):
+        with room.open_folder(get_config("pit_digits", ["OUTPUT", str(tmp_path / name)])) as path:
+            say_once("skipped 2 files")
+            say_once("skipped 2 files")
+        assert (path / "log.txt").read_text().count("skipped 2 files") == 1
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
