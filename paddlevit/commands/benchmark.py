@@ -148,13 +148,16 @@ def _clock(args: argparse.Namespace) -> Callable[[], float]:
     """Seconds: with one thread those of this process alone, so that others on the machine do not count."""
     import paddle
 
-    def synchronized() -> float:
-        paddle.device.synchronize()
-        return time.perf_counter()
+    return time.process_time if args.threads == 1 and paddle.device.get_device() == "cpu" else synchronized
+
+
+def synchronized() -> float:
+    """Seconds, once the device has done what it was told to."""
+    import paddle
 
     if paddle.device.get_device() != "cpu":
-        return synchronized
-    return time.process_time if args.threads == 1 else time.perf_counter
+        paddle.device.synchronize()
+    return time.perf_counter()
 
 
 def training_step(model: Any, images: Any, num_classes: int, *, amp: bool = False) -> Step:

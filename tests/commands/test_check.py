@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from paddlevit import models
 from paddlevit.commands import check
+from paddlevit.config import variant_names
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Without the rows about speed and about 100 steps, whose parts have tests of their own."""
-    monkeypatch.setattr(check, "_speed", lambda batch_size, amp: iter(()))
-    monkeypatch.setattr(check, "_finite", lambda amp: check.Row("100 steps", "left out"))
+    for rows in ("_finite", "_speed", "_data_path"):
+        monkeypatch.setattr(check, rows, lambda *_: iter(()))
 
 
 @pytest.mark.slow
@@ -22,9 +25,10 @@ def test_a_sound_cpu(capsys, monkeypatch):
     assert check.main(["-json", "-batch_size", "1"]) == 0
     rows = {row["check"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     assert rows["device"]["result"] == "cpu"
-    assert all(rows[f"{variant}, f32"]["ok"] for variant in check.VARIANTS)
+    assert all(rows[f"{variant}, f32"]["ok"] for variant in variant_names(check.VARIANTS))
     assert rows["O1 bfloat16"] == {"check": "O1 bfloat16", "result": "n/a: a CPU computes in float32", "ok": None}
     assert rows["pit_digits, resumed"]["result"].endswith("0.0e+00") and rows["pit_digits, 100 steps"]["ok"]
+    assert re.match(r"largest q k / sqrt\(d\) \d+\.\d+ in f32;", rows["pit_digits, attention logits"]["result"])
     assert rows["pit_digits, two processes"]["result"] == "n/a: it needs two GPUs"
     assert (
         "images/s" in rows["pit_ti_224, training step"]["result"]
@@ -34,9 +38,9 @@ def test_a_sound_cpu(capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_are_as_one_and_what_they_say_is_shown():
-    row = check._two_processes("cpu")
+    (row,) = check._tried("two", check._two_processes, "cpu")
     assert row.ok and float(row.result.split()[3]) < 1e-5
-    row = check._two_processes("tpu")
+    (row,) = check._tried("two", check._two_processes, "tpu")
     assert (
         row.ok is False
         and row.result == "does not run: by 1: error: -device must be auto, gpu, cpu or custom:NAME, got 'tpu'"
@@ -45,13 +49,33 @@ def test_two_processes_are_as_one_and_what_they_say_is_shown():
 
 @pytest.mark.usefixtures("quick")
 def test_what_is_wrong_is_shown_and_is_the_exit_code(monkeypatch, capsys):
-    monkeypatch.setattr(check, "VARIANTS", ("pit_digits",))
-    logits = iter((1.0, 1.5))
-    forward = check._forward
-    monkeypatch.setattr(check, "_forward", lambda *args: forward(*args) * next(logits))
+    monkeypatch.setattr(check, "VARIANTS", "pit_digits")
+    factors, build = iter((1.0, 1.0, 1.5)), models.build_model
+
+    def build_model(config):  # for the weights, on the CPU, on the device; later ones are of other rows
+        model, factor = build(config), next(factors, 1.0)
+        model.register_forward_post_hook(lambda layer, images, logits: logits * factor)
+        return model
+
+    monkeypatch.setattr(models, "build_model", build_model)
     assert check.main([]) == 2
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
     assert line.startswith("| pit_digits, f32 | error of logits 5.0e-01, of gradients ")
+
+
+@pytest.mark.parametrize(("factor", "ok"), [(1, True), (1e4, False)])
+def test_attention_logits_that_float16_does_not_hold(monkeypatch, factor, ok):
+    train = check._train
+
+    def scaled(trainer, steps):
+        for name, value in trainer.model.state_dict().items():
+            if "qkv.weight" in name:
+                value.set_value(value * factor)
+        return train(trainer, 1)
+
+    monkeypatch.setattr(check, "_train", scaled)
+    _, row = check._tried("steps", check._finite, False)
+    assert row.check == "pit_digits, attention logits" and row.ok is ok, row.result
 
 
 @pytest.mark.usefixtures("quick")

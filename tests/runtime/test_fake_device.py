@@ -20,6 +20,7 @@ from tiny import image_folder
 
 from paddlevit.commands.check import VARIANTS
 from paddlevit.commands.train import main
+from paddlevit.config import variant_names
 from paddlevit.weights import read_state_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ COMMANDS = """
 import json, sys
 from importlib import import_module
 from paddlevit.commands import check
-check._speed = lambda *_: iter(())
+check._speed = check._data_path = lambda *_: iter(())
 for name, *argv in json.loads(sys.argv[1]):
     code = import_module(f"paddlevit.commands.{name}").main(argv)
     if code:
@@ -200,11 +201,15 @@ def test_check_passes_but_for_bfloat16(plugin):
     out, _ = on_the_device(plugin, ("check", "-json"))
     rows = {row["check"]: row for row in map(json.loads, out.splitlines())}
     assert rows["device"]["result"] == "FakeCPU:0"
-    for variant in VARIANTS:
+    for variant in variant_names(VARIANTS):
         assert all(rows[f"{variant}, {precision}"]["ok"] for precision in ("f32", "O1 float16", "O2 float16"))
     assert rows["O1 bfloat16"]["result"].startswith("n/a: -amp_dtype bfloat16: Paddle has it on GPUs only")
     assert rows["pit_digits, resumed"]["ok"]
     assert rows["pit_digits, 100 steps"]["result"].endswith(" 1 skipped as they were not finite")
+    assert (
+        " in O1 float16; " in rows["pit_digits, attention logits"]["result"]
+        and rows["pit_digits, attention logits"]["ok"]
+    )
 
 
 def test_a_device_that_there_is_not(plugin, data, tmp_path):
