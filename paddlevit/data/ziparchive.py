@@ -89,7 +89,7 @@ class ZipArchive:
 
 def top_folder(names: Iterable[bytes]) -> bytes:
     """The one folder, with its slash, in which all members lie; empty where there is none."""
-    tops = {name[: name.find(b"/") + 1] for name in names}
+    tops = {name[: name.find(b"/") + 1] for name in names} - {b"__MACOSX/"}  # that macOS adds for itself
     return tops.pop() if len(tops) == 1 else b""
 
 

@@ -71,7 +71,10 @@ def layout(root, split="train", *, names=None, top="", **options):
 
 @pytest.mark.parametrize("top", ["", "train/"])
 def test_source(tmp_path, top):
-    source = open_imagenet(layout(tmp_path, top=top), "train")
+    layout(tmp_path, top=top)
+    with zipfile.ZipFile(tmp_path / "train.zip", "a") as archive:
+        archive.writestr("__MACOSX/train/n0/._a.jpg", b"of macOS")
+    source = open_imagenet(tmp_path, "train")
     assert source.class_names == ["n0", "n1", "n2"]
     for i, name in enumerate(sorted(CONTENT)):
         assert source.read(i) == CONTENT[name]
