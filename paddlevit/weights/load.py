@@ -51,7 +51,8 @@ def load_weights(
     but_heads = target.heads if names and all(name.startswith(target.heads) for name in names) else ()
     reason = _reason(translated, target, but_heads)
     if new_head and but_heads:
-        logger.warning("%s: %s: it starts with a new classifier", where, reason)
+        new = "it starts with a new classifier" if _classes(target.shapes, target.heads) else "its classifier is left out"
+        logger.warning("%s: %s: %s", where, reason, new)
         report, arrays, _ = _compare(translated, target, (*kept, *target.heads))
     elif names:
         lines = (f"{len(kind)} {what}: {listing(list(kind.values()))}" for what, kind in misfits.items() if kind)
