@@ -51,8 +51,9 @@ def load_weights(
     but_heads = target.heads if names and all(name.startswith(target.heads) for name in names) else ()
     reason = _reason(translated, target, but_heads)
     if new_head and but_heads:
-        new = "it starts with a new classifier" if _classes(target.shapes, target.heads) else "its classifier is left out"
-        logger.warning("%s: %s: %s", where, reason, new)
+        any_head = _classes(target.shapes, target.heads)
+        done = "it starts with a new classifier" if any_head else "its classifier is left out"
+        logger.warning("%s: %s: %s", where, reason, done)
         report, arrays, _ = _compare(translated, target, (*kept, *target.heads))
     elif names:
         lines = (f"{len(kind)} {what}: {listing(list(kind.values()))}" for what, kind in misfits.items() if kind)
