@@ -1,4 +1,4 @@
-"""tools/compare_runs.py: training runs beside each other, in the terminal and on one page."""
+"""tools/compare_runs.py: training runs side by side, in the terminal and on one page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _WIDEST = 44  # characters of a cell; the page has all of them
 
 @exit_code
 def main(argv: list[str]) -> int:
-    """Print what the runs that `argv` names have reached and where they differ, and write the page if that is asked
-    for; 0, or 2 where a folder holds no run, which is left out.
+    """Print results and differing keys of the runs that `argv` names, and write the page if that is asked for; 0, or 2
+    where a folder holds no run, which is left out.
     """
     parser = Parser(
         description="Compare training runs.",
@@ -27,31 +27,27 @@ def main(argv: list[str]) -> int:
     from paddlevit.report import Run, difference_table, read_run, result_table, write_comparison
 
     runs: list[Run] = []
-    mistakes: list[UserError] = []
+    code = 0
     for folder in dict.fromkeys(args.folders):
         try:
             runs.append(read_run(folder))
         except UserError as error:
-            mistakes.append(error)
-    for mistake in mistakes:
-        print(f"error: {mistake}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
     said = [_aligned(result_table(runs))] if runs else []
     if len(runs) > 1:
         table = difference_table(runs)
-        narrower = min(_aligned(table), _aligned([list(row) for row in zip(*table)]), key=_width)
+        both_ways = _aligned(table), _aligned([list(row) for row in zip(*table)])
+        narrower = min(both_ways, key=lambda text: max(map(len, text.splitlines())))
         said.append(narrower if table[1:] else "The configurations are the same.")
     if runs and args.output is not None:
         said.append(f"written to {write_comparison(runs, args.output)}")
     with only_results() as out:
         print(*said, sep="\n\n", end="\n" * bool(said), file=out)
-    return 2 if mistakes else 0
+    return code
 
 
 def _aligned(table: list[list[str]]) -> str:
     cut = [[cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 1]}…" for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*cut)]
     return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in cut)
-
-
-def _width(text: str) -> int:
-    return max(map(len, text.splitlines()))

@@ -1,4 +1,4 @@
-"""tools/count_flops.py: parameters, multiply-accumulates and activations of a network, stage by stage."""
+"""tools/count_flops.py: parameters, multiply-accumulates and activations of a model, stage by stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paddlevit.runtime.streams import only_results
 
 @exit_code
 def main(argv: list[str]) -> int:
-    """Print the counts of the network that `argv` names; the exit code."""
+    """Print the counts of the model that `argv` names; the exit code."""
     parser = Parser(
         description="Count parameters and multiply-accumulates of one image.",
         usage="%(prog)s -cfg VARIANT [flags]",

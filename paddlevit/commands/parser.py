@@ -52,11 +52,13 @@ class Parser(argparse.ArgumentParser):
         self.flag("h", action="help", help="show this")
         self.flag("version", action="version", version=f"paddlevit {paddlevit.__version__}", help="show the version")
 
-    def flag(self, name: str, *, group: Any = None, **options: Any) -> None:
-        """Add the flag -name, to one of argparse's groups if `group` is given."""
+    def flag(self, name: str, *, group: Any = None, least: int | None = None, **options: Any) -> None:
+        """Add the flag -name, to one of argparse's groups if `group` is given; `least` is its smallest integer."""
         self._flags.append(name)
         if options.get("type") in (int, float):
             options.setdefault("metavar", "N" if options["type"] is int else "X")
+        if least is not None:
+            options["type"] = _at_least(least)
         (group or self).add_argument(f"-{name}", **options)
 
     def opts(self) -> None:
@@ -64,28 +66,27 @@ class Parser(argparse.ArgumentParser):
         self.flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any configuration keys")
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
-        """As in argparse; for words without a flag, whose names the usage shows."""
+        """Words without a flag are shown in the usage."""
         action = super().add_argument(*names, **options)
         if not action.option_strings:
             self._words.append(f"{action.metavar}{' ...' if action.nargs == '+' else ''}")
         return action
 
     def add_subparsers(self, **options: Any) -> Any:
-        """As in argparse."""
         self._has_commands = True
         self._words.append(options["metavar"])
         return super().add_subparsers(**options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As in argparse; an unknown flag is a UserError here already."""
+        """An unknown flag is a UserError here already."""
         return super().parse_known_args(list(self._in_our_words(args)), namespace)
 
     def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As in argparse; before Python 3.13 it comes through the above as well."""
+        """Before Python 3.13 it comes through the above as well."""
         return super().parse_known_intermixed_args(list(self._in_our_words(args)), namespace)
 
     def format_help(self) -> str:
-        """As in argparse, but the usage does not repeat every flag."""
+        """The usage does not repeat every flag."""
         self.usage = self.usage or " ".join(["%(prog)s [flags]", *self._words])
         return super().format_help()
 
@@ -93,6 +94,7 @@ class Parser(argparse.ArgumentParser):
         """Called by argparse where the command line makes no sense."""
         message = re.sub(r"^argument (-\w+): invalid int value: ", r"\1 must be an integer, got ", message)
         message = re.sub(r"^argument (-\w+): invalid float value: ", r"\1 must be a number, got ", message)
+        message = re.sub(r"^argument (-\w+): must be", r"\1 must be", message)
         raise UserError(f"{message} (-h lists the flags)")
 
     def _in_our_words(self, words: Sequence[str]) -> Iterator[str]:
@@ -122,6 +124,16 @@ class Parser(argparse.ArgumentParser):
         near = near or difflib.get_close_matches(name, flags, n=1, cutoff=0.7)
         near = near or difflib.get_close_matches(name, keys, n=1, cutoff=0.7)
         return f"; did you mean {({**keys, **flags})[near[0]]}?" if near else ""
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(word: str) -> int:
+        if int(word) < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, got {word}")
+        return int(word)
+
+    number.__name__ = "int"  # as argparse calls it in a message
+    return number
 
 
 def _at_home(word: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddlevit.commands.parser import Parser, exit_code
-from paddlevit.errors import UserError
 
 
 @exit_code
@@ -16,12 +15,10 @@ def main(argv: list[str]) -> int:
         examples=("output/flowers", "output/flowers -steps 200"),
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
-    parser.flag("steps", type=int, help="replay at least so many (default: the first REPORT_FREQ of an epoch)")
+    parser.flag("steps", type=int, least=1, help="replay at least so many (default: the first REPORT_FREQ of an epoch)")
     parser.flag("data_path", metavar="DIR", help="folder of its data set (default: as the run's config.yaml has it)")
     parser.flag("device", help="default: as the run; cpu: bit for bit, others: losses to rounding")
     args = parser.parse_args(argv)
-    if args.steps is not None and args.steps < 1:
-        raise UserError(f"-steps must be 1 or more, got {args.steps}")
     from paddlevit.run.certificate import read_certificate, verify
     from paddlevit.runtime import process
 

@@ -19,7 +19,7 @@ _CHANNELS = 8
 
 
 class View:
-    """A network and the image that it looks at. Raises UserError where its logits are not finite."""
+    """A model and an image. Raises UserError where its logits are not finite."""
 
     def __init__(self, classifier: Classifier, path: str) -> None:
         assert classifier.model is not None
@@ -40,9 +40,9 @@ class View:
 
 
 def heats(view: View, label: int) -> list[list[Captioned]]:
-    """The image and every heat map that the network has; below them the heads of the last attention."""
+    """The image and every heat map that the model has; below them the heads of the last attention."""
     image = view.over(np.zeros([1, 1]), _SIDE)
-    row: list[Captioned] = [("what the network sees", image)]
+    row: list[Captioned] = [("what the model sees", image)]
     for method in methods(view.model):
         of = label if method in OF_A_CLASS else None
         heat = heat_map(view.model, view.images, method, class_index=of)[0]

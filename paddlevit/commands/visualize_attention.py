@@ -1,4 +1,4 @@
-"""tools/visualize_attention.py: what a network looks at, over the image that it looks at."""
+"""tools/visualize_attention.py: where a model looks, as heat over the image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OF_A_CLASS = tuple(method for method, shown in _SHOWS.items() if "{}" in shown)
 
 @exit_code
 def main(argv: list[str]) -> int:
-    """Write the picture that `argv` asks for and say of what it is; 0."""
+    """Write the picture that `argv` asks for and say what it shows; 0."""
     args = parse_args(argv)
     from paddlevit.attention_maps import heat_map, methods
     from paddlevit.attention_maps.picture import sheet
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     from paddlevit.commands.view import View, features, heats
 
     if args.amp:
-        raise UserError("-amp: what a network looks at is found in full precision")
+        raise UserError("-amp: explain runs in float32; drop -amp")
     classifier = open_classifier(args)
     if classifier.model is None:
         raise UserError(f"-pretrained {args.pretrained} is exported, and has no gradients: name the weights")
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         of = label if method in _OF_A_CLASS else None
         heat = heat_map(view.model, view.images, method, class_index=of, stage=args.stage)[0]
         if not heat.any():
-            print(f"nothing speaks for {name} there", file=sys.stderr)
+            print(f"no evidence for {name} in this image", file=sys.stderr)
         picture = view.over(heat)
     _save(picture, Path(args.output))
     shown = _SHOWS[method].format(name)

@@ -90,7 +90,7 @@ def test_a_sheet_shows_every_method_and_stage(files):
         (["-method", "all", "-stage", "1"], "-stage 1: only grad-cam and attention show one stage, not all"),
         (["-method", "grad-cam", "-stage", "9"], "stage 9, allowed: 1 (stage 1) to 3 (stage 3)"),
         (["-image", "."], "-image . is a folder: name one image"),
-        (["-amp"], "-amp: what a network looks at is found in full precision"),
+        (["-amp"], "-amp: explain runs in float32; drop -amp"),
     ],
 )
 def test_mistakes(files, flags, message, capsys):
