@@ -59,12 +59,14 @@ def open_state_dict(path: PathLike, which: str = "model") -> StateDict:
 
     `path` may lack its `.pdparams` suffix, be a folder or the index of a sharded file, or what `hub.fetch` takes.
     Weights may lie in the dicts of a training checkpoint and have the prefixes of wrappers, which are taken off;
-    `which` 'ema' takes their average, which beside our own <name>.pdparams is <name>_ema.pdparams.
+    `which` 'ema' takes their average; of our own <name>.pdparams and <name>_ema.pdparams, either of which may be named,
+    it is the latter.
     """
     path = find(path)
-    average = f"{path[: -len('.pdparams')]}_ema.pdparams"
-    if which == "ema" and path.endswith(".pdparams") and os.path.isfile(average):
-        path, which = average, "model"
+    stem = path.removesuffix(".pdparams").removesuffix("_ema")
+    ours = (f"{stem}.pdparams", f"{stem}_ema.pdparams")
+    if which == "ema" and path in ours and all(map(os.path.isfile, ours)):
+        path, which = ours[1], "model"
     with naming(path):
         content, size = _read_shards(path) if path.endswith(".index.json") else _read(path)
         state = unwrap(content, which)

@@ -77,6 +77,15 @@ def test_a_file_that_has_only_an_average_gives_it():
     assert unwrap({"model_ema": ZEROS}).notes == ["weights under 'model_ema'"]
 
 
+def test_the_file_of_an_average_is_named_itself_or_by_that_of_the_model(tmp_path):
+    for name, content in {"w": ONES, "w_ema": ZEROS, "alone_ema": ZEROS}.items():
+        (tmp_path / f"{name}.pdparams").write_bytes(pickle.dumps(content))
+    for name in ("w.pdparams", "w", "w_ema.pdparams", "w_ema"):
+        assert_same(read_state_dict(tmp_path / name, which="ema"), ZEROS)
+    with pytest.raises(WeightsError, match="no EMA weights"):
+        read_state_dict(tmp_path / "alone_ema", which="ema")
+
+
 def test_no_average_is_an_error_that_says_where_it_was_looked_for(tmp_path):
     for content in (ONES, {"model": ONES}):
         with pytest.raises(WeightsError, match="no EMA weights .*model_ema, state_dict_ema"):
