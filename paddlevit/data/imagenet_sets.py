@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlevit.data.index import imagenet_names
+from paddlevit.data.index import imagenet_names, read_file
 from paddlevit.data.sources import FolderSource, Source, class_folders, open_imagenet
 from paddlevit.errors import MissingFileError, UserError
 
@@ -38,12 +38,15 @@ def real_labels(root: Path, names: Sequence[str]) -> list[list[int]]:
     They are in `root`/real.json, a list of lists by the number of the image; some have none. Raises UserError.
     """
     file = root / _REAL_FILE
+    if not file.exists():
+        raise MissingFileError(f"{file} is missing: imagenet-real needs the ReaL labels there")
+    text = read_file(file)
     try:
-        labels = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise MissingFileError(f"{file} is missing: imagenet-real needs the ReaL labels there") from None
-    except ValueError as error:
+        labels = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} holds no JSON: {error}") from None
+    if not (isinstance(labels, list) and all(isinstance(of_image, list) for of_image in labels)):
+        raise UserError(f"{file} must be a list, with a list of labels for each validation image")
     found = []
     for name in names:
         number = re.search(r"_val_(\d{8})\.", name)

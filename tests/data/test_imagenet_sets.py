@@ -109,7 +109,15 @@ def test_mistakes(tmp_path, weights, real, capsys):
     (real / "real.json").write_text("[[1]]")
     evaluated("imagenet-real", real, weights, tmp_path / "out", code=2)
     assert "has no number from 1 to 1, by which" in capsys.readouterr().err
+    for text in ('{"1": [1]}', "[1, 2]"):
+        (real / "real.json").write_text(text)
+        evaluated("imagenet-real", real, weights, tmp_path / "out", code=2)
+        assert "real.json must be a list, with a list of labels for each" in capsys.readouterr().err
     (real / "real.json").unlink()
+    (real / "real.json").mkdir()
+    evaluated("imagenet-real", real, weights, tmp_path / "out", code=2)
+    assert "real.json cannot be read: Is a directory" in capsys.readouterr().err
+    (real / "real.json").rmdir()
     evaluated("imagenet-real", real, weights, tmp_path / "out", code=2)
     assert "real.json is missing" in capsys.readouterr().err
     assert main(["-cfg", "pit_ti_224", "-dataset", "imagenet-a", "-data_path", str(tmp_path)], nprocs=1) == 2
