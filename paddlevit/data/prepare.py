@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -57,15 +58,15 @@ def write_digits(folder: Path, *, force: bool = False) -> str:
     texts = {CLASS_NAMES_FILE: class_names_text([str(digit) for digit in range(10)])}
     texts.update((f"{split}_list.txt", list_text(rows[split])) for split in SPLITS)
     _refuse_other(folder, texts, force)
-    unfinished = folder / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for path, _ in (*rows["train"], *rows["val"]):
-        file = unfinished / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(np.round(data.images[int(file.stem)] * (255 / 16)).astype(np.uint8))  # of 0 to 16
-        image.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC).save(file)
-    shutil.copytree(unfinished, folder, copy_function=os.replace, dirs_exist_ok=True)
-    shutil.rmtree(unfinished)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as unfinished:
+        for path, _ in (*rows["train"], *rows["val"]):
+            file = Path(unfinished, path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(np.round(data.images[int(file.stem)] * (255 / 16)).astype(np.uint8))  # of 0 to 16
+            image.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC).save(file)
+        for split in SPLITS:
+            shutil.copytree(Path(unfinished, split), folder / split, copy_function=os.replace, dirs_exist_ok=True)
     write_texts(folder, texts)
     return f"{len(rows['train'])} digits to train on and {len(rows['val'])} to validate are in {folder}"
 
@@ -358,8 +359,7 @@ def look_at_images(source: Source, look: Callable[[Source, int], Any], *, num_wo
     where a process dies.
     """
     if num_workers == 0:
-        _keep(source, look)
-        yield from map(_look, range(len(source)))
+        yield from (_seen(source, look, i) for i in range(len(source)))
         return
     context = multiprocessing.get_context("fork")
     done = 0
@@ -382,12 +382,16 @@ def _keep(*kept: Any) -> None:
     """Hold the source in this process: with every task it would be sent again."""
     global _kept
     _kept = kept
-    warnings.simplefilter("ignore")  # of Pillow, about files that can be read all the same
 
 
 def _look(i: int) -> Any:
-    source, look = _kept
-    try:
-        return look(source, i)
-    except UserError as error:
-        return str(error)
+    return _seen(*_kept, i)
+
+
+def _seen(source: Source, look: Callable[[Source, int], Any], i: int) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about files that can be read all the same
+        try:
+            return look(source, i)
+        except UserError as error:
+            return str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from paddlevit.commands.prepare_data import main
 from paddlevit.config import get_config
-from paddlevit.data import open_source
+from paddlevit.data import open_source, prepare
 from paddlevit.data.prepare import cuts, photographs
 from paddlevit.data.sources import FolderSource, open_imagenet
 from paddlevit.errors import UserError
@@ -75,6 +76,7 @@ def test_again_is_harmless(digits, capsys):
 
 def test_what_was_interrupted_has_no_lists(tmp_path, monkeypatch):
     saved = Image.Image.save
+    (tmp_path / "unfinished").write_text("mine")
     calls = []
 
     def interrupted(self, file, *args, **options):
@@ -86,9 +88,9 @@ def test_what_was_interrupted_has_no_lists(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", interrupted)
         assert main(["digits", str(tmp_path)]) == 130
-    assert not list(tmp_path.glob("*.txt")) and not (tmp_path / "train").exists()
+    assert os.listdir(tmp_path) == ["unfinished"]
     assert main(["digits", str(tmp_path)]) == 0
-    assert len(files(tmp_path)) == 1797 + 3
+    assert len(files(tmp_path)) == 1797 + 3 + 1
 
 
 def test_another_data_set_is_not_overwritten(tmp_path, capsys):
@@ -247,6 +249,11 @@ class TestCheck:
             path = folders / name
             path.rename(folders / f"away_{name}")
         assert main(["check", str(folders), "-workers", "0"]) == 0, "as ImageNet's validation images alone"
+
+    def test_warnings_and_data_of_the_process_stay(self, folders):
+        source, filters = open_imagenet(folders, "train"), list(warnings.filters)
+        looks = prepare.look_at_images(source, prepare.check_image, num_workers=0)
+        assert next(looks) == "" and warnings.filters == filters and not hasattr(prepare, "_kept")
 
     def test_a_process_that_dies_is_told(self, folders, monkeypatch, capsys):
         monkeypatch.setattr(FolderSource, "image", lambda self, i: os._exit(1))
