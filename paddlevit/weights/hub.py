@@ -94,7 +94,7 @@ def _download(address: str, file: Path, expected: str) -> None:
         with contextlib.suppress(OSError, ImportError):  # there are file systems, and Windows, without locks
             import fcntl
 
-            fcntl.lockf(lock, fcntl.LOCK_EX)  # one process fetches, the others of a run wait for it
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process or thread fetches, the others wait for it
         if file.is_file():
             return
         part = file.with_name(f"{file.name}.part")

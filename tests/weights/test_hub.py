@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -81,6 +83,15 @@ def test_weights_are_fetched_once_and_read_by_their_address(server, tmp_path, na
     file.write_bytes(CONTENT[:-1] + b"!")
     assert main(["weights", "pull", REPO]) == 2
     assert "is not what was fetched" in capsys.readouterr().err
+
+
+def test_of_two_threads_one_fetches(server, monkeypatch):
+    receive = hub._receive
+    monkeypatch.setattr(hub, "_receive", lambda *args: time.sleep(0.2) or receive(*args))
+    with ThreadPoolExecutor(2) as pool:
+        files = list(pool.map(hub.fetch, [REPO, REPO]))
+    assert files[0] == files[1] and files[0].read_bytes() == CONTENT
+    assert [path for path, _ in server.asked].count("/file") == 1
 
 
 def test_an_interrupted_fetch_is_resumed(server, tmp_path):
