@@ -33,6 +33,7 @@ TEST = [
     "mypy==2.4.1; python_version >= '3.10'",
     "mypy==1.19.1; python_version < '3.10'",
     "types-PyYAML",
+    "safetensors>=0.4",
     "scikit-learn>=1.0",
     *FAST,
     "tensorboardX>=2.6",
@@ -66,7 +67,6 @@ setup(
         "numpy>=1.21",
         "pillow>=9.5,<13",  # 13 resizes differently, so published accuracies could not be reproduced
         "pyyaml>=5.4",
-        "safetensors>=0.4",
         "tqdm>=4.60",
         "yacs>=0.1.8",
     ],
