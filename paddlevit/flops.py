@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from paddlevit.layers import evaluating, learnable
 from paddlevit.paddle_internals import conv_options
 
 Counts = dict[str, int]
+
+_OUTSIDE = "(outside)"  # of all parts
 
 
 def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
@@ -37,15 +40,12 @@ def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
     finally:
         for remover in removers:
             remover.remove()
-    parts = {name: {"params": parameters(part), **counter.counts(name)} for name, part in _parts(model)}
     params = parameters(model)
-    outside = {"params": params - sum(part["params"] for part in parts.values()), **counter.counts("")}
-    parts = {"(outside)": outside, **parts}
-    return {
-        "params": params,
-        **counter.totals,
-        "parts": {name: part for name, part in parts.items() if any(part.values())},
-    }
+    inside = {name: parameters(part) for name, part in _parts(model)}
+    sizes = {_OUTSIDE: params - sum(inside.values()), **inside}
+    parts = {name: {"params": size, **counter.parts[name]} for name, size in sizes.items()}
+    parts = {name: part for name, part in parts.items() if any(part.values())}
+    return {"params": params, **counter.totals, "parts": parts}
 
 
 def parameters(model: nn.Layer) -> int:
@@ -56,11 +56,8 @@ def parameters(model: nn.Layer) -> int:
 class _Counter:
     def __init__(self) -> None:
         self.totals: Counts = {"macs": 0, "attention_macs": 0, "activations": 0}
-        self._by_part: dict[str, Counts] = {}
-        self._inside: list[str] = [""]
-
-    def counts(self, name: str) -> Counts:
-        return self._by_part.get(name, {"macs": 0, "activations": 0})
+        self.parts: dict[str, Counts] = collections.defaultdict(lambda: {"macs": 0, "activations": 0})
+        self._inside = [_OUTSIDE]
 
     def follow(self, name: str, part: nn.Layer) -> tuple[Any, Any]:
         """Count what is computed while `part` runs under `name`; returns the hooks, to be removed."""
@@ -93,8 +90,7 @@ class _Counter:
             paddle.matmul = real_matmul
 
     def _add(self, macs: int, output: Tensor) -> None:
-        part = self._by_part.setdefault(self._inside[-1], {"macs": 0, "activations": 0})
-        for counts in (self.totals, part):
+        for counts in (self.totals, self.parts[self._inside[-1]]):
             counts["macs"] += macs
             counts["activations"] += output.size
 

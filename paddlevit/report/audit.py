@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from paddlevit.report.document import write_document
-from paddlevit.report.predictions import data_address
+from paddlevit.report.predictions import shown_picture
 
 
 def headline(findings: dict[str, Any]) -> list[tuple[str, int, str]]:
@@ -31,20 +31,13 @@ def write_audit(path: Path, folder: Path, findings: dict[str, Any], picture: Cal
     """Write the page of what `data.audit.audit` has found in `folder` and return its path; `picture` gives a PNG or
     JPEG file of the image that a path names. Raises UserError where it cannot be written.
     """
-
-    def shown_picture(name: str) -> tuple[str, bool]:
-        try:
-            return data_address(picture(name))
-        except (OSError, ValueError):  # of a file that is gone, or has its accents in another form
-            return "", False
-
     return write_document(
         path,
         "audit.html",
         title=f"{folder} – audit",
         folder=str(folder),
         tiles=headline(findings),
-        picture=shown_picture,
+        picture=lambda name: shown_picture(lambda: picture(name), name),
         shown=lambda name: name.removeprefix(f"{os.path.abspath(folder)}{os.sep}"),
         **findings,
     )

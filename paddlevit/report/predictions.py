@@ -141,23 +141,24 @@ def _classes(predictions: Predictions, right: np.ndarray, images: np.ndarray) ->
 
 def _answer(predictions: Predictions, index: int) -> dict[str, Any]:
     confidence = float(predictions.confidence[index])
-    picture, tiny = _picture(predictions, index)
+    name = predictions.names(index)
+    picture, tiny = shown_picture(lambda: predictions.thumbnail(index), name)
     return {
         "picture": picture,
         "tiny": tiny,
         "taken": predictions.class_name(predictions.predicted[index]),
         "true": predictions.class_name(predictions.labels[index]),
         "confidence": "" if np.isnan(confidence) else f"{100 * confidence:.1f}",
-        "file": predictions.names(index),
+        "file": name,
     }
 
 
-def _picture(predictions: Predictions, index: int) -> tuple[str, bool]:
-    """A data address, "" without a picture, and whether the picture is tiny."""
+def shown_picture(read: Callable[[], bytes], name: str) -> tuple[str, bool]:
+    """`data_address` of the file that `read` returns; where there is none "", False, and a warning."""
     try:
-        return data_address(predictions.thumbnail(index))
-    except (OSError, ValueError) as error:  # a missing picture is no reason to lose the report of a long run
-        logger.warning("report: no picture of %s: %s", predictions.names(index), error)
+        return data_address(read())
+    except (OSError, ValueError) as error:  # no reason to lose the report of a long run
+        logger.warning("report: no picture of %s: %s", name, error)
         return "", False
 
 

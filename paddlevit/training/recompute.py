@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator
 from typing import Any, Callable
 
 import paddle
@@ -12,7 +10,8 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
 from paddlevit.errors import UserError
-from paddlevit.paddle_internals import momentum, set_momentum
+from paddlevit.paddle_internals import set_momentum
+from paddlevit.training.running_statistics import restored_momenta
 
 
 def recompute_blocks(model: nn.Layer) -> None:
@@ -45,7 +44,9 @@ def _recomputed(block: nn.Layer) -> Callable[..., Tensor]:
         passes = itertools.count()
 
         def one_pass(*inputs: Any) -> Tensor:
-            with _frozen_statistics(norms if next(passes) else []):
+            with restored_momenta(norms):
+                for norm in norms if next(passes) else ():
+                    set_momentum(norm, 1.0)  # the running statistics stay: the old ones get the whole weight
                 return forward(*inputs)
 
         # The reentrant version gives no gradients to a block whose input wants none, and hides its parameters from
@@ -53,16 +54,3 @@ def _recomputed(block: nn.Layer) -> Callable[..., Tensor]:
         return recompute(one_pass, *inputs, use_reentrant=False)
 
     return run
-
-
-@contextlib.contextmanager
-def _frozen_statistics(norms: list[nn.BatchNorm2D]) -> Iterator[None]:
-    """Keep running statistics as they are: a momentum of 1 gives the old ones the whole weight."""
-    momenta = [momentum(norm) for norm in norms]
-    for norm in norms:
-        set_momentum(norm, 1.0)
-    try:
-        yield
-    finally:
-        for norm, before in zip(norms, momenta):
-            set_momentum(norm, before)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import paddle
 from paddle import Tensor, nn
@@ -18,20 +19,29 @@ def changing_norms(model: nn.Layer) -> list[nn.BatchNorm2D]:
     return [norm for norm in norms if not uses_running_statistics(norm)]
 
 
+@contextlib.contextmanager
+def restored_momenta(norms: Sequence[nn.BatchNorm2D]) -> Iterator[None]:
+    """In the end, each of `norms` has the momentum that it had."""
+    momenta = [momentum(norm) for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, before in zip(norms, momenta):
+            set_momentum(norm, before)
+
+
 @paddle.no_grad()
 def estimate(model: nn.Layer, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Make the running statistics of `model` the mean of those of `batches`; all else is as in evaluation."""
     norms = changing_norms(model)
-    momenta = [momentum(norm) for norm in norms]
-    with evaluating(model):
+    with evaluating(model), restored_momenta(norms):
         for norm in norms:
             norm.training = True
         for seen, (images, _) in enumerate(batches):
             for norm in norms:
                 set_momentum(norm, seen / (seen + 1))
             model(images)
-        for norm, before in zip(norms, momenta):
-            set_momentum(norm, before)
+        for norm in norms:
             norm.training = False
 
 
