@@ -83,7 +83,8 @@ def _places(address: str) -> dict[str, Path]:
         return {address: cache / address.rsplit("/", 1)[-1]}
     if not re.fullmatch(r"hf:\w[\w.-]*/\w[\w.-]*", address):
         raise UserError(f"weights of the Hugging Face hub are called hf:OWNER/NAME, got '{address}'")
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    hub = (os.environ.get("HF_ENDPOINT") or "huggingface.co").rstrip("/")
+    hub = hub if "://" in hub else f"https://{hub}"  # mirrors are often named without
     return {f"{hub}/{address[3:]}/resolve/main/{name}": cache / address[3:] / name for name in _HUB_FILES}
 
 

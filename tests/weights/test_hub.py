@@ -132,6 +132,9 @@ def test_where_nothing_can_be_fetched_the_address_and_the_place_are_named(server
     place = f"{tmp_path}/cache/timm/pit_ti_224.in1k/model.safetensors"
     with pytest.raises(UserError, match=rf"http://127.0.0.1:9/timm/.* could not be fetched: .*\n.*put it at {place}"):
         hub.fetch("pit_ti_224")
+    monkeypatch.setenv("HF_ENDPOINT", "127.0.0.1:9/")
+    with pytest.raises(UserError, match="https://127.0.0.1:9/timm/.* could not be fetched"):
+        hub.fetch("pit_ti_224")
     for name, reason in {"hrt_tiny": "by hand|save them from https", "hf:one": "hf:OWNER/NAME"}.items():
         with pytest.raises(UserError, match=reason):
             hub.fetch(name)
