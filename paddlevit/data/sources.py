@@ -329,7 +329,11 @@ def say_once(message: str) -> None:
 def class_folders(folder: Path) -> list[str]:
     """Sorted names of the folders in `folder`, without hidden ones and folds that a split has left there."""
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    names = [name for name, is_dir in found if is_dir]
+    beside = [name for name, is_dir in found if not is_dir and is_image(os.fsencode(name))]
+    if beside:
+        say_once(f"{folder}: skipped {len(beside)} images in no class folder ({', '.join(beside[:_MOST_NAMED])})")
     folds = [name for name in names if re.fullmatch(r"fold_\d+", name) and (folder / name / CLASS_NAMES_FILE).exists()]
     if folds:
         say_once(f"{folder}: skipped {', '.join(folds)}, which a split has written")

@@ -290,6 +290,9 @@ def test_what_is_left_out_is_counted_by_kind(root, caplog, monkeypatch):
     len(open_imagenet(root, "train"))
     assert f"{root}/train: skipped 4 files that are no JPEG, PNG" in caplog.text
     assert "2 .heic, 1 hidden, 1 without suffix (a/.DS_Store, a/1.heic, a/2.HEIC)" in caplog.text
+    (root / "val" / "stray.png").write_bytes(b"")
+    open_imagenet(root, "val")
+    assert f"{root}/val: skipped 1 images in no class folder (stray.png)" in caplog.text
     caplog.clear()
     assert len(list(find_images([str(root / "train" / "a")]))) == 2
     assert "skipped 4 files" in caplog.text, "predict names them too"
