@@ -221,6 +221,8 @@ def divided(labels: np.ndarray, groups: Sequence[str], shares: Sequence[float], 
 
     Groups come in random order, the largest first; each goes to the side that lacks most of its classes.
     """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"-seed must be 0 to {2**32 - 1}, got {seed}")
     members = collections.defaultdict(list)
     for i in np.random.RandomState(seed).permutation(len(labels)).tolist():  # a generator that NumPy will not change
         members[groups[i]].append(i)

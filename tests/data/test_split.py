@@ -117,6 +117,7 @@ def test_shares_of_groups_are_near(groups, seed):
         (["-folds", "2", "-val", "0.5"], "-val and -folds exclude each other"),
         (["-group_by", "("], "-group_by '(' is not a regular expression: "),
         (["-group_by", r"patient[1-9]"], "-group_by 'patient[1-9]' finds nothing in a c/"),
+        (["-seed", "-1"], "-seed must be 0 to 4294967295, got -1"),
         (["-folds", "3", "-group_by", "^(.)"], "no image is left for train in"),
     ],
 )
