@@ -58,6 +58,6 @@ def _parser() -> Parser:
     for command in (audit, check):
         command.flag("workers", type=int, default=-1, help="processes (default: one per core, at most 8)")
     check.add_argument("folder", type=Path, metavar="DATA_DIR", help="a data set in any layout that training reads")
-    check.flag("dataset", choices=("imagenet2012", "cifar10", "cifar100"), default="imagenet2012")
+    check.flag("dataset", choices=("imagenet2012", "folder", "cifar10", "cifar100"), default="imagenet2012")
     check.flag("output", type=Path, default=Path("bad_images.txt"), metavar="FILE", help="the list of bad images")
     return parser

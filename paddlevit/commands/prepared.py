@@ -105,7 +105,7 @@ def _features(weights: str, cfg: str | None) -> Callable[[Sequence[bytes]], np.n
 
 def _source(folder: Path, dataset: str, split: str) -> Source | None:
     """A split of the data set; None where it has the other one only, as ImageNet's validation images."""
-    if dataset != "imagenet2012":
+    if dataset.startswith("cifar"):
         return open_cifar(folder, dataset, split=split)
     there = [any((folder / file).exists() for file in (f"{name}_list.txt", f"{name}_map.txt", name)) for name in SPLITS]
     if split == SPLITS[0] and there == [False, True]:

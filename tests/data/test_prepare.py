@@ -248,7 +248,8 @@ class TestCheck:
         for name in ("train", "train_list.txt"):
             path = folders / name
             path.rename(folders / f"away_{name}")
-        assert main(["check", str(folders), "-workers", "0"]) == 0, "as ImageNet's validation images alone"
+        flags = ["-workers", "0", "-dataset", "folder"]  # as `train` takes it
+        assert main(["check", str(folders), *flags]) == 0, "as ImageNet's validation images alone"
 
     def test_warnings_and_data_of_the_process_stay(self, folders):
         source, filters = open_imagenet(folders, "train"), list(warnings.filters)
