@@ -65,9 +65,7 @@ COMMANDS = {
     "HVT, evaluate": "python main_single_gpu.py --config config/hvt-s-1.json --data-set IMNET "
     "--data-path dataset/imagenet --eval --resume hvt_s_1.pth",
     "HRFormer, evaluate": "bash run_eval.sh hrt/hrt_base hrt_base.pth dataset/imagenet",
-    "HRFormer, train HRT-T": "bash run_dist.sh hrt/hrt_tiny dataset/imagenet",
-    "HRFormer, train HRT-S": "bash run_dist.sh hrt/hrt_small dataset/imagenet",
-    "HRFormer, train HRT-B": "bash run_dist.sh hrt/hrt_base dataset/imagenet",
+    "HRFormer, train": "bash run_dist.sh hrt/hrt_small dataset/imagenet",  # and hrt_tiny, hrt_base
     "HRFormer, count": "bash run_flops.sh hrt/hrt_tiny dataset/imagenet imagenet2012",
 }
 WEIGHTS = {
@@ -93,8 +91,6 @@ SMALLER = {  # what there is of a model's width and depth
     ],
 }
 SIDE = "64"
-# The rest run in one process: what several are to a run is the matter of tests/run/.
-TOGETHER = {COMMANDS[name] for name in ("PaddleViT PiT, distil", "HVT, train")}
 
 
 def tiny(command):
@@ -103,7 +99,8 @@ def tiny(command):
     if "flops" in command:
         return []
     data = [] if "CIFAR" in command else ["-data_path", "dataset/imagenet"]
-    processes = ["-nprocs", "2" if command in TOGETHER else "1", "-device", "cpu"]
+    # One distils with two processes; what several are to a run is the matter of tests/run/.
+    processes = ["-nprocs", "2" if command == COMMANDS["PaddleViT PiT, distil"] else "1", "-device", "cpu"]
     length = [] if "eval" in command else ["TRAIN.NUM_EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
     sizes = ["-batch_size", "4", "-image_size", SIDE, "-num_workers", "0", "-output", "out"]
     teacher = ["-teacher", "regnety_160.yaml"] if "distill.py" in command or "distill.sh" in command else []

@@ -70,13 +70,12 @@ def listing(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_planted_in_the_digits(tmp_path, capsys, seed):
+def test_planted_in_the_digits(tmp_path, capsys):
     data, output = tmp_path / "digits", tmp_path / "audit"
     write_digits(data)
-    flipped, pairs = plant(data, seed)
+    flipped, pairs = plant(data, 0)
     before = listing(data)
-    assert main(["audit", str(data), "-output", str(output), "-workers", "0", "-seed", str(seed)]) == 0
+    assert main(["audit", str(data), "-output", str(output), "-workers", "0", "-seed", "0"]) == 0
     assert listing(data) == before
     found = json.loads((output / "audit.json").read_text())
     groups = [{image["image"] for image in group["images"]} for group in found["duplicates"]]

@@ -1,14 +1,16 @@
 """A program for test_parallel.py: 8 optimizer steps of a small PiT in float64, alone or as one of several processes.
 
-    python parallel_steps.py OUTPUT CASE...
+    python parallel_steps.py FOLDER CASE...
 
 A case is <images per batch>x<batches per step>[s][r]: with s the optimizer's state is sharded, with r blocks keep no
-activations. OUTPUT_<rank>.npz gets, for every case, the losses of the steps, the weights after them, and the bytes of
-the optimizer's state on this process; and a BatchNorm's running means before and after the end of an epoch.
+activations. FOLDER/<rank>.npz gets, for every case, the losses of the steps, the weights after them, and the bytes of
+the optimizer's state on this process; a BatchNorm's running means before and after the end of an epoch; and what
+`evaluate` returns, with mirrored images too, for FOLDER/val in batches of 1, 7 and 64.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -17,10 +19,12 @@ from paddle import nn
 
 from paddlevit import build_model
 from paddlevit.config import get_config
+from paddlevit.data import build_eval_loader
 from paddlevit.data.mixup import SmoothTargets
+from paddlevit.data.tta import Averaged
 from paddlevit.runtime import process
 from paddlevit.training.ema import ModelEma
-from paddlevit.training.engine import Trainer
+from paddlevit.training.engine import Trainer, evaluate
 from paddlevit.training.objectives import Supervised
 from paddlevit.training.optim import build_optimizer, optimizer_arrays
 from paddlevit.training.recompute import recompute_blocks
@@ -96,12 +100,21 @@ def statistics():
     return {"own": before[-1], "model": model[0]._mean.numpy(), "ema": trainer.ema.model[0]._mean.numpy()}
 
 
-def main(output, *cases):
+def evaluations(data):
+    paddle.seed(1)
+    model = Averaged(build_model(get_config("pit_digits")), "flip")
+    for size in (1, 7, 64):
+        config = get_config("pit_digits", ["DATA.DATA_PATH", data, "DATA.BATCH_SIZE_EVAL", size])
+        yield evaluate(model, build_eval_loader(config, rank=process.rank(), world_size=process.world_size()))
+
+
+def main(folder, *cases):
     process.setup("cpu", 0)
+    arrays = {"evaluations": json.dumps(list(evaluations(folder)))}
     paddle.set_default_dtype("float64")
-    arrays = {f"{case}/{name}": value for case in cases for name, value in run(case).items()}
-    arrays.update({f"statistics/{name}": value for name, value in statistics().items()})
-    np.savez(f"{output}_{process.rank()}.npz", **arrays)
+    arrays |= {f"{case}/{name}": value for case in cases for name, value in run(case).items()}
+    arrays |= {f"statistics/{name}": value for name, value in statistics().items()}
+    np.savez(f"{folder}/{process.rank()}.npz", **arrays)
 
 
 if __name__ == "__main__":

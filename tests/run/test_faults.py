@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from tiny import image_folder
 
+from paddlevit.commands.train import main
 from paddlevit.training import checkpoint
 from paddlevit.weights import read_state_dict
 
@@ -29,17 +30,20 @@ def data(tmp_path_factory):
     return image_folder(tmp_path_factory.mktemp("data"), classes=4, train=24, val=40)
 
 
-def start(data, output):
+def words(data, output):
     options = ["TRAIN.NUM_EPOCHS", "4", "TRAIN.WARMUP_EPOCHS", "1.0", "REPORT_FREQ", "1", "KEEP_LAST", "2"]
     options += ["DATA.BATCH_SIZE_EVAL", "4"]
     args = ["-cfg", "pit_digits", "-data_path", data, "-output", output, "-batch_size", 8, "-resume", "auto"]
-    command = [sys.executable, ROOT / "tools" / "main_single_gpu.py", *args, "-opts", *options]
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return [str(word) for word in (*args, "-opts", *options)]
 
 
-def finish(process):
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+def start(data, output):
+    command = [sys.executable, ROOT / "tools" / "main_single_gpu.py", *words(data, output)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(data, output):
+    assert main(words(data, output), nprocs=1) == 0
 
 
 def saving(folder):
@@ -99,7 +103,7 @@ def end_by_a_bad_image(process, data, folder, rng):
 
 @pytest.mark.slow
 def test_killed_again_and_again(data, tmp_path):
-    finish(start(data, tmp_path / "quiet"))
+    finish(data, tmp_path / "quiet")
     expected = read_state_dict(tmp_path / "quiet" / "epoch_004.pdparams")
     rng, ends = random.Random(0), {"bad image": 0, "saving": 0, "rival": 0, "evaluating": 0, "any": 0}
     while sum(ends.values()) < KILLS:
@@ -117,7 +121,7 @@ def test_killed_again_and_again(data, tmp_path):
             ends[kind] += ended
             present = list(folder.glob("epoch_*.pdstate"))
             assert not present or checkpoint.newest(folder) == max(present, key=lambda path: path.stem)
-        finish(start(data, folder))
+        finish(data, folder)
         found = read_state_dict(folder / "epoch_004.pdparams")
         assert found.keys() == expected.keys()
         assert all(np.array_equal(found[name], expected[name]) for name in expected), ends
