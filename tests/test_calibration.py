@@ -13,8 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 import pytest
-from scipy import optimize, special
-from sklearn.metrics import log_loss, roc_auc_score
+from scipy import special
 
 from paddlevit import Classifier
 from paddlevit.calibration import Calibration, calibrate, energy, fit_temperature, reliability
@@ -36,6 +35,9 @@ def made_up(images, scale, classes=6, seed=0):
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("images", [1, 30, 4000])
 def test_the_temperature_is_that_of_scipy(images, scale):
+    from scipy import optimize
+    from sklearn.metrics import log_loss
+
     logits, labels = made_up(images, scale)
 
     def loss(b):
@@ -241,6 +243,8 @@ def test_a_damaged_calibration_is_named(run, content):
 
 @pytest.mark.slow
 def test_a_digit_that_was_left_out_is_told_by_its_energy(made, tmp_path):
+    from sklearn.metrics import roc_auc_score
+
     argv = ["-cfg", "pit_digits", "-data_path", made / "data", "-output", tmp_path, "-epochs", "8"]
     assert train.main([str(word) for word in argv], nprocs=1) == 0
     classifier = Classifier(tmp_path)

@@ -16,7 +16,7 @@ from paddlevit.flops import count
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = [
-    pytest.param(name, marks=[pytest.mark.slow] * (info(name)["macs_g"] > 10))
+    pytest.param(name, marks=[pytest.mark.slow] * (info(name)["macs_g"] > 3))
     for name in sorted({n for n, _ in cases()})
 ]
 

@@ -84,6 +84,7 @@ def test_data(capsys):
     assert list(result["images_per_sec"]) == ["0", "1"] and all(rate > 0 for rate in result["images_per_sec"].values())
 
 
+@pytest.mark.slow
 def test_data_table(photographs, capsys):
     argv = ["data", "-images", "4", "-rounds", "1", "-data_path", str(photographs), "-workers", "0"]
     assert main([*argv, "-opts", "DATA.IMAGE_SIZE", "32", "DATA.BATCH_SIZE", "2", "TRAIN.RESIZER", "pillow"]) == 0

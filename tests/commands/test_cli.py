@@ -295,6 +295,7 @@ def assert_the_best_are_known(folder, undisturbed):
     assert best["sha256"] == sha256(folder / "best.pdparams")
 
 
+@pytest.mark.slow
 def test_asked_to_stop_while_it_evaluates_it_does_so_later(trained, digits, tmp_path, monkeypatch):
     """In the second epoch, after the network and before its EMA."""
     args = train_args(digits, tmp_path / "run", "-resume", "auto")
@@ -314,6 +315,7 @@ def test_asked_to_stop_while_it_evaluates_it_does_so_later(trained, digits, tmp_
     assert_same_run(tmp_path / "run", trained[0])
 
 
+@pytest.mark.slow
 def test_going_on_from_an_older_checkpoint_withdraws_the_later_ones(trained, digits, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     args = train_args(digits, tmp_path / "run", "-resume", tmp_path / "run" / "epoch_002")

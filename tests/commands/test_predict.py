@@ -240,6 +240,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 def test_standard_output_holds_results_only(data, run):
     words = [sys.executable, "-c", NOISY, data / "val" / "red", "-pretrained", weights(run), "-json"]
     # PYTHONUNBUFFERED holds for C too.

@@ -20,11 +20,15 @@ from paddlevit.data.sources import FolderSource, open_imagenet
 from paddlevit.errors import UserError
 
 FIRST_VAL, SUM_VAL = [3, 7, 13, 19, 36, 38, 43, 48, 53, 55], 313341
-load_digits = pytest.importorskip("sklearn.datasets").load_digits
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
+def sklearns():
+    return pytest.importorskip("sklearn.datasets").load_digits()
+
+
+@pytest.fixture(scope="module")
+def digits(sklearns, tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits") / "new" / "folder"
     assert main(["digits", str(folder)]) == 0
     return folder
@@ -34,8 +38,7 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_digits_are_scikit_learns(digits):
-    data = load_digits()
+def test_digits_are_scikit_learns(digits, sklearns):
     seen = []
     for split, count in (("train", 1437), ("val", 360)):
         source = open_imagenet(digits, split)
@@ -43,23 +46,22 @@ def test_digits_are_scikit_learns(digits):
         for i in range(len(source)):
             path = Path(source.name(i))
             number = int(path.stem)
-            assert path.parts[-3:-1] == (split, str(source.label(i))) and source.label(i) == data.target[number]
+            assert path.parts[-3:-1] == (split, str(source.label(i))) and source.label(i) == sklearns.target[number]
             seen.append(number)
             if i % 100 == 0:
                 with Image.open(path) as image:
                     assert (image.mode, image.size) == ("L", (32, 32))
-                    small = Image.fromarray(np.rint(data.images[number] * 255 / 16).astype("uint8"))
+                    small = Image.fromarray(np.rint(sklearns.images[number] * 255 / 16).astype("uint8"))
                     assert (np.asarray(image) == np.asarray(small.resize((32, 32), Image.Resampling.BICUBIC))).all()
     assert sorted(seen) == list(range(1797))
     assert len(files(digits)) == 1797 + 3
 
 
-def test_the_split_never_changes(digits):
+def test_the_split_never_changes(digits, sklearns):
     """Accuracies on the 360 images are compared between versions."""
     numbers = [int(Path(line.split()[0]).stem) for line in (digits / "val_list.txt").read_text().splitlines()]
     assert numbers[:10] == FIRST_VAL and sum(numbers) == SUM_VAL
-    labels = load_digits().target
-    shares = np.bincount(labels[numbers], minlength=10) / np.bincount(labels)
+    shares = np.bincount(sklearns.target[numbers], minlength=10) / np.bincount(sklearns.target)
     assert abs(shares - 360 / 1797).max() < 1 / 174
 
 

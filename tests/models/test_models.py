@@ -53,7 +53,7 @@ def golden_logits():
         formats, macs = [fmt for model, fmt in cases(logits=True) if model == name], info(name)["macs_g"]
         for dtype, compared in (("float32", formats[:1]), ("float64", formats)):
             for fmt in compared:
-                slow = macs > (5 if dtype == "float32" else 1)
+                slow = macs > (3 if dtype == "float32" else 1)
                 yield pytest.param(name, fmt, dtype, marks=[pytest.mark.slow] * slow)
 
 

@@ -118,6 +118,7 @@ def test_other_classes_are_an_error_everywhere(weights, tmp_path, capfd):
     assert (tmp_path / "out" / "class_names.txt").read_text().split() == ["cat", "cup", "flower"]
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_weights_or_resumes_keeps_their_order(weights, tmp_path, capfd):
     folder = data(tmp_path / "data", NAMES)
     (folder / "class_names.txt").write_text("leaf\nball\nbrick\n")
@@ -177,6 +178,7 @@ def test_lists_that_number_the_same_classes_otherwise_are_an_error(tmp_path):
         open_source(get_config("pit_digits", ["DATA.DATA_PATH", str(folder)]), "val")
 
 
+@pytest.mark.slow
 def test_labels_rename_all_classes_or_none(weights, tmp_path):
     assert Classifier(weights, labels=["Ball", "Ziegel", "Blatt"]).label(1) == "Ziegel"
     assert Classifier(weights, labels=NAMES).label(1) == "brick"

@@ -73,6 +73,7 @@ def unseen(monkeypatch):
     monkeypatch.setattr(run_room, "_IMAGES_TO_TRY", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unseen")
 def test_a_bad_validation_image_costs_nothing(data, quiet, tmp_path, bad_validation_image, capsys):
     assert train(data, tmp_path) == 2
@@ -91,7 +92,11 @@ def test_a_bad_validation_image_is_met_before_the_first_epoch(data, tmp_path, ba
 
 
 @pytest.mark.parametrize(
-    ("batches", "stem"), [(2, None), (3, "epoch_000_step_000003"), (6, None), (7, "epoch_001_step_000003")]
+    ("batches", "stem"),
+    [
+        (3, "epoch_000_step_000003"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, None), (6, None), (7, "epoch_001_step_000003"))),
+    ],
 )
 def test_an_error_of_the_training_data_saves_the_last_optimizer_step(data, quiet, tmp_path, monkeypatch, batches, stem):
     whole, done = TrainLoader.epoch, []

@@ -101,6 +101,7 @@ def megabytes(port):
     return float(re.search(r"^process_resident_memory_bytes (.*)", text, re.M).group(1)) / 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_it_says_what_predict_says(port, weights, tmp_path, capsys, kind):
     file = tmp_path / "image"
@@ -127,6 +128,7 @@ def test_exported_model(weights, tmp_path):
     assert heats[0].shape == (32, 32) and heats[0].max() == 1
 
 
+@pytest.mark.slow
 def test_overlay_shows_the_whole_image_dark_where_it_was_not_seen(port):
     reply = ask(port, picture((90, 150, 90), size=(300, 200)), query="&overlay=true").content
     shown = Image.open(io.BytesIO(base64.b64decode(reply["overlay"].partition(",")[2])))
@@ -138,6 +140,7 @@ def test_overlay_shows_the_whole_image_dark_where_it_was_not_seen(port):
     assert reply["classes"] == ask(port, picture((90, 150, 90), size=(300, 200))).content["classes"]
 
 
+@pytest.mark.slow
 def test_many_clients_at_once_are_answered_as_if_alone(port):
     images = [noise(i) for i in range(20)]
     alone = [probabilities(ask(port, image)) for image in images]
@@ -160,11 +163,13 @@ def test_many_clients_at_once_are_answered_as_if_alone(port):
     assert largest < 2 * CLIENTS, "some were classified together"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["WEBP", "BMP", "TIFF", "GIF"])
 def test_formats_are_those_of_training(port, kind):
     assert ask(port, picture(kind=kind)).status == 200
 
 
+@pytest.mark.slow
 def test_uploads_that_mean_harm_take_no_memory(port):
     good = noise(3)
     expected = probabilities(ask(port, good))

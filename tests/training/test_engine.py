@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paddle import nn
-from sklearn import metrics
 from tiny import arrays, batch, network, trainer_of
 
 from paddlevit.config import get_config
@@ -190,6 +189,8 @@ def test_evaluation_is_exact_whatever_the_batch_size(size):
         (paddle.to_tensor(images[i : i + size]), paddle.to_tensor(labels[i : i + size])) for i in range(0, 101, size)
     ]
     seen = []
+    from sklearn import metrics
+
     result = evaluate(model, loader, on_batch=lambda logits: seen.append(len(logits)))
     logits = images.astype("float64") @ model.weight.numpy() + model.bias.numpy()
     order = np.argsort(-logits, axis=1)
@@ -206,6 +207,8 @@ def test_evaluation_is_exact_whatever_the_batch_size(size):
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")  # scikit-learn's
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40))
 def test_scores_of_classes_are_those_of_scikit_learn(pairs):
+    from sklearn import metrics
+
     labels, predicted = np.array(pairs).T
     counts = [np.bincount(each, minlength=6) for each in (labels, predicted, labels[labels == predicted])]
     expected = metrics.precision_recall_fscore_support(labels, predicted, labels=range(6), zero_division=0)
