@@ -161,7 +161,7 @@ def test_a_run_ends_with_a_calibration(made):
     page = (made / "run" / "report.html").read_text()
     assert f"the {len(files)} validation images" in page and f"<b>{found.ece_after:.2f} %</b>" in page
     confidence = ours.probabilities(logits).max(axis=1)
-    (worst, *_) = re.findall(r"taken for .*?<span>([\d.]+) %", page)
+    (worst, *_) = re.findall(r"predicted <b>.*?<span>([\d.]+) %", page)
     assert float(worst) == pytest.approx(100 * confidence[logits.argmax(axis=1) != labels].max(), abs=0.06)
 
 

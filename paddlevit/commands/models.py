@@ -1,4 +1,4 @@
-"""paddlevit models: the shipped variants, with the figures that stand at the top of their yaml files."""
+"""paddlevit models: the shipped variants, with the numbers at the top of their yaml files."""
 
 from __future__ import annotations
 

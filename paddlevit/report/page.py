@@ -33,7 +33,7 @@ def write_report(folder: Path, predictions: Predictions | None = None, training:
     """Write `folder`/report.html from its metrics.jsonl and config.yaml, and return its path.
 
     `predictions` of the best weights add the confusion matrix, the scores of each class, the worst mistakes and some
-    right answers; `training` are images as the model saw them, as PNG or JPEG files. Raises UserError where one of the
+    correct ones; `training` are images as the model saw them, as PNG or JPEG files. Raises UserError where one of the
     two files is missing, empty or not what its name says, or the page cannot be written.
     """
     run = read_run(folder)

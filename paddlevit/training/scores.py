@@ -1,4 +1,4 @@
-"""How well each class is told from the others, from what was counted per class."""
+"""Precision, recall and F1 of each class, from counts; and how weights are ranked by metrics."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def rank(metrics: dict[str, float], by: str) -> tuple[float, float]:
 
 
 def accuracies(metrics: dict[str, float], num_classes: int, *, digits: int) -> str:
-    """Top-1 and, where more than five classes let it say something, top-5, for the log."""
+    """Top-1 and, where there are more than five classes, top-5, for the log."""
     shown = (("top-1", "acc1"), ("top-5", "acc5")) if num_classes > 5 else (("top-1", "acc1"),)
     return ", ".join(f"{name} {metrics[key]:.{digits}f} %" for name, key in shown)

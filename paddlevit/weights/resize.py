@@ -1,4 +1,4 @@
-"""Position embeddings for another image size, interpolated as networks do it (half-pixel centres, no antialiasing).
+"""Position embeddings for another image size, interpolated as models do it (half-pixel centres, no antialiasing).
 
 Written in NumPy because it then works in the array's own precision; Pillow and OpenCV treat the borders or small maps
 differently, and Paddle would need the array on its device.

@@ -171,7 +171,7 @@ def test_few_images_of_one_class(tmp_path, count):
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert found["probe_accuracy"] == (1.0 if count == 5 else None) and not found["suspects"]
     assert [image["split"] for image in found["removed"]] == ["train"] and len(found["unreadable"]) == 2
-    assert ("Not looked for" in (tmp_path / "out" / "audit.html").read_text()) == (count < 5)
+    assert ("Not checked" in (tmp_path / "out" / "audit.html").read_text()) == (count < 5)
 
 
 def test_what_cannot_be_audited(colors, tmp_path, capsys):

@@ -120,14 +120,14 @@ def test_many_classes_show_the_most_frequent_confusions(tmp_path):
     images = Counter(predictions.labels.tolist())
     page = report(tmp_path, LINES, predictions)
     head, *rows = page.tables[0]
-    assert head == ["true class", "taken for", "images", "of the true class"]
+    assert head == ["true class", "predicted", "images", "of the true class"]
     assert [int(row[2]) for row in rows] == sorted(pairs.values(), reverse=True)[:30]
     for true, predicted, count, share in rows:
         true, predicted = int(true.split()[1]), int(predicted.split()[1])
         assert int(count) == pairs[true, predicted]
         assert share == f"{100 * pairs[true, predicted] / images[true]:.1f} %"
     right = int((predictions.labels == predictions.predicted).sum())
-    assert f"{right:,} of 3,000 images are right, {3000 - right:,} wrong." in page.text
+    assert f"{right:,} of 3,000 images are correct, {3000 - right:,} wrong." in page.text
 
 
 def test_class_accuracy_is_worst_first(tmp_path):
@@ -172,7 +172,7 @@ def test_most_confident_mistakes_and_least_confident_right_answers(tmp_path, kin
     assert [base64.b64decode(src.split(",")[1]) for src in sources] == [picture(i, kind) for i in expected]
     assert all(src.startswith(f"data:image/{kind.lower()};base64,") for src in sources)
     for i in mistakes:
-        told = f"taken for class {predictions.predicted[i]} {100 * predictions.confidence[i]:.1f} %"
+        told = f"predicted class {predictions.predicted[i]} {100 * predictions.confidence[i]:.1f} %"
         assert f"{told}true class class {predictions.labels[i]}val/{i}.png" in page.text
 
 
@@ -207,7 +207,7 @@ def test_without_mistakes_or_images(tmp_path):
     assert "Most confident mistakes There are none." in page.text.replace("mistakesThere", "mistakes There")
     assert "no validation image" in report(tmp_path, LINES, predictions_of([], [], ["a"])).text
     many = predictions_of(range(60), range(60), [])
-    assert "No class was taken for another." in report(tmp_path, LINES, many).text
+    assert "No class was predicted for another." in report(tmp_path, LINES, many).text
 
 
 def test_classes_without_names_are_numbers(tmp_path):
