@@ -59,6 +59,7 @@ setup(
             "data/imagenet_classes.txt",
             "weights/*.yaml",
             "report/templates/*",
+            "runtime/*.cpp",
             "serve/page/*",
         ]
     },

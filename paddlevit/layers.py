@@ -14,6 +14,8 @@ from paddle import Tensor, nn
 
 from paddlevit.errors import UserError
 from paddlevit.paddle_internals import conv_options, has_hooks
+from paddlevit.runtime import kernels
+from paddlevit.runtime.kernels import gelu as gelu
 
 
 @contextlib.contextmanager
@@ -101,7 +103,7 @@ class Conv2D(nn.Conv2D):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.conv2d(x, self.weight, None, *conv_options(self))
+        y = kernels.conv2d(x, self.weight, *conv_options(self))
         if self.bias is None:
             return y
         bias = self.bias.reshape([-1, 1, 1])
@@ -113,6 +115,17 @@ def for_each_image(token: Tensor, images: Tensor) -> Tensor:
     """[1, T, dim] -> [N, T, dim] for `images` [N, ...]; in an exported program N is open, and -1 here."""
     n = images.shape[0]
     return token.expand([n if n >= 0 else paddle.shape(images)[0], -1, -1])
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm over the last axis, compiled where PADDLEVIT_KERNELS asks for it."""
+
+    def __init__(self, dim: int, epsilon: float) -> None:
+        super().__init__(dim, epsilon)
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.layer_norm(x, self.weight, self.bias, self.epsilon)
 
 
 class DropPath(nn.Layer):
@@ -140,7 +153,7 @@ class Mlp(nn.Layer):
     """
 
     def __init__(
-        self, dim: int, mlp_ratio: float, *, dropout: float = 0.0, activation: Callable[[Tensor], Tensor] = F.gelu
+        self, dim: int, mlp_ratio: float, *, dropout: float = 0.0, activation: Callable[[Tensor], Tensor] = gelu
     ) -> None:
         super().__init__()
         hidden_dim = int(dim * mlp_ratio)
@@ -245,9 +258,9 @@ class Block(nn.Layer):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, epsilon=norm_eps)
+        self.norm1 = LayerNorm(dim, norm_eps)
         self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, attention_dropout=attention_dropout, dropout=dropout)
-        self.norm2 = nn.LayerNorm(dim, epsilon=norm_eps)
+        self.norm2 = LayerNorm(dim, norm_eps)
         self.mlp = Mlp(dim, mlp_ratio, dropout=dropout)
         self.drop_path = DropPath(drop_path)
 

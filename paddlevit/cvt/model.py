@@ -16,6 +16,7 @@ from paddlevit.errors import UserError, about_keys
 from paddlevit.layers import (
     Conv2D,
     DropPath,
+    LayerNorm,
     Mlp,
     attention,
     classifier,
@@ -23,6 +24,7 @@ from paddlevit.layers import (
     drop_path_rates,
     flash_attention,
     for_each_image,
+    gelu,
     has_flash_attention,
     init_conv_like_torch_linear_trunc_normal,
     names_by_layer,
@@ -79,7 +81,7 @@ class ConvTokenEmbedding(nn.Layer):
     def __init__(self, in_channels: int, spec: StageSpec) -> None:
         super().__init__()
         self.proj = Conv2D(in_channels, spec.dim_embed, spec.patch_size, spec.patch_stride, spec.patch_padding)
-        self.norm = nn.LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
+        self.norm = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
 
     def forward(self, feature_map: Tensor) -> tuple[Tensor, int, int]:
         feature_map = self.proj(feature_map)
@@ -159,9 +161,9 @@ class Block(nn.Layer):
 
     def __init__(self, spec: StageSpec, drop_path: float, activation: Activation) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
+        self.norm1 = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
         self.attn = ConvAttention(spec)
-        self.norm2 = nn.LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
+        self.norm2 = LayerNorm(spec.dim_embed, epsilon=NORM_EPS)
         self.mlp = Mlp(spec.dim_embed, spec.mlp_ratio, dropout=spec.drop_rate, activation=activation)
         self.drop_path = DropPath(drop_path)
 
@@ -223,7 +225,7 @@ class CvT(nn.Layer):
         widths = [spec.dim_embed for spec in stages]
         channels = [in_channels, *widths]
         self.stages = nn.LayerList(Stage(*stage, activation) for stage in zip(channels, stages))
-        self.norm = nn.LayerNorm(widths[-1], epsilon=NORM_EPS)
+        self.norm = LayerNorm(widths[-1], epsilon=NORM_EPS)
         self.head = classifier(widths[-1], num_classes)
         self.apply(init_conv_like_torch_linear_trunc_normal)
 
@@ -274,6 +276,6 @@ def build_cvt(config: CfgNode) -> CvT:
             )
     with about_keys(model):
         stages = [StageSpec(**{name: model[name.upper()][i] for name in names}) for i in range(model.NUM_STAGES)]
-        activation = {"quickgelu": quick_gelu, "gelu": F.gelu}[model.ACT]
+        activation = {"quickgelu": quick_gelu, "gelu": gelu}[model.ACT]
         channels = config.DATA.IMAGE_CHANNELS
         return CvT(channels, stages=stages, num_classes=model.NUM_CLASSES, activation=activation)

@@ -7,7 +7,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from paddlevit.hrformer.convert import relative_position_index
-from paddlevit.layers import Conv2D, DropPath, attention, create_parameter
+from paddlevit.layers import Conv2D, DropPath, LayerNorm, attention, create_parameter, gelu
 
 
 def window_padding(size: int, window: int) -> tuple[int, int]:
@@ -124,9 +124,9 @@ class ConvMlp(nn.Layer):
         self.norm3 = nn.BatchNorm2D(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(self.fc1(x)))
-        x = F.gelu(self.norm2(self.dw3x3(x)))
-        return F.gelu(self.norm3(self.fc2(x)))
+        x = gelu(self.norm1(self.fc1(x)))
+        x = gelu(self.norm2(self.dw3x3(x)))
+        return gelu(self.norm3(self.fc2(x)))
 
 
 class Block(nn.Layer):
@@ -138,8 +138,8 @@ class Block(nn.Layer):
         super().__init__()
         self.window = window
         self.attn = WindowAttention(dim, num_heads, window)
-        self.norm1 = nn.LayerNorm(dim, epsilon=1e-6)
-        self.norm2 = nn.LayerNorm(dim, epsilon=1e-6)
+        self.norm1 = LayerNorm(dim, epsilon=1e-6)
+        self.norm2 = LayerNorm(dim, epsilon=1e-6)
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 

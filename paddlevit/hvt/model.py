@@ -14,6 +14,7 @@ from paddlevit.hvt.convert import SOURCES
 from paddlevit.layers import (
     Block,
     Conv2D,
+    LayerNorm,
     classifier,
     create_parameter,
     drop_path_rates,
@@ -100,7 +101,7 @@ class HVT(nn.Layer):
             length = _pooled_length(length, pool_kernel_size, pool_stride, block=i)
             pool = {"kernel": pool_kernel_size, "stride": pool_stride, "pooled_length": length}
             self.layers.append(PooledBlock(embed_dim, num_heads, **pool, **block))
-        self.norm = nn.LayerNorm(embed_dim, epsilon=1e-6)
+        self.norm = LayerNorm(embed_dim, epsilon=1e-6)
         self.head = classifier(embed_dim, num_classes)
         self.apply(init_conv_like_torch_linear_trunc_normal)
 

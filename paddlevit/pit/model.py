@@ -13,6 +13,7 @@ from paddlevit.errors import UserError, about_keys
 from paddlevit.layers import (
     Block,
     Conv2D,
+    LayerNorm,
     classifier,
     create_parameter,
     for_each_image,
@@ -111,7 +112,7 @@ class PiT(nn.Layer):
             for dim, heads, blocks in zip(dims, num_heads, depth)
         )
         self.pools = nn.LayerList(Pooling(dim, out_dim) for dim, out_dim in zip(dims[:-1], dims[1:]))
-        self.norm = nn.LayerNorm(dims[-1], epsilon=1e-6)
+        self.norm = LayerNorm(dims[-1], epsilon=1e-6)
         self.head = classifier(dims[-1], num_classes)
         if distilled:
             self.head_dist = classifier(dims[-1], num_classes)

@@ -20,7 +20,7 @@ from paddlevit.data.sources import Source
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.report.history import read_history
 from paddlevit.run.build import build_trainer, known_classes
-from paddlevit.runtime import process
+from paddlevit.runtime import kernels, process
 from paddlevit.runtime.files import fingerprint, sha256, write_text
 from paddlevit.runtime.settings import processor
 from paddlevit.training import checkpoint
@@ -49,7 +49,7 @@ def certify(folder: Path, config: CfgNode, source: Source) -> None:
 def _made_of(folder: Path, config: CfgNode, source: Source) -> dict[str, Any]:
     package, root = Path(paddlevit.__file__).parent, f"{Path(config.DATA.DATA_PATH)}/"
     files = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.cpp")]):
         files.update(str(path.relative_to(package)).encode() + path.read_bytes())
     images = hashlib.sha256(np.asarray(source.labels, "int64").tobytes())
     for i in range(len(source)):
@@ -60,7 +60,8 @@ def _made_of(folder: Path, config: CfgNode, source: Source) -> dict[str, Any]:
         "paddlevit": f"{paddlevit.__version__} ({files.hexdigest()})",
         "PaddlePaddle": paddle.__version__,
         "device": paddle.device.get_device(),
-        "machine": f"{processor()[1]}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}",
+        "machine": f"{processor()[1]}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}"
+        + (", compiled operators" if kernels.library() else ""),
         "configuration": sha256(folder / "config.yaml"),
         "training images": f"{len(source):,} ({images.hexdigest()})",
         **weights,

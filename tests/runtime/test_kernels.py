@@ -1,0 +1,159 @@
+"""The compiled operators against Paddle's, forward and backward, and where they are left alone."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+
+from paddlevit import build_model
+from paddlevit.layers import Conv2D, LayerNorm, gelu
+from paddlevit.runtime import kernels
+
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PADDLEVIT_KERNELS", "1")
+        patch.delenv("CXX", raising=False)
+        kernels.library.cache_clear()
+        library = kernels.library()
+    kernels.library.cache_clear()  # other tests have Paddle's operators
+    assert library is not None
+    return library
+
+
+@pytest.fixture
+def calls(compiled, monkeypatch):
+    """The compiled operators are on; which of them are called."""
+    called, call = [], kernels._call
+    monkeypatch.setattr(kernels, "library", lambda: compiled)
+    monkeypatch.setattr(kernels, "_call", lambda name, *args: (called.append(name), call(name, *args)))
+    return called
+
+
+def results(function, arrays, dtype="float32"):
+    """What `function` gives, and the gradients of its inputs for a gradient that is the same for all."""
+    tensors = [paddle.to_tensor(array, dtype=dtype, stop_gradient=False) for array in arrays]
+    y = function(*tensors)
+    y.backward(paddle.to_tensor(np.random.default_rng(1).standard_normal(y.shape), dtype=dtype))
+    return [x.numpy() for x in (y, *(tensor.grad for tensor in tensors))]
+
+
+def check(ours, paddles, arrays):
+    """`ours` is as near to `paddles` in float64 as float32 allows."""
+    for found, expected in zip(results(ours, arrays), results(paddles, arrays, "float64")):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * max(np.abs(expected).max(), 1e-3))
+
+
+@needs_compiler
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 2), (2, 1), (3, 3), (7, 7), (8, 9), (9, 8), (14, 14), (5, 40)])
+def test_depthwise_convolution(calls, stride, height, width):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal([3, 5, height, width]), rng.standard_normal([5, 1, 3, 3])]
+    options = ([stride, stride], 1, [1, 1], 5)
+    check(lambda x, w: kernels.conv2d(x, w, *options), lambda x, w: F.conv2d(x, w, None, *options), arrays)
+    assert calls == ["depthwise", "depthwise_grad"]
+
+
+@needs_compiler
+def test_gelu(calls):
+    check(gelu, F.gelu, [np.linspace(-15, 15, 30_001)])
+    assert calls == ["gelu", "gelu_grad"]
+    far = paddle.to_tensor([-1e30, -40.0, 40.0, 1e30, float("nan")])
+    np.testing.assert_allclose(gelu(far).numpy(), F.gelu(far).numpy(), rtol=0, atol=1e-37)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [[1, 3], [3, 5], [2, 7, 18], [1000, 384]])
+def test_layer_norm(calls, shape):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape) + 3, rng.standard_normal(shape[-1:]), rng.standard_normal(shape[-1:])]
+    check(
+        lambda *tensors: kernels.layer_norm(*tensors, 1e-5),
+        lambda x, *affine: F.layer_norm(x, shape[-1:], *affine, 1e-5),
+        arrays,
+    )
+    assert calls == ["layer_norm", "layer_norm_grad"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["hrformer_digits", "cvt_digits"])
+def test_a_model_learns_the_same(calls, compiled, monkeypatch, name):
+    paddle.seed(0)
+    model, images = build_model(name), paddle.randn([4, 3, 32, 32])
+    model.train()
+
+    def gradients():
+        model.clear_gradients()
+        paddle.seed(1)
+        loss = F.cross_entropy(model(images), paddle.arange(4))
+        loss.backward()
+        return [loss.numpy(), *(param.grad.numpy() for param in model.parameters() if param.grad is not None)]
+
+    ours = gradients()
+    assert {"depthwise_grad", "layer_norm_grad"} <= set(calls)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    scale = max(np.abs(array).max() for array in ours[1:])
+    for found, expected in zip(ours, gradients()):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * scale)
+
+
+@needs_compiler
+def test_frozen_weights_have_no_gradient(calls):
+    layers = [Conv2D(3, 3, 3, padding=1, groups=3), LayerNorm(4, 1e-5)]
+    for layer in layers:
+        for param in layer.parameters():
+            param.stop_gradient = True
+    x = paddle.randn([2, 3, 4, 4])
+    x.stop_gradient = False
+    layers[1](layers[0](x)).sum().backward()
+    assert x.grad is not None and all(param.grad is None for layer in layers for param in layer.parameters())
+    assert "depthwise_grad" in calls
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "options",
+    [
+        ([1, 1], 0, [1, 1], 4),
+        ([3, 3], 1, [1, 1], 4),
+        ([1, 2], 1, [1, 1], 4),
+        ([1, 1], 2, [2, 2], 4),
+        ([1, 1], 1, [1, 1], 1),
+    ],
+    ids=["padding", "stride", "strides", "dilation", "dense"],
+)
+def test_other_convolutions_are_paddles(calls, options):
+    x, weight = paddle.randn([2, 4, 9, 9]), paddle.randn([4, 4 // options[3], 3, 3])
+    expected = F.conv2d(x, weight, None, *options)
+    np.testing.assert_array_equal(kernels.conv2d(x, weight, *options).numpy(), expected.numpy())
+    assert not calls
+
+
+@needs_compiler
+def test_other_precisions_empty_batches_and_programs_are_paddles(calls):
+    assert gelu(paddle.ones([3], "float64")).dtype == paddle.float64
+    assert gelu(paddle.ones([0, 3])).shape == [0, 3]
+    program = paddle.jit.to_static(gelu, full_graph=True)
+    np.testing.assert_allclose(program(paddle.ones([3])).numpy(), 0.8413447, rtol=1e-6)
+    assert not calls
+
+
+def test_without_being_asked_for_or_a_compiler_they_are_paddles(monkeypatch, caplog):
+    monkeypatch.delenv("PADDLEVIT_KERNELS", raising=False)
+    kernels.library.cache_clear()
+    assert kernels.library() is None and not caplog.records
+    for compiler in ("false", "no-such-compiler"):
+        monkeypatch.setenv("PADDLEVIT_KERNELS", "1")
+        monkeypatch.setenv("CXX", compiler)
+        kernels.library.cache_clear()
+        assert gelu(paddle.ones([1])).item() == pytest.approx(0.8413447)
+        assert compiler in caplog.text
+    kernels.library.cache_clear()
