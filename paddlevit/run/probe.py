@@ -19,6 +19,8 @@ from paddlevit.training.journal import progress
 
 logger = logging.getLogger(__name__)
 
+_ROWS = 1 << 16  # of the features, which a device holds at a time
+
 
 def fit_heads(config: CfgNode, model: nn.Layer) -> None:
     """Give each head of `model` the weights that classify the training images by what it sees of them.
@@ -34,7 +36,7 @@ def fit_heads(config: CfgNode, model: nn.Layer) -> None:
     begun = time.monotonic()
     features, labels = _features(config, model, heads)
     for head, seen in zip(heads, features):
-        weight, bias = logistic_regression(seen, labels, config.MODEL.NUM_CLASSES)
+        weight, bias = logistic_regression(seen, labels, config.MODEL.NUM_CLASSES, on_step=heartbeat)
         head.weight.set_value(weight)
         head.bias.set_value(bias)
     what = f"{len(labels):,} features of the frozen body"
@@ -66,5 +68,7 @@ def _features(config: CfgNode, model: nn.Layer, heads: list[nn.Linear]) -> tuple
     model.train()
     for hook in hooks:
         hook.remove()
-    *gathered, labels = (process.all_reduce_sum(paddle.to_tensor(array)).numpy() for array in (*features, labels))
-    return gathered, np.tile(labels, len(mirrored))
+    for array in (*features, labels):
+        for part in np.split(array, range(_ROWS, len(array), _ROWS)):
+            part[...] = process.all_reduce_sum(paddle.to_tensor(part)).numpy()
+    return features, np.tile(labels, len(mirrored))

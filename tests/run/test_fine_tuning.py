@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import pickle
 import tarfile
+import tracemalloc
 
 import numpy as np
 import paddle
 import pytest
 from PIL import Image
 
-from paddlevit import build_model
+from paddlevit import build_model, linear_probe
 from paddlevit.commands.train import main
 from paddlevit.config import get_config
 from paddlevit.linear_probe import logistic_regression
+from paddlevit.run import probe
 
 CLASSES = 3
 TINY = ["MODEL.PATCH_SIZE", "8", "MODEL.STRIDE", "4", "MODEL.BASE_DIMS", "[8, 8, 8]", "MODEL.DEPTH", "[1, 1, 1]"]
@@ -189,7 +191,7 @@ def test_cifar_with_hvts_recipe(archives, tmp_path, dataset, classes, packed):
     assert go("hvt_ti_1_cifar100", place, tmp_path / "eval", *best, opts=opts) == 0
 
 
-def test_logistic_regression_is_scikit_learns():
+def test_logistic_regression_is_scikit_learns(monkeypatch):
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(0)
@@ -201,10 +203,27 @@ def test_logistic_regression_is_scikit_learns():
     expected = theirs.decision_function((features - mean) / std)
     logits = features @ weight + bias
     np.testing.assert_allclose(logits - logits.mean(axis=1, keepdims=True), expected, atol=0.02)
+    monkeypatch.setattr(linear_probe, "_ROWS", 50)
+    weight, bias = logistic_regression(features, labels, 4)
+    in_parts = features @ weight + bias  # less what is the same for all classes, which has no effect
+    in_parts -= (in_parts - logits).mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(in_parts, logits, atol=1e-5)
+
+
+def test_memory_for_logits_does_not_grow_with_the_images(monkeypatch):
+    monkeypatch.setattr(linear_probe, "_STEPS", 2)
+    features, labels = np.zeros([50_000, 4], "float32"), np.zeros([50_000], "int64")
+    tracemalloc.start()
+    logistic_regression(features, labels, 100)
+    assert tracemalloc.get_traced_memory()[1] < 50_000 * 100 * 4, "float32 [N, K]"
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("cfg", ["pit_ti_224", "pit_ti_distilled_224"])
-def test_a_probe_fits_the_heads_and_leaves_the_body(photographs, tmp_path, cfg):
+def test_a_probe_fits_the_heads_and_leaves_the_body(photographs, tmp_path, cfg, monkeypatch):
+    beats = []
+    monkeypatch.setattr(probe, "heartbeat", lambda: beats.append(1))
+    monkeypatch.setattr(probe, "_ROWS", 30)
     body = weights_of(tmp_path / "w.pdparams", cfg, [*TINY, *SIZE, "MODEL.NUM_CLASSES", 7])
     assert (
         go(cfg, photographs, tmp_path / "run", "-recipe", "probe", "-pretrained", tmp_path / "w", opts=[*TINY, *SIZE])
@@ -224,6 +243,7 @@ def test_a_probe_fits_the_heads_and_leaves_the_body(photographs, tmp_path, cfg):
     assert "64 features of the frozen body (linear probe)" in log(tmp_path / "run")
     assert "learning rate" not in log(tmp_path / "run"), "nothing is trained"
     assert (tmp_path / "run" / "report.html").is_file()
+    assert len(beats) > linear_probe._STEPS, "or it counts as hung"
 
 
 def test_fine_tuning_starts_with_the_probe_and_says_what_it_adds(photographs, tmp_path):
