@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import yaml
 from yacs.config import CfgNode
 
-from paddlevit.errors import MissingFileError, UserError
+from paddlevit.errors import MissingFileError, UserError, quoted
 from paddlevit.schema import FLAGS, KEYS, PATHS, Key
 
 logger = logging.getLogger(__name__)
@@ -29,14 +29,7 @@ logger = logging.getLogger(__name__)
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 # What people and other projects call a family, a size or a kind of model.
-_ALIASES = {
-    "hrt": "hrformer",
-    "tiny": "ti",
-    "t": "ti",
-    "small": "s",
-    "base": "b",
-    "distill": "distilled",
-}
+_ALIASES = {"hrt": "hrformer", "tiny": "ti", "t": "ti", "small": "s", "base": "b", "distill": "distilled"}
 OF_IMAGES = r"DATA\.(IMAGE_\w+|IMAGENET_\w+|CROP_PCT|RESIZE_MODE|INTERPOLATION|EXIF_ORIENTATION)"  # what a model sees
 _HEAD, _END = "# The configuration of a run, as it was resolved.\n", "# end\n"
 _OF_A_START = {"OUTPUT", "MODEL.RESUME"}  # differ where a run is resumed
@@ -194,12 +187,9 @@ def _read(cfg: str | Path | None, folder: Path | None = None, seen: tuple[Path, 
     bases = content.pop("BASE", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigTypeError(f"{path}: BASE must be a file, a variant or a list of them, got {bases!r}")
+        raise ConfigTypeError(f"{path}: BASE must be a file, a variant or a list of them, got {quoted(bases)}")
     sources = [source for base in bases if base for source in _read(base, path.parent, (*seen, path.resolve()))]
-    sources += itertools.islice(_flat(content, str(path)), _MOST_VALUES)
-    if len(sources) >= _MOST_VALUES:
-        raise ConfigError(f"{path} holds more than {_MOST_VALUES} values")
-    return sources
+    return [*sources, *_flat(content, str(path))]
 
 
 class _Key(str):
@@ -258,6 +248,7 @@ def _load(path: Path, loader: type = _Loader) -> dict[str, Any]:
     try:
         # To YAML, json is a part of it but for tabs.
         content = yaml.load(data.expandtabs() if path.suffix == ".json" else data, loader)
+        too_many = any(True for _ in itertools.islice(_values(content), _MOST_VALUES, None))
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # such as of a 13th month
@@ -265,9 +256,17 @@ def _load(path: Path, loader: type = _Loader) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or f"not a yaml file ({getattr(error, 'reason', error)})"
         line = mark.line if mark else data.count(b"\n", 0, getattr(error, "position", 0))
         raise ConfigError(f"{path}:{line + 1}: {problem}") from None
+    if too_many:
+        raise ConfigError(f"{path} holds more than {_MOST_VALUES} values")
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys")
     return content
+
+
+def _values(content: Any) -> Iterator[Any]:
+    yield content
+    for inner in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from _values(inner)
 
 
 def _official_json(content: dict[str, Any], path: Path) -> list[_Source]:
@@ -277,7 +276,7 @@ def _official_json(content: dict[str, Any], path: Path) -> list[_Source]:
     numbers = {name: str(content[name]) for name in ("num_heads", "head_dim", "input_size", "pool_stride")}
     for name, number in numbers.items():
         if not number.isdecimal():
-            raise ConfigTypeError(f"{path}: {name} must be an integer, got {number!r}")
+            raise ConfigTypeError(f"{path}: {name} must be an integer, got {quoted(number)}")
     width = int(numbers["num_heads"]) * int(content.pop("head_dim"))
     sources = [_Source("MODEL.NAME", path.stem), _Source("MODEL.EMBED_DIM", width, str(path))]
     if int(numbers["input_size"]) <= 32:  # there, small images are neither resized nor cut to a part of them
@@ -296,7 +295,7 @@ def _official_json(content: dict[str, Any], path: Path) -> list[_Source]:
             near = difflib.get_close_matches(name, table["KEYS"], n=1, cutoff=0.0)[0]
             raise ConfigKeyError(f"{source.where}there is no key '{name}' (official HVT); the nearest one is '{near}'")
         if words and value not in list(words):
-            raise ConfigError(f"{source.where}{name} must be one of {', '.join(words)}, got {value!r}")
+            raise ConfigError(f"{source.where}{name} must be one of {', '.join(words)}, got {quoted(value)}")
         sources.append(source._replace(value=words[value]) if words else source)
     return sources
 
@@ -311,7 +310,7 @@ def _flat(node: dict[str, Any], origin: str, prefix: str = "") -> Iterator[_Sour
 
 def _pairs(opts: Sequence[Any]) -> list[_Source]:
     if not isinstance(opts, (list, tuple)):
-        raise ConfigTypeError(f"opts must be a list of keys and values, ['TRAIN.BASE_LR', 1e-3], got {opts!r}")
+        raise ConfigTypeError(f"opts must be a list of keys and values, ['TRAIN.BASE_LR', 1e-3], got {quoted(opts)}")
     if len(opts) % 2:
         raise ConfigError(f"opts must be pairs of a key and a value, but '{opts[-1]}' stands alone")
     return [_Source(str(key), value, "opts") for key, value in zip(opts[::2], opts[1::2])]
@@ -368,11 +367,11 @@ def _keys_of_family(sources: list[_Source]) -> tuple[str, dict[str, Key]]:
     source = given[-1] if given else _Source("MODEL.TYPE", KEYS["MODEL"]["TYPE"])
     name = str(source.value).lower()
     family = _ALIASES.get(name, name)
-    path = CONFIG_DIR / family / "_family.yaml"
-    if not path.is_file():
-        families = ", ".join(sorted(p.parent.name for p in CONFIG_DIR.glob("*/_family.yaml")))
-        raise ConfigError(f"{source.where}MODEL.TYPE must be one of {families}, got {source.value!r}")
-    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    files = {path.parent.name: path for path in CONFIG_DIR.glob("*/_family.yaml")}
+    if family not in files:
+        known, got = ", ".join(sorted(files)), quoted(source.value)
+        raise ConfigError(f"{source.where}MODEL.TYPE must be one of {known}, got {got}")
+    own = yaml.safe_load(files[family].read_text(encoding="utf-8")) or {}
     allowed = {key: tuple(words) for key, words in own.get("CHOICES", {}).items()}
     allowed |= {key: span for span, keys in own.get("RANGES", {}).items() for key in keys}
     optional = own.get("OPTIONAL", {})
@@ -387,10 +386,11 @@ def _keys_in(section: str, keys: dict[str, Key]) -> list[str]:
 
 
 def _unknown(source: _Source, keys: dict[str, Key], family: str) -> ConfigKeyError:
-    where, key = source.where, source.key
+    where, key = source.where, source.key[:100]
     inside = _keys_in(key, keys)
     if inside:
-        return ConfigKeyError(f"{where}{key} must be a section of keys, such as {inside[0]}, got {source.value!r}")
+        got = quoted(source.value)
+        return ConfigKeyError(f"{where}{key} must be a section of keys, such as {inside[0]}, got {got}")
     by_upper = {known.upper(): known for known in keys}
     near = by_upper[difflib.get_close_matches(key.upper(), by_upper, n=1, cutoff=0.0)[0]]
     return ConfigKeyError(f"{where}there is no key '{key}' (family {family}); the nearest one is '{near}'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import reprlib
 from collections.abc import Iterable, Iterator
 
 _OF_A_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
@@ -19,6 +20,15 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user named does not exist."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
+
+
+def quoted(value: object) -> str:
+    """`value` as a message shows it: of what is long, its beginning and its end."""
+    return _SHORT.repr(value)
 
 
 @contextlib.contextmanager

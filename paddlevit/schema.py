@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from paddlevit.errors import UserError
+from paddlevit.errors import UserError, quoted
 
 _TYPES = {
     bool: ("true or false", "true and false"),
@@ -37,7 +37,7 @@ class Key(NamedTuple):
         Raises TypeError or ValueError, which say what the value must be and what it is.
         """
         like, or_null = (self.default, "") if self.like is None else (self.like, " or null")
-        if or_null and str(value).lower() in ("none", "null", "~"):
+        if or_null and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", "~"))):
             return None
         if value is None and self.default == "":
             return ""
@@ -45,14 +45,13 @@ class Key(NamedTuple):
             typed = _typed(value, like)
         except (TypeError, ValueError, OverflowError, yaml.YAMLError, RecursionError):
             of = f" of {_TYPES[type(like[0])][1]}" if isinstance(like, list) and like else ""
-            raise TypeError(f"must be {_TYPES[type(like)][0]}{of}{or_null}, got {value!r}") from None
+            raise TypeError(f"must be {_TYPES[type(like)][0]}{of}{or_null}, got {quoted(value)}") from None
         if isinstance(self.allowed, tuple):
             if typed not in self.allowed:
-                raise ValueError(f"must be one of {', '.join(self.allowed)}, got {typed!r}")
+                raise ValueError(f"must be one of {', '.join(self.allowed)}, got {quoted(typed)}")
         elif self.allowed and not all(_in_range(number, self.allowed) for number in np.ravel(typed)):
-            raise ValueError(
-                f"must {'have entries' if type(typed) is list else 'be'} {self.allowed}{or_null}, got {typed}"
-            )
+            be = "have entries" if type(typed) is list else "be"
+            raise ValueError(f"must {be} {self.allowed}{or_null}, got {quoted(typed)}")
         return typed
 
 

@@ -188,13 +188,21 @@ def test_files_that_are_refused_by_file_and_line(tmp_path, text, said):
     assert said in str(caught.value)
 
 
-def test_aliases_of_aliases_end(tmp_path):
-    lines = ["a0: &a0 {x: 1}"] + [
-        f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(9))}}}" for i in range(1, 9)
-    ]
+@pytest.mark.parametrize("of", ["{{k0: {0}, k1: {0}, k2: {0}, k3: {0}}}", "[{0}, {0}, {0}, {0}]"])
+def test_aliases_of_aliases_end(tmp_path, of):
+    lines = ["a0: &a0 []", *(f"a{i}: &a{i} {of.format(f'*a{i - 1}')}" for i in range(1, 9)), "SEED: *a8"]
     (tmp_path / "a.yaml").write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ConfigError, match="more than 10000 values"):
         get_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("line", ["SEED: {}", "MODEL.TYPE: {}", "DATA: {}", "TRAIN.GRAD_CLIP: {}", "BASE: {{a: {}}}"])
+def test_messages_cut_long_values_short(tmp_path, line):
+    for value in (f"[{'1000, ' * 9000}]", f"'{'long ' * 100}'"):
+        (tmp_path / "a.yaml").write_text(line.format(value), encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            get_config(tmp_path / "a.yaml")
+        assert len(str(caught.value)) < 500
 
 
 def test_anchors_and_merges(tmp_path):

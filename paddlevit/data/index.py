@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddlevit.errors import MissingFileError, UserError
+from paddlevit.errors import MissingFileError, UserError, quoted
 from paddlevit.runtime.streams import utf8_names
 
 CLASS_NAMES_FILE = "class_names.txt"
@@ -73,7 +73,7 @@ def text_lines(file: Path) -> dict[int, str]:
         try:
             lines[number] = plain_name(line.decode("utf-8"))
         except UnicodeDecodeError:
-            raise UserError(f"{file}, line {number}: {line!r} is not UTF-8: save the file as UTF-8") from None
+            raise UserError(f"{file}, line {number}: {quoted(line)} is not UTF-8: save the file as UTF-8") from None
     return {number: name for number, name in lines.items() if name}
 
 
@@ -256,7 +256,7 @@ def _read_list(file: Path, _: tuple[int, int] | None) -> Index:
 
 def _refused(place: str, words: Sequence[bytes]) -> UserError:
     """What is wrong with a line."""
-    word = words[-1].decode("utf-8", "replace")
+    word = quoted(words[-1].decode("utf-8", "replace"))
     if len(words) == 1:
-        return UserError(f"{place}: '{word}' has no label after it")
-    return UserError(f"{place}: the label is '{word}', allowed: whole numbers, 0 to 999999")
+        return UserError(f"{place}: {word} has no label after it")
+    return UserError(f"{place}: the label is {word}, allowed: whole numbers, 0 to 999999")
