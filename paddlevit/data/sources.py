@@ -231,7 +231,8 @@ def open_imagenet(root: Path, split: str) -> Source:
     where there is none of them, and UserError where what is there cannot be used.
     """
     if not root.is_dir():
-        raise MissingFileError(f"there is no data folder {root}: name it with -data_path (DATA.DATA_PATH)")
+        named = f"{root} (it is a file)" if root.is_file() else root
+        raise MissingFileError(f"there is no data folder {named}: name it with -data_path (DATA.DATA_PATH)")
     for kind in ("list", "map"):
         files = {name: root / f"{name}_{kind}.txt" for name in SPLITS}
         there = [file for file in files.values() if file.is_file()]

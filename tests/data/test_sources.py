@@ -6,6 +6,7 @@ import logging
 import os
 import unicodedata
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +164,10 @@ def test_missing_data(tmp_path):
     with pytest.raises(MissingFileError) as caught:
         open_imagenet(tmp_path / "nowhere", "train")
     assert "there is no data folder" in str(caught.value) and "-data_path" in str(caught.value)
+    with pytest.raises(
+        MissingFileError, match=r"no data folder .*test_sources.py \(it is a file\): name it with -data"
+    ):
+        open_imagenet(Path(__file__), "train")
     with pytest.raises(MissingFileError) as caught:
         open_imagenet(tmp_path, "val")
     for looked_for in ("val_list.txt", "val_map.txt", "val.zip", "val/<class>/"):
