@@ -21,10 +21,10 @@ ClassIndex = Union[None, int, Sequence[int]]  # the top-1 class, one for all ima
 
 
 def methods(model: nn.Layer) -> tuple[str, ...]:
-    """The methods of `heat_map` that `model` has, the one that suits it best to show a class first.
+    """The methods of `heat_map` that `model` has, the one that localises a class best first.
 
-    Where class tokens follow attention from the first map on (PiT), they have long gathered from everywhere what they
-    need when they come to the last maps: there grad-rollout points at things, and Grad-CAM often beside them.
+    Where attention is global from the first map on (PiT), class tokens have gathered what they need before the last
+    maps: grad-rollout points at the object there, and Grad-CAM often beside it.
     """
     views = _stage_views(model)
     if not views[-1].attentions:
@@ -36,7 +36,7 @@ def methods(model: nn.Layer) -> tuple[str, ...]:
 
 
 def class_activation(model: nn.Layer, images: Tensor, class_index: ClassIndex = None) -> np.ndarray:
-    """Where each image speaks for a class, by the gradient-weighted method that suits the model: see `heat_map`."""
+    """Evidence for a class in each image, by the gradient-weighted method that suits the model: see `heat_map`."""
     return heat_map(model, images, methods(model)[0], class_index=class_index)
 
 
@@ -45,10 +45,10 @@ def heat_map(
 ) -> np.ndarray:
     """What one of `methods(model)` shows of `images` [N, C, H, W], as large as they are, [N, H, W], 0 to 1.
 
-    `class_index` is one class, or one for each image, by default the top-1 class. An image where nothing speaks for the
-    class is all zero. Attention (the mean over the heads) and rollout are spread from their smallest to their largest
-    value: they have no zero of their own. Raises UserError for a method, class or stage that the model does not have,
-    and where a class or a stage means nothing to the method.
+    `class_index` is one class, or one for each image, by default the top-1 class. An image without evidence for it is
+    all zero. Attention (the mean over the heads) and rollout are spread from their smallest to their largest value:
+    they have no zero of their own. Raises UserError for a method, class or stage that the model does not have, and for
+    a class or a stage that means nothing to the method.
     """
     if method not in methods(model):
         raise UserError(f"method {method}, allowed for {type(model).__name__}: {', '.join(methods(model))}")
@@ -86,7 +86,7 @@ def feature_maps(model: nn.Layer, images: Tensor) -> dict[str, list[np.ndarray]]
 def grad_cam(
     model: nn.Layer, images: Tensor, class_index: ClassIndex = None, *, stage: int | None = None
 ) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2): where each image speaks for a class, [N, H, W], 0 to 1.
+    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2): evidence for a class in each image, [N, H, W], 0 to 1.
 
     `stage` 1, 2, ... takes the maps at its end, by default those of the last one. Where only class tokens reach the
     head, these are the tokens that the last attention reads; several maps (HRFormer) are added up. A channel's weight
@@ -159,12 +159,12 @@ def attention_rollout(model: nn.Layer, images: Tensor) -> np.ndarray:
 
 
 def class_rollout(model: nn.Layer, images: Tensor, class_index: ClassIndex = None) -> np.ndarray:
-    """Rollout of the attention that speaks for a class (Chefer et al. 2021, "Generic Attention-model Explainability for
+    """Rollout of the attention that supports a class (Chefer et al. 2021, "Generic Attention-model Explainability for
     Interpreting Bi-Modal and Encoder-Decoder Transformers", section 3), [N, h, w], not below 0.
 
-    As `attention_rollout`, but every probability is weighted by its gradient, what speaks against the class is left
-    out, and the residual branch counts fully. Class as in `heat_map`. Raises UserError where there are no class tokens,
-    and for a class that there is not.
+    As `attention_rollout`, but every probability is weighted by its gradient, negative products are left out, and the
+    residual branch counts fully. Class as in `heat_map`. Raises UserError where there are no class tokens, and for a
+    class that there is not.
     """
     views = _stage_views(model)
     if not views[-1].num_tokens or not views[-1].attentions:

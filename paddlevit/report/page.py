@@ -129,10 +129,9 @@ def _calibration(of: Predictions | None) -> dict[str, Any]:
     told = (formats.percent(found.ece_before), formats.percent(found.ece_after), "")
     curves = [curve._replace(last=last) for curve, last in zip(chart.curves, told)]
     remark = (
-        f"Probabilities of predict, serve and Classifier are softmax(logits / {found.temperature:.3f}). An image is "
-        f"none of the classes where its energy is above {found.max_energy:.3f}, as it is for 5 % of the "
-        f"{found.num_images:,} validation images on which both were found. A point is one of 15 bins; of few "
-        "images it says little."
+        f"Probabilities of predict, serve and Classifier are softmax(logits / {found.temperature:.3f}). An image with "
+        f"an energy above {found.max_energy:.3f} counts as none of the classes; 5 % of the {found.num_images:,} "
+        "validation images, on which both were fitted, have that. A point is one of 15 bins; few images make it noisy."
     )
     return {"drawn": [chart._replace(curves=curves, x_name="probability in %")], "remark": remark}
 

@@ -1,4 +1,4 @@
-"""What a run reports: lines of the log, metrics.jsonl, curves, and a progress bar where a person is looking."""
+"""The progress of a run: lines of the log and of metrics.jsonl, curves, and a progress bar in a terminal."""
 
 from __future__ import annotations
 
