@@ -267,6 +267,21 @@ os.kill(os.getpid(), signal.SIGHUP)
 
 
 @pytest.mark.slow
+def test_batch_sizes_that_come_often_are_compiled_for(openvino_file, monkeypatch):
+    core, shapes = sys.modules["openvino"].Core, []
+    compile_model = core.compile_model
+
+    def counted(self, model, *args):
+        shapes.append(str(model.input(0).partial_shape))
+        return compile_model(self, model, *args)
+
+    monkeypatch.setattr(core, "compile_model", counted)
+    opened, images = export.open_exported(openvino_file, threads=1), random_images(3)
+    for size in [1, 2, 3] * 5:
+        np.testing.assert_allclose(opened(images[:size]), opened(images)[:size], rtol=0, atol=1e-5)
+    assert shapes == ["[?,3,32,32]", "[3,3,32,32]", "[1,3,32,32]"], "two sizes at most"
+
+
 def test_bf16(openvino_file):
     if "BF16" not in sys.modules["openvino"].Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor has no bfloat16")
