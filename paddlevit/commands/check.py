@@ -88,10 +88,11 @@ def _rows(args: argparse.Namespace) -> Iterator[Row]:
     half = not usable["O1 float16"]
     yield from _tried("pit_digits, resumed", _resumed, device == "cpu")
     yield from _tried("pit_digits, 100 steps", _finite, half)
-    gpus = paddle.device.cuda.device_count() if device.startswith("gpu") else 0
+    kind = device.split(":")[0]
+    devices = sum(each.startswith(f"{kind}:") for each in paddle.device.get_available_device())
     images = "" if importlib.util.find_spec("sklearn") else "it needs scikit-learn: pip install '.[demo]' in the clone"
-    missing = images if gpus > 1 else "it needs two GPUs"
-    yield from _tried("pit_digits, two processes", _two_processes, "gpu", missing=missing)
+    missing, name = images if devices > 1 else "it needs two devices", kind if kind == "gpu" else f"custom:{kind}"
+    yield from _tried("pit_digits, two processes", _two_processes, name, missing=missing)
     rates: dict[str, float] = {}
     for what in _PUBLISHED:
         batch_size = args.batch_size or (4 if device == "cpu" else 64)

@@ -153,8 +153,8 @@ def setup(device: str, seed: int) -> None:
     else:
         paddle.set_device("cpu")
     if world_size() > 1:
-        if chosen == "cpu":
-            os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
+        if chosen != "gpu":  # for which Paddle finds it
+            os.environ["PADDLE_DISTRI_BACKEND"] = "gloo" if chosen == "cpu" else "xccl"
         with contextlib.redirect_stderr(io.StringIO()):  # it lists the flags that Paddle has set itself
             dist.init_parallel_env()
     random.seed(seed + rank())

@@ -1,6 +1,7 @@
-"""A program for test_parallel.py: 8 optimizer steps of a small PiT in float64, alone or as one of several processes.
+"""A program for test_parallel.py and ../runtime/test_fake_device.py: 8 optimizer steps of a small PiT in float64, alone
+or as one of several processes.
 
-    python parallel_steps.py FOLDER CASE...
+    python parallel_steps.py DEVICE FOLDER CASE...
 
 A case is <images per batch>x<batches per step>[s][r]: with s the optimizer's state is sharded, with r blocks keep no
 activations. FOLDER/<rank>.npz gets, for every case, the losses of the steps, the weights after them, and the bytes of
@@ -108,8 +109,8 @@ def evaluations(data):
         yield evaluate(model, build_eval_loader(config, rank=process.rank(), world_size=process.world_size()))
 
 
-def main(folder, *cases):
-    process.setup("cpu", 0)
+def main(device, folder, *cases):
+    process.setup(device, 0)
     arrays = {"evaluations": json.dumps(list(evaluations(folder)))}
     paddle.set_default_dtype("float64")
     arrays |= {f"{case}/{name}": value for case in cases for name, value in run(case).items()}

@@ -50,7 +50,7 @@ def run(processes, *args):
 def steps(folder, processes, *cases):
     """What parallel_steps.py computes, by process."""
     image_folder(folder, classes=10, val=101)
-    run(processes, folder, *cases)
+    run(processes, "cpu", folder, *cases)
     return [np.load(folder / f"{rank}.npz") for rank in range(processes)]
 
 

@@ -5,6 +5,8 @@
 
 #include "paddle/phi/backends/custom/fake_cpu_device.h"
 
+void AddCollectives(C_DeviceInterface* device);  // fake_ccl.cc
+
 namespace {
 
 // The header's own allocator hands out a few megabytes only.
@@ -28,6 +30,30 @@ C_Status ChunkSize(const C_Device, size_t* size) {
   return C_SUCCESS;
 }
 
+// As many as processes that train together here.
+C_Status CountDevices(size_t* count) {
+  *count = 2;
+  return C_SUCCESS;
+}
+
+C_Status ListDevices(size_t* devices) {
+  devices[0] = 0;
+  devices[1] = 1;
+  return C_SUCCESS;
+}
+
+thread_local int current = 0;
+
+C_Status SetCurrent(const C_Device device) {
+  current = device->id;
+  return C_SUCCESS;
+}
+
+C_Status GetCurrent(const C_Device device) {
+  device->id = current;
+  return C_SUCCESS;
+}
+
 }  // namespace
 
 extern "C" void InitPlugin(CustomRuntimeParams* params) {
@@ -39,4 +65,9 @@ extern "C" void InitPlugin(CustomRuntimeParams* params) {
   device->device_memory_stats = MemoryStats;
   device->device_max_chunk_size = device->device_min_chunk_size = ChunkSize;
   device->device_max_alloc_size = nullptr;
+  device->get_device_count = CountDevices;
+  device->get_device_list = ListDevices;
+  device->set_device = SetCurrent;
+  device->get_device = GetCurrent;
+  AddCollectives(device);
 }

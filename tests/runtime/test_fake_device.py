@@ -1,7 +1,7 @@
 """What is not a CPU: whole runs on a plug-in device, whose operators are the CPU's. Nothing here is about speed.
 
-The plug-in is compiled from fake_device.cc and half_kernels.cc against the headers that Paddle's wheel brings. Paddle
-switches bfloat16 off on such devices.
+The plug-in is compiled from the three .cc files here, against the headers that Paddle's wheel brings. Paddle switches
+bfloat16 off on such devices.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tiny import image_folder
 from paddlevit.commands.check import VARIANTS
 from paddlevit.commands.train import main
 from paddlevit.config import variant_names
+from paddlevit.runtime import launcher
 from paddlevit.weights import read_state_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ import json, sys
 from importlib import import_module
 from paddlevit.commands import check
 check._speed = check._data_path = lambda *_: iter(())
+check._two_processes = lambda *words: iter([check.Row(*words)])
 for name, *argv in json.loads(sys.argv[1]):
     code = import_module(f"paddlevit.commands.{name}").main(argv)
     if code:
@@ -56,7 +58,7 @@ def plugin(tmp_path_factory):
     """The folder that CUSTOM_DEVICE_ROOT names."""
     folder, installed = tmp_path_factory.mktemp("plugin"), Path(paddle.__file__).parent
     include = ["-I", installed / "include", "-I", installed / "include" / "third_party"]
-    sources = [Path(__file__).with_name(name) for name in ("fake_device.cc", "half_kernels.cc")]
+    sources = [Path(__file__).with_name(name) for name in ("fake_device.cc", "fake_ccl.cc", "half_kernels.cc")]
     libraries = [installed / name for name in ("base/libpaddle.so", "libs/libphi_core.so", "libs/libcommon.so")]
     command = [COMPILER, "-O1", "-std=c++17", "-fPIC", "-shared", "-w", *include, *sources, *libraries]
     subprocess.run([*map(str, command), "-o", str(folder / "libfake.so")], check=True)
@@ -107,6 +109,28 @@ def test_a_run_on_another_device_is_that_on_a_cpu(plugin, data, tmp_path):
             ours, theirs = read_state_dict(other / path.name), read_state_dict(path)
             for key, value in theirs.items():  # of weights that AdamW moves by 1e-4 in a step
                 assert np.abs(ours[key] - value).max() <= 2e-4, (variant, key)
+
+
+def test_two_processes_with_two_devices_are_one_with_a_cpu(plugin, tmp_path, monkeypatch):
+    """Accumulation, a sharded optimizer, blocks that are recomputed, the statistics of a BatchNorm, evaluation."""
+    program, cases = ROOT / "tests" / "run" / "parallel_steps.py", ["8x2s", "16x1r"]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("FLAGS_use_stride_kernel", "0")
+    command = [sys.executable, str(program)]
+    folders = [str(image_folder(tmp_path / name, classes=10, val=11)) for name in ("cpu", "two")]
+    subprocess.run([*command, "cpu", folders[0], "32x1"], check=True)
+    monkeypatch.setenv("CUSTOM_DEVICE_ROOT", str(plugin))
+    words = [*command, "custom:FakeCPU", folders[1], *cases]
+    assert launcher.run(lambda restarted: words, 2, kind="FakeCPU", open_log=lambda: None) == 0
+    alone, *two = (np.load(tmp_path / f"{name}.npz") for name in ("cpu/0", "two/0", "two/1"))
+    for result in two:
+        for case in cases:
+            np.testing.assert_allclose(result[f"{case}/losses"], alone["32x1/losses"], rtol=1e-6, atol=0)
+            np.testing.assert_allclose(result[f"{case}/weights"], alone["32x1/weights"], rtol=0, atol=1e-6)
+        for one, other in zip(*(json.loads(str(each["evaluations"])) for each in (alone, result))):
+            assert other == pytest.approx(one, rel=1e-6)
+        own = [each["statistics/own"] for each in two]
+        np.testing.assert_allclose(result["statistics/model"], (own[0] + own[1]) / 2, rtol=1e-12)
 
 
 def test_resumed_evaluated_predicted_explained_and_exported(plugin, data, tmp_path):
@@ -204,7 +228,7 @@ def test_check_passes_but_for_bfloat16(plugin):
     for variant in variant_names(VARIANTS):
         assert all(rows[f"{variant}, {precision}"]["ok"] for precision in ("f32", "O1 float16", "O2 float16"))
     assert rows["O1 bfloat16"]["result"].startswith("n/a: -amp_dtype bfloat16: Paddle has it on GPUs only")
-    assert rows["pit_digits, resumed"]["ok"]
+    assert rows["pit_digits, resumed"]["ok"] and rows["pit_digits, two processes"]["result"] == "custom:FakeCPU"
     assert rows["pit_digits, 100 steps"]["result"].endswith(" 1 skipped as they were not finite")
     assert (
         " in O1 float16; " in rows["pit_digits, attention logits"]["result"]
