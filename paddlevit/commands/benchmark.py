@@ -44,9 +44,6 @@ def main(argv: list[str]) -> int:
         return 0
     name, words = chosen
     args = _parse_args(name, words)
-    for flag in ("rounds", "batch_size", "threads", "images"):
-        if getattr(args, flag, 1) < 1:
-            raise UserError(f"-{flag} must be 1 or more, got {getattr(args, flag)}")
     with only_results() as out:
         print({"model": _model, "data": _data}[name](args), file=out)
     return 0
@@ -66,16 +63,16 @@ def _parse_args(command: str, argv: Sequence[str]) -> argparse.Namespace:
         flag(
             "precision", default="f32", choices=("auto", "f32", "bf16", "int8"), help="of -engine openvino (auto: f32)"
         )
-        flag("batch_size", type=int, default=8, help="images per step (default 8)")
-        flag("threads", type=int, default=1, help="threads of a CPU (default 1)")
+        flag("batch_size", type=int, least=1, default=8, help="images per step (default 8)")
+        flag("threads", type=int, least=1, default=1, help="threads of a CPU (default 1)")
         flag("device", default="cpu", help="cpu (default), gpu, auto, custom:NAME")
         flag("amp", action="store_true", help="mixed precision, on a GPU")
     else:
         flag("cfg", default="pit_s_224", metavar="FILE", help="yaml file or variant (default pit_s_224)")
         flag("data_path", metavar="DIR", help="a data set (default: cuts of scikit-learn's photographs)")
-        flag("images", type=int, default=96, help="images per round (default 96)")
+        flag("images", type=int, least=1, default=96, help="images per round (default 96)")
         flag("workers", type=int, nargs="*", default=[], help="measure the loader too, with so many processes")
-    flag("rounds", type=int, default=9, help="(default 9)")
+    flag("rounds", type=int, least=1, default=9, help="(default 9)")
     flag("json", action="store_true", help="print one JSON object instead of a table")
     own.opts()
     return own.parse_args(argv)

@@ -52,11 +52,9 @@ def main(argv: list[str]) -> int:
         examples=("", "-device gpu -json"),
     )
     parser.flag("device", default="auto", help="auto (default: a GPU where there is one), gpu, cpu, custom:NAME")
-    parser.flag("batch_size", type=int, help="images per step of the speed rows (default: 64, on a CPU 4)")
+    parser.flag("batch_size", type=int, least=1, help="images per step of the speed rows (default: 64, on a CPU 4)")
     parser.flag("json", action="store_true", help="print one JSON object per line instead of a table")
     args = parser.parse_args(argv)
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError(f"-batch_size must be 1 or more, got {args.batch_size}")
     sound = True
     with only_results() as out:
         if not args.json:

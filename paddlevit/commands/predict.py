@@ -46,15 +46,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="- reads a list from standard input")
     add_flags(parser, exported=True)
     flag = parser.flag
-    flag("topk", type=int, default=5, help="classes to name for each image (default 5)")
+    flag("topk", type=int, least=1, default=5, help="classes to name for each image (default 5)")
     flag("tta", choices=("none", "flip", "shift"), default="none", help="test-time augmentation (default: none)")
     flag("json", action="store_true", help="print one JSON object a line for each image, and nothing else")
-    flag("batch_size", metavar="N", type=int, default=_BATCH_SIZE, help="images at a time (32)")
+    flag("batch_size", type=int, least=1, default=_BATCH_SIZE, help="images at a time (32)")
     flag("num_workers", type=int, default=-1, help="decoding threads (default: by the cores)")
     args = parser.parse_intermixed_args(argv)
-    for name in ("topk", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"-{name} must be 1 or more, got {getattr(args, name)}")
     return args
 
 
