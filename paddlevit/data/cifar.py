@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from paddlevit.data.index import read_file
 from paddlevit.data.sources import Source
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.safe_pickle import LazyArray, Refused, Unpickler
@@ -81,19 +82,19 @@ def open_cifar(path: Path, dataset: str, *, split: str) -> CifarSource:
     """
     layout = _LAYOUTS[dataset]
     place = _find(path, layout)
-    read = _read_folder if place.is_dir() else _read_archive
-    contents = read(place, [layout.names_file, *layout.files[split]])
+    files = [layout.names_file, *layout.files[split]]
+    contents = {name: read_file(place / name) for name in files} if place.is_dir() else _read_archive(place, files)
     (names,) = _fields(contents[layout.names_file], place / layout.names_file, [layout.names])
     if not isinstance(names, list):
         raise UserError(f"{place / layout.names_file} is damaged: it does not hold a list of names")
     class_names = [str(_text(name)) for name in names]
-    pixels, labels, files = [], [], []
+    pixels, labels, counts = [], [], []
     for name in layout.files[split]:
         images, classes = _images(contents[name], place / name, layout.labels, len(class_names))
         pixels.append(images)
         labels.append(classes)
-        files.append((str(place / name), len(images)))
-    return CifarSource(np.concatenate(pixels), np.concatenate(labels), class_names, files=files)
+        counts.append((str(place / name), len(images)))
+    return CifarSource(np.concatenate(pixels), np.concatenate(labels), class_names, files=counts)
 
 
 def _find(path: Path, layout: _Layout) -> Path:
@@ -110,15 +111,6 @@ def _find(path: Path, layout: _Layout) -> Path:
         f"{path / layout.folder / layout.names_file} and {path / layout.archive}; the archive is at "
         "https://www.cs.toronto.edu/~kriz/cifar.html"
     )
-
-
-def _read_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    try:
-        return {name: (folder / name).read_bytes() for name in names}
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{error.filename} is missing") from None
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
 def _read_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:

@@ -203,5 +203,5 @@ def test_missing_and_damaged_archives(cifar10, tmp_path):
             open_cifar(tmp_path, "cifar10", split="train")
     unpacked(tmp_path, cifar10)
     (tmp_path / "data_batch_3").unlink()
-    with pytest.raises(MissingFileError, match="data_batch_3 is missing"):
+    with pytest.raises(MissingFileError, match="there is no file .*data_batch_3"):
         open_cifar(tmp_path, "cifar10", split="train")
