@@ -194,7 +194,8 @@ def _open_openvino(path: Path, threads: int, device: str, precision: str) -> Exp
     settings = {key: value for key, value in settings.items() if value}
     model = core.read_model(path)
     shape = [side.get_length() for side in list(model.input(0).partial_shape)[1:]]
-    compiled, seen = {-1: core.compile_model(model, "CPU", settings)}, collections.Counter()  # -1: any number of images
+    compiled = {-1: core.compile_model(model, "CPU", settings)}  # -1: any number of images
+    seen: collections.Counter[int] = collections.Counter()
 
     def compute(batch: np.ndarray) -> np.ndarray:
         size = len(batch)
