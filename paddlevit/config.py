@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import fnmatch
+import functools
 import itertools
 import logging
 import os
@@ -317,7 +318,7 @@ def _pairs(opts: Sequence[Any]) -> list[_Source]:
 
 
 def _resolve(sources: list[_Source]) -> CfgNode:
-    family, keys = _keys_of_family(sources)
+    keys = _keys_of(family := _family(sources))
     values = {key: copy.deepcopy(row.default) for key, row in keys.items()}
     inference_said_by = None
     for source in sources:
@@ -361,24 +362,27 @@ def _nested(values: dict[str, Any]) -> CfgNode:
     return config
 
 
-def _keys_of_family(sources: list[_Source]) -> tuple[str, dict[str, Key]]:
-    """The family that `sources` name, and all keys that it has."""
-    given = [source for source in sources if source.key == "MODEL.TYPE"]
-    source = given[-1] if given else _Source("MODEL.TYPE", KEYS["MODEL"]["TYPE"])
+def _family(sources: list[_Source]) -> str:
+    default = _Source("MODEL.TYPE", KEYS["MODEL"]["TYPE"])
+    source = [default, *(source for source in sources if source.key == "MODEL.TYPE")][-1]
     name = str(source.value).lower()
     family = _ALIASES.get(name, name)
-    files = {path.parent.name: path for path in CONFIG_DIR.glob("*/_family.yaml")}
-    if family not in files:
-        known, got = ", ".join(sorted(files)), quoted(source.value)
-        raise ConfigError(f"{source.where}MODEL.TYPE must be one of {known}, got {got}")
-    own = yaml.safe_load(files[family].read_text(encoding="utf-8")) or {}
+    families = sorted(path.parent.name for path in CONFIG_DIR.glob("*/_family.yaml"))
+    if family not in families:
+        raise ConfigError(f"{source.where}MODEL.TYPE must be one of {', '.join(families)}, got {quoted(source.value)}")
+    return family
+
+
+@functools.cache
+def _keys_of(family: str) -> dict[str, Key]:
+    """All keys that a family has."""
+    own = yaml.safe_load((CONFIG_DIR / family / "_family.yaml").read_text(encoding="utf-8")) or {}
     allowed = {key: tuple(words) for key, words in own.get("CHOICES", {}).items()}
     allowed |= {key: span for span, keys in own.get("RANGES", {}).items() for key in keys}
-    optional = own.get("OPTIONAL", {})
     keys = {key: row if isinstance(row, Key) else Key(row) for key, row, *_ in _flat(KEYS, "")}
     for key, default, *_ in _flat(own.get("MODEL", {}), ""):
-        keys[f"MODEL.{key}"] = Key(default, allowed.get(key, ""), optional.get(key))
-    return family, keys
+        keys[f"MODEL.{key}"] = Key(default, allowed.get(key, ""), own.get("OPTIONAL", {}).get(key))
+    return keys
 
 
 def _keys_in(section: str, keys: dict[str, Key]) -> list[str]:

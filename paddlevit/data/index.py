@@ -145,6 +145,11 @@ def imagenet_names(root: Path) -> dict[str, str]:
     for folder in [root, *list(root.absolute().parents)[:_FOLDERS_ABOVE]]:  # no slices of parents in Python 3.9
         if (folder / _MAPPING_FILE).is_file():
             return _synsets(folder / _MAPPING_FILE)
+    return _packages_synsets()
+
+
+@functools.cache
+def _packages_synsets() -> dict[str, str]:
     return _synsets(Path(__file__).with_name("imagenet_classes.txt"))
 
 
