@@ -122,6 +122,8 @@ def _model(args: argparse.Namespace) -> str:
     model, side = build_model(config), config.DATA.IMAGE_SIZE
     macs = count(model, side)["macs"] * args.batch_size * (3 if args.train else 1)
     images = paddle.randn([args.batch_size, config.DATA.IMAGE_CHANNELS, side, side])
+    if args.train and not config.MODEL.NUM_CLASSES:
+        raise UserError("MODEL.NUM_CLASSES must be 1 or more with -train, got 0")
     if args.train:
         steps = {"paddle": training_step(model, images, config.MODEL.NUM_CLASSES, amp=args.amp)}
     else:

@@ -274,7 +274,12 @@ def log_start(config: CfgNode, trainer: Trainer, train_loader: TrainLoader, eval
 
 
 def compare_count(config: CfgNode, source: Source) -> None:
-    """Warn where the model has more classes than the data, and nothing known of either gives other labels."""
+    """Warn where the model has more classes than the data, and nothing known of either gives other labels.
+
+    Raises UserError for a model without a head.
+    """
+    if not config.MODEL.NUM_CLASSES:
+        raise UserError("MODEL.NUM_CLASSES is 0: a model without a head has no classes to predict")
     if source.num_classes != config.MODEL.NUM_CLASSES:
         said = f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}, the data has {source.num_classes} classes"
         logger.warning(f"{said}: labels are used unchanged")

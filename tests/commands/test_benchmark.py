@@ -103,6 +103,7 @@ def test_data_table(photographs, capsys):
         (["model", "-cfg", "pit_digits", "-rounds", "0"], "-rounds must be 1 or more, got 0"),
         (["model", "-cfg", "pit_digits", "-device", "gpu"], "-device gpu: this PaddlePaddle is built for CPU"),
         (["model", "-cfg", "pit_digits", "-device", "tpu"], "-device must be auto, gpu, cpu or custom:NAME, got 'tpu'"),
+        (["model", "-cfg", "pit_digits", "-train", "-opts", "MODEL.NUM_CLASSES", "0"], "must be 1 or more with -train"),
         (["data", "-images", "0"], "-images must be 1 or more, got 0"),
         (["data", "-data_path", "nowhere"], "nowhere"),
         (["data", "-what"], "-what"),

@@ -100,6 +100,13 @@ def test_fewer_classes_than_a_model_without_names_has_are_told(weights, tmp_path
     assert "MODEL.NUM_CLASSES is 3, the data has 2 classes: labels are used unchanged" in capfd.readouterr().out
 
 
+def test_a_model_without_a_head_is_not_evaluated(tmp_path, capfd):
+    two, bare = data(tmp_path / "two", NAMES[1:], splits=["val"]), tmp_path / "bare.pdparams"
+    paddle.save(build_model(get_config("pit_digits", ["MODEL.NUM_CLASSES", 0])).state_dict(), str(bare))
+    assert go(two, tmp_path / "out", "-eval", "-pretrained", bare, "-num_classes", 0) == 2
+    assert "MODEL.NUM_CLASSES is 0: a model without a head" in capfd.readouterr().err
+
+
 def test_other_classes_are_an_error_everywhere(weights, tmp_path, capfd):
     other = data(tmp_path / "other", ["cat", "cup", "flower"])
     told = "class 0 of {} is 'cat', which {} does not have: class 0 is 'ball' there"
