@@ -101,11 +101,12 @@ def main(argv: list[str], *, nprocs: int | None = None, command: str = "train") 
     config = _with_folder(config, args.cfg)
     if nprocs == 1 and not config.MAX_RESTARTS:
         return _start(config)
+    folder = Path(config.OUTPUT)
     return launcher.run(
         _again([command, *argv, "-cfg", args.cfg, "-output", config.OUTPUT], config),
         nprocs,
         kind=kind,
-        open_log=lambda: _open_log(Path(config.OUTPUT)),
+        open_log=lambda: process.setup_logging(folder if folder.is_dir() else None),
         restarts=config.MAX_RESTARTS,
     )
 
@@ -188,12 +189,6 @@ def _again(words: Sequence[str], config: CfgNode) -> Callable[[bool], list[str]]
 
 def _checkpoints(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("epoch_*.pdstate")}
-
-
-def _open_log(folder: Path) -> None:
-    from paddlevit.runtime import process
-
-    process.setup_logging(folder if folder.is_dir() else None)
 
 
 def _configure(args: argparse.Namespace, *, distill: bool) -> CfgNode:
