@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import logging
 import os
-import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -328,17 +327,17 @@ def say_once(message: str) -> None:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in `folder`, without hidden ones and folds that a split has left there."""
+    """Sorted names of the folders in `folder`, without hidden ones and those of lists that a split has written."""
     with os.scandir(folder) as entries:
         found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     names = [name for name, is_dir in found if is_dir]
     beside = [name for name, is_dir in found if not is_dir and is_image(os.fsencode(name))]
     if beside:
         say_once(f"{folder}: skipped {len(beside)} images in no class folder ({', '.join(beside[:_MOST_NAMED])})")
-    folds = [name for name in names if re.fullmatch(r"fold_\d+", name) and (folder / name / CLASS_NAMES_FILE).exists()]
-    if folds:
-        say_once(f"{folder}: skipped {', '.join(folds)}, which a split has written")
-    names = [name for name in names if name not in folds]
+    lists = [name for name in names if (folder / name / f"{SPLITS[1]}_list.txt").exists()]
+    if lists:
+        say_once(f"{folder}: skipped {', '.join(lists)}, where lists are that a split has written")
+    names = [name for name in names if name not in lists]
     refuse_twins(folder, names)
     return names
 

@@ -278,14 +278,14 @@ def test_links_between_class_folders_give_an_image_once_a_class(tmp_path):
     assert paths == ["cat/0.png", "cat/dog/0.png", "dog/0.png", "dog/cat/0.png"]
 
 
-def test_folds_of_a_split_are_no_classes_and_all_other_folders_are(root, caplog, monkeypatch):
+def test_lists_of_a_split_are_no_classes_and_all_other_folders_are(root, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("paddlevit"), "propagate", True)
     (root / "train" / "a" / "class_names.txt").write_text("mine\n")
     (root / "train" / "fold_0").mkdir()
-    (root / "train" / "fold_0" / "class_names.txt").write_text("a\nb\nc d\n")
+    (root / "train" / "fold_0" / "val_list.txt").write_text("a/1.png 0\n")
     folders(root, "train", {"fold_of_sheep": 1})
     assert open_imagenet(root, "train").class_names == ["a", "b", "c d", "fold_of_sheep"]
-    assert f"{root}/train: skipped fold_0, which a split has written" in caplog.text
+    assert f"{root}/train: skipped fold_0, where lists are that a split has written" in caplog.text
 
 
 def test_what_is_left_out_is_counted_by_kind(root, caplog, monkeypatch):

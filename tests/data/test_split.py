@@ -58,6 +58,7 @@ def test_again_the_same_and_with_another_seed_another(photos, tmp_path, capsys):
     assert texts(tmp_path / "one") == texts(tmp_path / "two") != texts(tmp_path / "three")
     assert paths(tmp_path / "one", "val") <= {str(path) for path in photos.rglob("*.png")}, "absolute paths"
     assert not list(photos.glob("*.txt"))
+    assert [main(["split", str(photos), "-output", str(photos / "lists")]) for _ in range(2)] == [0, 0], "no class"
     assert main(["split", str(photos), "-output", str(tmp_path / "one"), "-seed", "1"]) == 2
     assert "is there already, with other content" in capsys.readouterr().err
     assert main(["split", str(photos), "-output", str(tmp_path / "one"), "-seed", "1", "-force"]) == 0
