@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from paddlevit.commands.flags import add_flags
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
+from paddlevit.runtime.settings import use_all_cores
 from paddlevit.runtime.streams import escaped, only_results, utf8_names
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _BATCH_SIZE = 32  # a training run's own would be a long wait for the first answ
 def main(argv: list[str]) -> int:
     """Print the top-k classes of every image that `argv` names; 0, or 2 where one could not be read."""
     args = parse_args(argv)
+    use_all_cores()
     with only_results() as out:
         return _predict(args, out)
 

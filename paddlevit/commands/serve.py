@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from paddlevit.commands.flags import add_flags
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
+from paddlevit.runtime.settings import use_all_cores
 
 if TYPE_CHECKING:
     from paddlevit.commands.served import Served
@@ -25,6 +26,7 @@ _TERMINATED = 143
 def main(argv: list[str]) -> int:
     """Serve the model that `argv` names until SIGINT or SIGTERM; answers that are under way are given first."""
     args = parse_args(argv)
+    use_all_cores()
     try:
         import uvicorn
 

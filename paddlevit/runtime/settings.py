@@ -40,6 +40,14 @@ def engine_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def use_all_cores() -> None:
+    """Let Paddle, which is not imported yet, compute on all cores of this process, not on one, as it does by itself.
+
+    OMP_NUM_THREADS, if the user has set it, decides.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(engine_threads()))
+
+
 def prepare_command() -> None:
     """Make this process, which is the package's own, fast on a CPU."""
     turn_off_stride_kernels()

@@ -161,3 +161,25 @@ def test_other_engines_have_not_the_threads_that_paddle_sets(monkeypatch):
     code = "import paddlevit, paddle, paddlevit.runtime.settings as s; print(s.engine_threads())"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert int(out) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("given", "threads"), [("3", "3"), (None, str(len(os.sched_getaffinity(0))))])
+def test_prediction_and_serving_take_all_cores_before_paddle_is_imported(given, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    code = """
+import os, sys
+from paddlevit.commands import predict, serve
+def stop():
+    use_all_cores()
+    raise KeyError(os.environ["OMP_NUM_THREADS"], "paddle" in sys.modules)
+use_all_cores, predict.use_all_cores, serve.use_all_cores = predict.use_all_cores, stop, stop
+for command, words in ((predict, ["-pretrained", "x", "y"]), (serve, ["-pretrained", "x"])):
+    try:
+        command.main.__wrapped__(words)
+    except KeyError as told:
+        print(*told.args)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [threads, "False"] * 2
