@@ -47,17 +47,16 @@ def load_weights(
         translated = recognise(state.arrays, target, source)
     kept = _prefixes(reinit, target.heads, [*target.shapes, *translated.arrays])
     report, arrays, misfits = _compare(translated, target, kept)
-    names = [name for kind in misfits.values() for name in kind]
-    but_heads = target.heads if names and all(name.startswith(target.heads) for name in names) else ()
+    but_heads = _only(target.heads, misfits)
     reason = _reason(translated, target, but_heads)
     if new_head and but_heads:
-        any_head = _classes(target.shapes, target.heads)
-        done = "it starts with a new classifier" if any_head else "its classifier is left out"
-        logger.warning("%s: %s: %s", where, reason, done)
+        how = (
+            "it starts with a new classifier" if _classes(target.shapes, target.heads) else "its classifier is left out"
+        )
+        logger.warning("%s: %s: %s", where, reason, how)
         report, arrays, _ = _compare(translated, target, (*kept, *target.heads))
-    elif names:
-        lines = (f"{len(kind)} {what}: {listing(list(kind.values()))}" for what, kind in misfits.items() if kind)
-        text = "\n".join([*lines, reason]).rstrip()
+    elif any(misfits.values()):
+        text = _text(misfits, reason)
         if strict:
             raise WeightsError(f"{where} (source {translated.source}) does not fit the model\n{text}", but_heads)
         logger.warning("%s: loaded in part\n%s", where, text)
@@ -115,6 +114,18 @@ def _compare(
 
 def _resized(name: str, array: LazyArray, shape: tuple[int, ...]) -> LazyArray:
     return array.then(lambda values: resize_position_embedding(name, values.astype(np.float64), shape), shape)
+
+
+def _only(heads: tuple[str, ...], misfits: dict[str, dict[str, str]]) -> tuple[str, ...]:
+    """`heads` where parameters of theirs misfit and no others do, else nothing."""
+    names = [name for kind in misfits.values() for name in kind]
+    return heads if names and all(name.startswith(heads) for name in names) else ()
+
+
+def _text(misfits: dict[str, dict[str, str]], reason: str) -> str:
+    """A line for each kind of misfits, and the reason, if it is known."""
+    lines = (f"{len(kind)} {what}: {listing(list(kind.values()))}" for what, kind in misfits.items() if kind)
+    return "\n".join([*lines, reason]).rstrip()
 
 
 def _reason(translated: Translated, target: Target, but_heads: tuple[str, ...]) -> str:
