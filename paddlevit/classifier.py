@@ -110,7 +110,7 @@ class Classifier:
         config = get_config(cfg, [*own, *opts])
         self.classes = classes_beside(weights) or (classes_beside(cfg) if Path(cfg).is_file() else None)
         self.config, self.class_names = _with_names(config, labels, self.classes)
-        if self.classes and "DATA.DATA_PATH" in opts:
+        if self.classes and "DATA.DATA_PATH" in opts[::2]:
             _compare_with_data(self.config, self.classes)
         for line in changes_since_run(weights, self.config):
             logger.warning("%s", line)

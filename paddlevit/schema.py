@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -61,8 +62,10 @@ def _in_range(number: float, allowed: str) -> bool:
 
 def _typed(value: Any, like: Any) -> Any:
     """`value` in the type of `like`. What YAML 1.1 makes of 010 (8), 1:30 (90) or `on` (true) is nowhere assumed."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if isinstance(like, list):
         items = yaml.load(value, yaml.BaseLoader) if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):

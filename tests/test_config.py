@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +60,14 @@ def test_a_flag_may_be_zero(flag, key):
     assert (config[section] if section else config)[leaf] == 0
     with pytest.raises(ConfigError, match="-batch_size: DATA.BATCH_SIZE must be >= 1, got 0"):
         update_config(get_config(), Namespace(batch_size=0))
+
+
+def test_options_may_be_paths_and_arrays():
+    config = get_config(opts=["DATA.DATA_PATH", Path("~", "a"), "DATA.IMAGENET_MEAN", np.array([0.5, 0.25, 1.0])])
+    assert config.DATA.DATA_PATH == os.path.expanduser("~/a")
+    assert config.DATA.IMAGENET_MEAN == [0.5, 0.25, 1.0]
+    with pytest.raises(ConfigTypeError, match="DATA.IMAGENET_MEAN must be a list of numbers"):
+        get_config(opts=["DATA.IMAGENET_MEAN", np.zeros([3, 3])])
 
 
 def test_options_may_be_numbers_of_numpy():
