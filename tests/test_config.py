@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def test_a_flag_may_be_zero(flag, key):
 
 def test_options_may_be_paths_and_arrays():
     config = get_config(opts=["DATA.DATA_PATH", Path("~", "a"), "DATA.IMAGENET_MEAN", np.array([0.5, 0.25, 1.0])])
-    assert config.DATA.DATA_PATH == os.path.expanduser("~/a")
+    assert f"{Path.home()}/a" == config.DATA.DATA_PATH
     assert config.DATA.IMAGENET_MEAN == [0.5, 0.25, 1.0]
     with pytest.raises(ConfigTypeError, match="DATA.IMAGENET_MEAN must be a list of numbers"):
         get_config(opts=["DATA.IMAGENET_MEAN", np.zeros([3, 3])])

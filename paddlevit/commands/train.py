@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
         started = {"nprocs": ["NPROCS", "null"], "max_restarts": ["MAX_RESTARTS", "0"]}
         args.opts = [*(word for flag in started if getattr(args, flag) is None for word in started[flag]), *args.opts]
     if args.cfg is None:
-        raise UserError("-cfg FILE is missing: a yaml file, or the name of a variant such as pit_ti_224")
+        raise UserError("-cfg FILE is missing: a yaml file, a variant like pit_ti_224, or a resumed run's config.yaml")
     return args
 
 

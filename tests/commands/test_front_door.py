@@ -126,6 +126,8 @@ def test_mistakes_with_flags_name_the_flag():
         with pytest.raises(ValueError, match="^-cfg is given twice, as pit_ti_224 and as pit_s_224$"):
             configured(*words)
     assert configured("--config", "pit_ti_224").MODEL.NAME == "pit_ti_224"
+    with pytest.raises(ValueError, match="-cfg FILE is missing: .* or a resumed run's config.yaml"):
+        train.parse_args(["-resume", "output/run"])
 
 
 @pytest.mark.parametrize("words", [["-h"], ["benchmark", "-h"], ["compare", "-h"]])
