@@ -203,7 +203,7 @@ KEYS: dict[str, Any] = {
     "EVAL": False,  # evaluate PRETRAINED and stop
     "SAVE_PREDICTIONS": False,  # with EVAL: predictions.csv, a line per image
     "ENGINE": Key("paddle", ("auto", "paddle", "openvino", "onnx")),  # with EVAL: what computes the logits
-    "PRECISION": Key("auto", ("auto", "f32", "bf16")),  # of ENGINE; auto: f32
+    "PRECISION": Key("auto", ("auto", "f32", "bf16", "int8")),  # of ENGINE; auto: f32
     # With EVAL: logits are the mean over an image and its mirror image (flip), or four that are moved a little (shift).
     "TTA": Key("none", TTA),
     "AMP": False,  # mixed precision; nothing on a CPU

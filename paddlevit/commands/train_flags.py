@@ -106,7 +106,7 @@ def _of_weights(flag: Callable[..., None]) -> None:
 def _of_evaluation(flag: Callable[..., None]) -> None:
     flag("eval", action="store_true", help="evaluate and stop")
     flag("engine", metavar="NAME", help="-eval by paddle (default), openvino, onnx, or auto: openvino on a CPU with it")
-    flag("precision", metavar="TYPE", help="of -engine: auto or f32 (default), or bf16 with openvino")
+    flag("precision", metavar="TYPE", help="of -engine: auto or f32 (default), or bf16 or int8 with openvino")
     flag("tta", metavar="NAME", help="-eval with test-time augmentation: none (default), flip or shift")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Sequence
+from typing import Callable
 
 import numpy as np
 import paddle
@@ -45,16 +46,25 @@ def compiled(
     return opened
 
 
-def compiled_for(model: nn.Layer, image_shape: Sequence[int], engine: str, precision: str) -> Exported | None:
-    """`model` compiled for one of ENGINES; None for Paddle. `precision` auto is f32. Raises UserError, for int8 too,
-    which needs images to find its ranges on.
+def compiled_for(
+    model: nn.Layer,
+    image_shape: Sequence[int],
+    engine: str,
+    precision: str,
+    *,
+    images: Callable[[], Sequence[np.ndarray]] | None = None,
+) -> Exported | None:
+    """`model` compiled for one of ENGINES; None for Paddle. `precision` auto is f32; int8 finds its ranges on `images`.
+    Raises UserError, for int8 without these too.
     """
     engine, precision = choose_engine(engine), "f32" if precision == "auto" else precision
-    if precision not in PRECISIONS[engine] or precision == "int8":
-        allowed = ", ".join(name for name in PRECISIONS[engine] if name != "int8")
+    refused = set() if images else {"int8"}
+    if precision not in PRECISIONS[engine] or precision in refused:
+        allowed = ", ".join(name for name in PRECISIONS[engine] if name not in refused)
         hint = "bf16: -engine openvino; int8: export -precision int8"
         raise UserError(f"precision {precision} of trained weights by {engine}, allowed: auto, {allowed} ({hint})")
-    return None if engine == "paddle" else compiled(model, image_shape, engine, precision=precision)
+    ranges = images() if images and precision == "int8" else None
+    return None if engine == "paddle" else compiled(model, image_shape, engine, precision=precision, calibration=ranges)
 
 
 class CompiledLayer(nn.Layer):

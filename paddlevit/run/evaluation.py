@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -22,7 +23,7 @@ from yacs.config import CfgNode
 from paddlevit.calibration import CALIBRATION_FILE, calibrate
 from paddlevit.config import dumped, with_values
 from paddlevit.data import EvalLoader, build_eval_loader
-from paddlevit.data.imagenet_sets import SUBSETS, real_accuracy, real_labels
+from paddlevit.data.imagenet_sets import SETS, SUBSETS, real_accuracy, real_labels
 from paddlevit.data.tta import Averaged
 from paddlevit.errors import UserError
 from paddlevit.export import CompiledLayer, compiled_for
@@ -38,6 +39,8 @@ from paddlevit.training.objectives import Restricted
 from paddlevit.training.scores import accuracies, class_scores
 
 logger = logging.getLogger(__name__)
+
+_FOR_RANGES = 512
 
 
 def validate(config: CfgNode) -> int:
@@ -84,7 +87,9 @@ def _model(config: CfgNode, loader: EvalLoader) -> tuple[nn.Layer, dict[str, str
     model = build_model(config)
     load_pretrained(config, model)
     shape = [config.DATA.IMAGE_CHANNELS, config.DATA.IMAGE_SIZE, config.DATA.IMAGE_SIZE]
-    exported = compiled_for(model, shape, config.ENGINE, config.PRECISION)
+    # An evaluation set has no training images, on which int8 finds its ranges.
+    images = None if config.DATA.DATASET in SETS else functools.partial(_training_images, config)
+    exported = compiled_for(model, shape, config.ENGINE, config.PRECISION, images=images)
     how = {"engine": "paddle"}
     if exported:
         model, how = CompiledLayer(exported), {"engine": exported.engine, "precision": exported.precision}
@@ -94,6 +99,12 @@ def _model(config: CfgNode, loader: EvalLoader) -> tuple[nn.Layer, dict[str, str
     if config.DATA.DATASET in SUBSETS:
         model = Restricted(model, np.unique(loader.source.labels), config.MODEL.NUM_CLASSES)
     return model, how
+
+
+def _training_images(config: CfgNode) -> list[np.ndarray]:
+    """One by one, as many as `export -precision int8` takes."""
+    loader = build_eval_loader(config, "train", most=_FOR_RANGES)
+    return [image[None] for images, _ in progress(loader, len(loader), "images") for image in images.numpy()]
 
 
 def _log(result: dict[str, Any], config: CfgNode) -> None:

@@ -78,11 +78,13 @@ def test_evaluation_by_openvino_gives_paddles_metrics(run, tmp_path):
     ours, our_classes = evaluated("paddle")
     assert ours.pop("engine") == "paddle"
     our_loss, our_weights = ours.pop("loss"), ours.pop("weights")
-    for precision in ("f32", "bf16"):
+    pytest.importorskip("nncf")
+    for precision in ("f32", "bf16", "int8"):
         theirs, classes = evaluated("openvino", "-precision", precision)
         told, loss, weights = (theirs.pop(name) for name in ("precision", "loss", "weights"))
         assert theirs.pop("engine") == "openvino" and weights == our_weights and theirs["num_images"] == 50
         assert our_loss == pytest.approx(loss, rel=1e-5 if told == "f32" else 1e-2) and told in (precision, "f32")
+        assert (told == "int8") == (precision == "int8")
         if precision == "f32":
             assert theirs == ours and classes == our_classes
 
