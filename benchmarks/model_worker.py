@@ -61,7 +61,7 @@ def build(spec: dict[str, Any]) -> Step:
         model = paddle.jit.to_static(model, full_graph=True)
     if spec["train"]:
         return training_step(model, images, config.MODEL.NUM_CLASSES)
-    engine = "paddle" if kind in ("base", "static") else kind
+    engine = "paddle" if kind in ("base", "compiled", "static") else kind
     return inference_step(engine, model, images, threads=spec["threads"])
 
 

@@ -16,8 +16,8 @@ from paddlevit.commands.benchmark import ENGINES
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 
-KINDS = ("base", "static", *ENGINES)
-TRAINABLE = ("paddle", "base", "static")
+KINDS = ("base", "compiled", "static", *ENGINES)
+TRAINABLE = ("paddle", "base", "compiled", "static")
 # What an environment without paddlevit has: stride kernels, the kernels that MKL chooses, and memory that goes back to
 # the system at once.
 PLAIN = {"FLAGS_use_stride_kernel": "1", "MKL_DEBUG_CPU_TYPE": "0", "PADDLEVIT_KEEP_MEMORY": "0"}
@@ -90,7 +90,8 @@ def measure(kinds: Sequence[str], spec: dict[str, Any], rounds: int) -> dict[str
 
 
 def _start(spec: dict[str, Any]) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": str(spec["threads"]), **(PLAIN if spec["kind"] == "base" else {})}
+    own = {"base": PLAIN, "compiled": {"PADDLEVIT_KERNELS": "1"}}.get(spec["kind"], {})
+    env = {**os.environ, "OMP_NUM_THREADS": str(spec["threads"]), **own}
     command = [sys.executable, "-m", "benchmarks.model_worker", json.dumps(spec)]
     root, pipe = Path(__file__).resolve().parents[1], subprocess.PIPE
     return subprocess.Popen(command, cwd=root, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
