@@ -88,7 +88,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="what it is to run in, and is compared in: f32 (default); for openvino bf16, int8 with ranges found on "
         "-images or -data_path, or auto: the fastest on this processor that keeps the top-1 on -data_path",
     )
-    flag("max_drop", type=float, metavar="P", help=f"points of top-1 that -precision auto may lose ({_MAX_DROP})")
+    flag("max_drop", type=float, least=0, metavar="P", help=f"top-1 points that -precision auto may lose ({_MAX_DROP})")
     flag("int8", dest="precision", action="store_const", const="int8", help="the same as -precision int8")
     flag(
         "images",
@@ -96,7 +96,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar="IMAGE_OR_FOLDER",
         help="compare on these, not on -data_path or random ones; with auto only for the ranges of int8",
     )
-    flag("num_images", type=int, default=_NUM_IMAGES, help=f"to compare on, and for int8, at most ({_NUM_IMAGES})")
+    flag("num_images", type=int, least=1, default=_NUM_IMAGES, help=f"at most, to compare and for int8 ({_NUM_IMAGES})")
     parser.opts()
     args = parser.parse_args(argv)
     args.format = args.format or ("paddle" if args.precision == "f32" else "openvino")
@@ -110,8 +110,4 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if args.max_drop is not None and args.precision != "auto":
         raise UserError(f"-max_drop {args.max_drop} of -precision {args.precision}: it is for -precision auto")
     args.max_drop = _MAX_DROP if args.max_drop is None else args.max_drop
-    if not args.max_drop >= 0:
-        raise UserError(f"-max_drop is {args.max_drop}, allowed: 0 and above")
-    if args.num_images < 1:
-        raise UserError(f"-num_images is {args.num_images}, allowed: 1 and above")
     return args

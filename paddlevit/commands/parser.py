@@ -53,12 +53,12 @@ class Parser(argparse.ArgumentParser):
         self.flag("version", action="version", version=f"paddlevit {paddlevit.__version__}", help="show the version")
 
     def flag(self, name: str, *, group: Any = None, least: int | None = None, **options: Any) -> None:
-        """Add the flag -name, to one of argparse's groups if `group` is given; `least` is its smallest integer."""
+        """Add the flag -name, to one of argparse's groups if `group` is given; `least` is the smallest number."""
         self._flags.append(name)
         if options.get("type") in (int, float):
             options.setdefault("metavar", "N" if options["type"] is int else "X")
         if least is not None:
-            options["type"] = _at_least(least)
+            options["type"] = _at_least(least, options["type"])
         (group or self).add_argument(f"-{name}", **options)
 
     def opts(self) -> None:
@@ -126,13 +126,13 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {({**keys, **flags})[near[0]]}?" if near else ""
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(word: str) -> int:
-        if int(word) < least:
+def _at_least(least: int, kind: type) -> Callable[[str], Any]:
+    def number(word: str) -> Any:
+        if not kind(word) >= least:
             raise argparse.ArgumentTypeError(f"must be {least} or more, got {word}")
-        return int(word)
+        return kind(word)
 
-    number.__name__ = "int"  # as argparse calls it in a message
+    number.__name__ = kind.__name__  # as argparse calls it in a message
     return number
 
 

@@ -91,7 +91,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     flag("max_requests", type=int, default=256, metavar="N", help="requests under way; others get 503 (default 256)")
     flag("max_overlays", type=int, default=16, metavar="N", help="of them, with an overlay; as above (default 16)")
     flag("max_batch", type=int, default=16, metavar="N", help="images that the model sees at once (default 16)")
-    flag("max_wait", type=float, default=5.0, metavar="MS", help="how long an image waits for others (default 5 ms)")
+    flag("max_wait", type=float, least=0, default=5.0, metavar="MS", help="how long an image waits for others (5 ms)")
     flag("timeout", type=float, default=30.0, metavar="S", help="for an upload, and for the answer (default 30 s)")
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
@@ -99,8 +99,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("max_megabytes", "max_requests", "max_overlays", "max_batch", "timeout"):
         if not getattr(args, name) > 0:
             raise UserError(f"-{name} is {getattr(args, name)}, allowed: above 0")
-    if not args.max_wait >= 0:
-        raise UserError(f"-max_wait is {args.max_wait}, allowed: 0 and above")
     return args
 
 

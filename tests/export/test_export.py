@@ -482,7 +482,7 @@ def test_mistakes_are_named(trained, tmp_path, capsys, monkeypatch):
     assert "-precision auto needs validation images with labels" in said("-precision", "auto", "-images", "x.png")
     assert "-max_drop 1.0 of -precision f32: it is for -precision auto" in said("-max_drop", "1")
     auto = ["-precision", "auto", "-data_path", trained / "data"]
-    assert "-max_drop is -0.1, allowed: 0 and above" in said(*auto, "-max_drop", "-0.1")
+    assert "-max_drop must be 0 or more, got -0.1" in said(*auto, "-max_drop", "-0.1")
     assert "there is no file none.png" in said("-images", "none.png")
     (tmp_path / "file").write_text("")
     assert "file/out cannot be written" in said(output=tmp_path / "file" / "out")

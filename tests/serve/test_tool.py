@@ -221,7 +221,7 @@ def test_mistakes(weights, capsys):
         assert told == f"error: cannot listen at 127.0.0.1, port {port}: Address already in use (-host, -port)\n"
     assert "-port is 70000" in error(capsys, "-pretrained", weights, "-port", 70000)
     assert "-max_batch is 0, allowed: above 0" in error(capsys, "-pretrained", weights, "-max_batch", 0)
-    assert "-max_wait is -1.0" in error(capsys, "-pretrained", weights, "-max_wait", -1)
+    assert "-max_wait must be 0 or more, got -1" in error(capsys, "-pretrained", weights, "-max_wait", -1)
     assert "cannot listen at nowhere.invalid" in error(capsys, "-pretrained", weights, "-host", "nowhere.invalid")
     assert "none.pdparams" in error(capsys, "-pretrained", "none.pdparams", "-port", 0)
 
