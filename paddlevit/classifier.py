@@ -114,7 +114,7 @@ class Classifier:
             _compare_with_data(self.config, self.classes)
         for line in changes_since_run(weights, self.config):
             logger.warning("%s", line)
-        self.calibration = _calibration_beside(weights)
+        self.calibration = _calibration_beside(weights, config.MODEL.WEIGHTS)
 
     def _load(self, weights: FilePath, engine: str, precision: str) -> None:
         settings.turn_off_stride_kernels()
@@ -249,8 +249,8 @@ def config_beside(weights: FilePath) -> str | Path:
     return cfg
 
 
-def _calibration_beside(weights: FilePath) -> Calibration:
-    """What a run has found for its best weights, where they are these."""
+def _calibration_beside(weights: FilePath, which: str) -> Calibration:
+    """What a run has found for its best weights, where they are these, and not the average beside them."""
     path = folder_of(weights) / CALIBRATION_FILE
     if not path.is_file():
         return Calibration()
@@ -259,7 +259,7 @@ def _calibration_beside(weights: FilePath) -> Calibration:
         own, found = known.pop("weights_sha256"), Calibration.of(known)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from None
-    if own == sha256(Path(find(weights))):
+    if which == "model" and own == sha256(Path(find(weights))):
         return found
     logger.info("not calibrated: %s is of other weights", path)
     return Calibration()

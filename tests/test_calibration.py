@@ -223,6 +223,8 @@ def test_other_weights_are_not_calibrated(run, made, caplog):
     image = images(made / "other")[0]
     (run / "best.pdparams").replace(run / "renamed.pdparams")
     assert "known" in Classifier(run / "renamed").predict(image)[0]
+    shutil.copy(run / "epoch_001.pdparams", run / "renamed_ema.pdparams")
+    assert "known" not in Classifier(run / "renamed", opts=["MODEL.WEIGHTS", "ema"]).predict(image)[0]
     shutil.copy(run / "epoch_001.pdparams", run / "best.pdparams")
     with caplog.at_level(logging.INFO):
         classifier = Classifier(run)
