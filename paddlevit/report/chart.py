@@ -18,12 +18,12 @@ _MOST_MARKERS = 20  # above that only the line is drawn; its points still tell t
 
 
 class Plot(NamedTuple):
-    """A chart to draw: which metric of which series."""
+    """A chart to draw, and which metric of which series it shows."""
 
     title: str
-    key: str
-    series: tuple[str, ...]
     text: Callable[[float], str]  # writes a value for the legend and the tooltips
+    key: str = ""
+    series: tuple[str, ...] = ()
     show: tuple[float, ...] = ()  # values that the vertical axis covers
     scale: float = 1.0
 
@@ -73,23 +73,13 @@ class Chart(NamedTuple):
     x_name: str = "epoch"
 
 
-def line_chart(
-    title: str,
-    series: Sequence[Series],
-    x_range: tuple[int, int],
-    *,
-    text: Callable[[float], str],
-    show: Sequence[float] = (),
-) -> Chart | None:
-    """The curves of `series` over epochs; None where no value is finite.
-
-    NaN leaves a gap. `text` writes a value for the legend and the tooltips; the vertical axis covers the values `show`.
-    """
+def line_chart(plot: Plot, series: Sequence[Series], x_range: tuple[int, int]) -> Chart | None:
+    """The curves of `series` over epochs, NaN leaving a gap; None where no value is finite."""
     drawn = [one for one in series if any(not math.isnan(y) for _, y in one.points)]
     if not drawn:
         return None
     values = [y for one in drawn for _, y in one.points if not math.isnan(y)]
-    y_ticks = axis_ticks(min([*values, *show]), max([*values, *show]))
+    y_ticks = axis_ticks(min([*values, *plot.show]), max([*values, *plot.show]))
     labels = tick_labels(y_ticks)
     x_step = max(1.0, _nice_step((x_range[1] - x_range[0]) / 7))
     x_ticks = [i * x_step for i in range(math.ceil(x_range[0] / x_step), math.floor(x_range[1] / x_step) + 1)]
@@ -102,11 +92,11 @@ def line_chart(
         return along(value, y_ticks, _BOTTOM, _TOP)
 
     return Chart(
-        title,
+        plot.title,
         left,
         [(y_of(tick), label) for tick, label in zip(y_ticks, labels)],
         [(x_of(tick), f"{tick:g}") for tick in x_ticks],
-        [_curve(one, x_of, y_of, text) for one in drawn],
+        [_curve(one, x_of, y_of, plot.text) for one in drawn],
     )
 
 
@@ -114,7 +104,7 @@ def line_charts(
     plots: Sequence[Plot], series: Callable[[Plot], Sequence[Series]], x_range: tuple[int, int]
 ) -> list[Chart]:
     """The charts of those `plots` whose `series` have a finite value."""
-    charts = [line_chart(plot.title, series(plot), x_range, text=plot.text, show=plot.show) for plot in plots]
+    charts = [line_chart(plot, series(plot), x_range) for plot in plots]
     return [chart for chart in charts if chart is not None]
 
 

@@ -20,12 +20,12 @@ _MIXING = ("TRAIN.SMOOTHING", "TRAIN.MIXUP_ALPHA", "TRAIN.CUTMIX_ALPHA", "TRAIN.
 
 
 _PLOTS = (
-    Plot("Top-1 accuracy, %", "acc1", ("model",), formats.percent),
-    Plot("Top-1 accuracy of the EMA, %", "acc1", ("ema",), formats.percent),
-    Plot("Validation loss", "loss", ("model",), formats.loss),
-    Plot("Training loss", "loss", ("train",), formats.loss),
-    Plot("Learning rate", "lr", ("train",), formats.rate, show=(0.0,)),
-    Plot("Images per second", "images_per_sec", ("train",), formats.speed, show=(0.0,)),
+    Plot("Top-1 accuracy, %", formats.percent, "acc1", ("model",)),
+    Plot("Top-1 accuracy of the EMA, %", formats.percent, "acc1", ("ema",)),
+    Plot("Validation loss", formats.loss, "loss", ("model",)),
+    Plot("Training loss", formats.loss, "loss", ("train",)),
+    Plot("Learning rate", formats.rate, "lr", ("train",), show=(0.0,)),
+    Plot("Images per second", formats.speed, "images_per_sec", ("train",), show=(0.0,)),
 )
 _MIXED = "Label smoothing or mixed images differ between the runs, so their training losses do too."
 

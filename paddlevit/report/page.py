@@ -20,12 +20,12 @@ from paddlevit.report.predictions import Predictions, data_address, shown_predic
 
 _SERIES = {"train": "training", "model": "validation", "ema": "validation, EMA"}
 _PLOTS = (
-    Plot("Loss", "loss", ("train", "model", "ema"), formats.loss),
-    Plot("Top-1 accuracy, %", "acc1", ("model", "ema"), formats.percent),
-    Plot("Top-5 accuracy, %", "acc5", ("model", "ema"), formats.percent),
-    Plot("Learning rate", "lr", ("train",), formats.rate, show=(0.0,)),
-    Plot("Images per second", "images_per_sec", ("train",), formats.speed, show=(0.0,)),
-    Plot("Waiting for data, % of the time", "data_wait", ("train",), formats.percent, show=(0.0, 5.0), scale=100.0),
+    Plot("Loss", formats.loss, "loss", ("train", "model", "ema")),
+    Plot("Top-1 accuracy, %", formats.percent, "acc1", ("model", "ema")),
+    Plot("Top-5 accuracy, %", formats.percent, "acc5", ("model", "ema")),
+    Plot("Learning rate", formats.rate, "lr", ("train",), show=(0.0,)),
+    Plot("Images per second", formats.speed, "images_per_sec", ("train",), show=(0.0,)),
+    Plot("Waiting for data, % of the time", formats.percent, "data_wait", ("train",), show=(0.0, 5.0), scale=100.0),
 )
 
 
@@ -124,7 +124,7 @@ def _calibration(of: Predictions | None) -> dict[str, Any]:
     before, after = (reliability(each[known], right)[1] for each in (of.uncalibrated, of.confidence))
     series = [Series("uncalibrated, ECE", "train", before), Series("calibrated, ECE", "model", after)]
     series.append(Series("ideal", "run8 dotted", [(0.0, 0.0), (100.0, 100.0)], markers=False))
-    chart = line_chart("Accuracy, %", series, (0, 100), text=formats.percent)
+    chart = line_chart(Plot("Accuracy, %", formats.percent), series, (0, 100))
     assert chart is not None
     told = (formats.percent(found.ece_before), formats.percent(found.ece_after), "")
     curves = [curve._replace(last=last) for curve, last in zip(chart.curves, told)]

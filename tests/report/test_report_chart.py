@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_pages import Page
 
-from paddlevit.report.chart import Series, axis_ticks, line_chart, thinned, tick_labels
+from paddlevit.report.chart import Plot, Series, axis_ticks, line_chart, thinned, tick_labels
 from paddlevit.report.document import TEMPLATES
 
 FIGURES = st.floats(-1e29, 1e29, allow_nan=False) | st.floats(-2, 2)
@@ -57,13 +57,13 @@ def test_thinning_keeps_ends_and_extremes(size, seed):
 
 def test_very_many_gaps_do_not_make_a_large_page():
     points = [(float(i), math.nan if i % 2 else 1.0 + i) for i in range(10_000)]
-    chart = line_chart("Loss", [Series("training", "train", points)], (0, 10_000), text=str)
+    chart = line_chart(Plot("Loss", str), [Series("training", "train", points)], (0, 10_000))
     assert 250 < len(chart.curves[0].dots) <= 302
 
 
 def test_chart_escapes_its_names():
-    chart = line_chart("<i>", [Series("<b>&", "train", [(0.0, 1.0)])], (0, 1), text=lambda value: f"<u>{value}")
+    chart = line_chart(Plot("<i>", lambda value: f"<u>{value}"), [Series("<b>&", "train", [(0.0, 1.0)])], (0, 1))
     page = Page(TEMPLATES.get_template("chart.html").module.charts([chart], "<s>"))
     assert page.titles == ["epoch 0: <b>& <u>1.0"]
     assert not {"i", "u", "s"} & {tag for tag, _, _ in page.tags}
-    assert line_chart("none", [Series("a", "train", [(0.0, math.nan)])], (0, 1), text=str) is None
+    assert line_chart(Plot("none", str), [Series("a", "train", [(0.0, math.nan)])], (0, 1)) is None
