@@ -92,7 +92,7 @@ def test_functions_and_files_are_small(path):
     assert text.count("\n") <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert node.end_lineno - node.lineno + 1 <= 60, f"{path}:{node.lineno} {node.name}"
+            assert node.end_lineno - node.lineno + 1 <= 40, f"{path}:{node.lineno} {node.name}"
             prints = any(isinstance(inner, ast.Name) and inner.id == "print" for inner in ast.walk(node))
             assert room(path) == "commands" or not prints, f"{path}:{node.lineno} {node.name} prints"
 

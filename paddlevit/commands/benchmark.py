@@ -109,7 +109,7 @@ def _model(args: argparse.Namespace) -> str:
     from paddlevit.export import choose_engine
     from paddlevit.flops import count
     from paddlevit.models import build_model
-    from paddlevit.runtime.process import check_amp, choose_device, half_precision, peak_memory
+    from paddlevit.runtime.process import check_amp, choose_device, half_precision
 
     paddle.set_device(choose_device(args.device))
     if args.amp:
@@ -129,16 +129,23 @@ def _model(args: argparse.Namespace) -> str:
     else:
         how = {"threads": args.threads, "amp": args.amp, "precision": args.precision}
         steps = {engine: inference_step(engine, model, images, **how) for engine in engines}
-    medians = {engine: statistics.median(s) for engine, s in by_turns(steps, args.rounds, _clock(args)).items()}
+    seconds = by_turns(steps, args.rounds, _clock(args))
+    return _told(args, config.MODEL.NAME, macs, {engine: statistics.median(each) for engine, each in seconds.items()})
+
+
+def _told(args: argparse.Namespace, name: str, macs: int, seconds: dict[str, float]) -> str:
+    """A table, or one JSON object, of the seconds of a step by each engine."""
+    from paddlevit.runtime.process import peak_memory
+
     rows = {
         engine: {"seconds": each, "images_per_sec": args.batch_size / each, "macs_per_sec": macs / each}
-        for engine, each in medians.items()
+        for engine, each in seconds.items()
     }
     if args.json:
         spec = {key: getattr(args, key) for key in ("train", "batch_size", "threads", "device", "amp", "precision")}
-        return json.dumps({"name": config.MODEL.NAME, **spec, "memory_mib": peak_memory(), "engines": rows})
+        return json.dumps({"name": name, **spec, "memory_mib": peak_memory(), "engines": rows})
     what = f"{'training step' if args.train else 'inference'}, batch {args.batch_size}, {args.threads} thread(s)"
-    title = f"{config.MODEL.NAME}, {what}; {macs / 1e9:.2f} GMACs a step; {peak_memory():.0f} MiB at most"
+    title = f"{name}, {what}; {macs / 1e9:.2f} GMACs a step; {peak_memory():.0f} MiB at most"
     line = "{:9} {seconds:.4f} s/step {images_per_sec:9.1f} images/s {:7.1f} GMACs/s"
     return "\n".join([title, *(line.format(e, row["macs_per_sec"] / 1e9, **row) for e, row in rows.items())])
 

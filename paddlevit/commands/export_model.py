@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from paddlevit.commands.flags import add_flags
 from paddlevit.commands.parser import Parser, exit_code
@@ -74,7 +74,24 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         ),
     )
     add_flags(parser)
-    flag = parser.flag
+    _add_flags(parser.flag)
+    parser.opts()
+    args = parser.parse_args(argv)
+    args.format = args.format or ("paddle" if args.precision == "f32" else "openvino")
+    if args.precision not in _PRECISIONS[args.format]:
+        allowed = ", ".join(_PRECISIONS[args.format])
+        raise UserError(f"-precision {args.precision} of -format {args.format}, allowed: {allowed} (others: openvino)")
+    if args.precision == "int8" and not (args.images or args.data_path):
+        raise UserError("-precision int8 needs images to find ranges on: -data_path DIR, or -images FOLDER")
+    if args.precision == "auto" and not args.data_path:
+        raise UserError("-precision auto needs validation images with labels to measure on: -data_path DIR")
+    if args.max_drop is not None and args.precision != "auto":
+        raise UserError(f"-max_drop {args.max_drop} of -precision {args.precision}: it is for -precision auto")
+    args.max_drop = _MAX_DROP if args.max_drop is None else args.max_drop
+    return args
+
+
+def _add_flags(flag: Callable[..., None]) -> None:
     flag(
         "format",
         choices=tuple(_PRECISIONS),
@@ -97,17 +114,3 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         help="compare on these, not on -data_path or random ones; with auto only for the ranges of int8",
     )
     flag("num_images", type=int, least=1, default=_NUM_IMAGES, help=f"at most, to compare and for int8 ({_NUM_IMAGES})")
-    parser.opts()
-    args = parser.parse_args(argv)
-    args.format = args.format or ("paddle" if args.precision == "f32" else "openvino")
-    if args.precision not in _PRECISIONS[args.format]:
-        allowed = ", ".join(_PRECISIONS[args.format])
-        raise UserError(f"-precision {args.precision} of -format {args.format}, allowed: {allowed} (others: openvino)")
-    if args.precision == "int8" and not (args.images or args.data_path):
-        raise UserError("-precision int8 needs images to find ranges on: -data_path DIR, or -images FOLDER")
-    if args.precision == "auto" and not args.data_path:
-        raise UserError("-precision auto needs validation images with labels to measure on: -data_path DIR")
-    if args.max_drop is not None and args.precision != "auto":
-        raise UserError(f"-max_drop {args.max_drop} of -precision {args.precision}: it is for -precision auto")
-    args.max_drop = _MAX_DROP if args.max_drop is None else args.max_drop
-    return args

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paddlevit.commands.flags import add_flags
 from paddlevit.commands.parser import Parser, exit_code
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _SECONDS_TO_FINISH = 30  # for the answers that are under way when the server is stopped
 _TERMINATED = 143
+_UVICORN: dict[str, Any] = {
+    **{"log_level": "warning", "ws": "none"},
+    **dict.fromkeys(("access_log", "server_header", "proxy_headers"), False),
+}
 
 
 @exit_code
@@ -52,23 +56,12 @@ def main(argv: list[str]) -> int:
         app = create_app(
             model, classifier.class_names, limits=limits, allowed_hosts=args.allowed_hosts, any_host=not loopback
         )
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=Connection,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                ws="none",
-                timeout_graceful_shutdown=_SECONDS_TO_FINISH,
-            )
-        )
+        config = uvicorn.Config(app, http=Connection, timeout_graceful_shutdown=_SECONDS_TO_FINISH, **_UVICORN)
         _announce(model, listener, loopback)
         # uvicorn calls these when it has finished. Ctrl-C's too: a shell's background jobs begin with it ignored.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        server.run([listener])
+        uvicorn.Server(config).run([listener])
     return 0
 
 

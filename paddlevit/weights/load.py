@@ -50,9 +50,7 @@ def load_weights(
     but_heads = _only(target.heads, misfits)
     reason = _reason(translated, target, but_heads)
     if new_head and but_heads:
-        how = (
-            "it starts with a new classifier" if _classes(target.shapes, target.heads) else "its classifier is left out"
-        )
+        how = "it starts with a new classifier" if _classes(target.shapes, target.heads) else "its classifier is unused"
         logger.warning("%s: %s: %s", where, reason, how)
         report, arrays, _ = _compare(translated, target, (*kept, *target.heads))
     elif any(misfits.values()):

@@ -98,7 +98,7 @@ def test_another_number_of_classes_starts_a_new_head_and_says_so(files, name, nu
 def test_without_classes_the_files_classifier_is_left_out(files, caplog):
     name = "pit_distilled_digits"
     paddlevit.build_model(name, num_classes=0, weights=files / name)
-    assert "has 3 classes, the model 0 (MODEL.NUM_CLASSES): its classifier is left out" in caplog.text
+    assert "has 3 classes, the model 0 (MODEL.NUM_CLASSES): its classifier is unused" in caplog.text
 
 
 def test_what_does_not_fit_otherwise_is_an_error(files, tmp_path):
