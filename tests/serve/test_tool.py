@@ -24,7 +24,7 @@ from served import call, form, picture, png_header
 from paddlevit.commands import predict
 from paddlevit.commands.classifier import open_classifier
 from paddlevit.commands.export_model import main as export
-from paddlevit.commands.serve import main, parse_args
+from paddlevit.commands.serve import _listen, main, parse_args
 from paddlevit.commands.served import Served
 from paddlevit.config import get_config
 from paddlevit.models import build_model
@@ -238,3 +238,10 @@ def test_model_whose_logits_are_not_finite_is_not_served(weights, tmp_path, caps
 def test_without_fastapi(weights, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert "pip install '.[serve]' in the clone" in error(capsys, "-pretrained", weights)
+
+
+def test_the_body_of_an_answer_does_not_wait_for_the_receipt_of_its_head():
+    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
