@@ -25,4 +25,5 @@ def _record(line: bytes) -> dict[str, Any] | None:
         counts = [record[key] for key in _COUNTS[record["phase"]]]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return record if all(type(count) is int and 0 <= count < 1e9 for count in counts) else None
+    counted = all(type(count) is int and 0 <= count < 1e9 for count in counts)
+    return record if counted and record.get("steps_per_epoch") != 0 else None

@@ -79,7 +79,7 @@ def write_comparison(runs: Sequence[Run], path: Path) -> Path:
 
 def _result(run: Run) -> list[str]:
     history, best = run.history, run.history.best()
-    done = max((x for series in history.series for x, _ in history.points(series, "epoch")), default=0.0)
+    done = max((record.epochs_done for record in history.records()), default=0.0)
     of = run.value("TRAIN.NUM_EPOCHS", None)
     row = [run.model, f"{done:.4g}" + (f" of {of}" if of else "")]
     if best is None:

@@ -30,7 +30,7 @@ class Record:
         epoch = values["epoch"]
         if values["phase"] == "val":
             return cls("ema" if values.get("weights") == "ema" else "model", epoch, epoch, values)
-        return cls("train", epoch, epoch - 1 + min(values["step"] / max(values["steps_per_epoch"], 1), 1.0), values)
+        return cls("train", epoch, epoch - 1 + min(values["step"] / values["steps_per_epoch"], 1.0), values)
 
     def number(self, key: str) -> float:
         """The value of `key`; NaN where it is missing or no finite number."""

@@ -14,7 +14,7 @@ from paddlevit.errors import MissingFileError, UserError
 from paddlevit.report import write_report
 
 BROKEN = [
-    json.dumps({**train(1), "steps_per_epoch": None}) + "\n",
+    *(json.dumps({**train(1), "steps_per_epoch": steps}) + "\n" for steps in (None, 0, 10**400)),
     json.dumps(train(1))[:-9],
     json.dumps(train(1))[:-9] + "\n",
     "\x00\xff binary\n",
