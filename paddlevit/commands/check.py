@@ -33,6 +33,7 @@ PRECISIONS = {
 }
 # Images per second of timm's tables benchmark-{train,infer}-amp-nchw-*-rtx3090.csv.
 _PUBLISHED = {"inference": 4896, "training step": 943}
+_STEPS = 100
 _SPEED_VARIANT = "pit_s_224"
 
 
@@ -85,7 +86,7 @@ def _rows(args: argparse.Namespace) -> Iterator[Row]:
     paddle.set_device(device)
     half = not usable["O1 float16"]
     yield from _tried("pit_digits, resumed", _resumed, device == "cpu")
-    yield from _tried("pit_digits, 100 steps", _finite, half)
+    yield from _tried(f"pit_digits, {_STEPS} steps", _finite, half)
     kind = device.split(":")[0]
     devices = sum(each.startswith(f"{kind}:") for each in paddle.device.get_available_device())
     images = "" if importlib.util.find_spec("sklearn") else "it needs scikit-learn: pip install '.[demo]' in the clone"
@@ -213,13 +214,13 @@ def _resumed(check: str, exact: bool) -> Iterator[Row]:
 
 
 def _finite(check: str, half: bool) -> Iterator[Row]:
-    """100 steps, and the largest attention logit after them."""
+    """Whether losses stay finite, and the largest attention logit after these steps."""
     import numpy as np
     import paddle
     from paddle.nn import functional as F
 
     trainer, precision = _trainer("AMP", half), "O1 float16" if half else "f32"
-    losses = np.array([loss.item() for loss in _train(trainer, 100)])
+    losses = np.array([loss.item() for loss in _train(trainer, _STEPS)])
     steps = f"{precision}, loss {losses[0]:.3f} to {losses[-1]:.3f}"
     skipped = f"{trainer.read_skipped()} skipped as they were not finite"
     yield Row(check, f"{steps}, {skipped}", bool(np.isfinite(losses).all()))

@@ -57,8 +57,8 @@ def differences(one, other):
 
 
 def resumed(trainer, state):
-    trainer.model.set_state_dict(state["model"])
-    trainer.ema.model.set_state_dict(state["ema"])
+    trainer.model.set_state_dict({name: value.numpy() for name, value in state["model"].items()})
+    trainer.ema.model.set_state_dict({name: value.numpy() for name, value in state["ema"].items()})
     trainer.load_state({name: np.asarray(value) for name, value in state["optimizer"].items()}, state["progress"])
     return trainer
 
@@ -69,11 +69,11 @@ def main(variant, level, steps):
     process.setup("cpu", seed=0)
     full = train(build(variant), data, steps)
     process.setup("custom:FakeCPU", seed=0)
-    undisturbed, first = build(variant, *half), build(variant, *half)
-    losses = train(undisturbed, data, steps)
-    train(first, data, steps // 2)
-    second = resumed(build(variant, *half), first.state())
-    train(second, data, steps - steps // 2)
+    undisturbed, left = build(variant, *half), steps - steps // 2
+    losses = train(undisturbed, data, steps // 2)
+    second = resumed(build(variant, *half), undisturbed.state())
+    losses += train(undisturbed, data, left)
+    train(second, data, left)
     found = {
         "losses": [losses, full],
         "skipped": undisturbed.read_skipped(),

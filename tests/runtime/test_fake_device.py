@@ -37,11 +37,12 @@ RUNS = {
     "regnet_digits": [],
     "pit_distilled_digits": ["TRAIN.DISTILLATION_TYPE", "none"],
 }
-# Commands in one process, as each start of one takes seconds; of check without its rows about speed.
+# Commands in one process, as each start of one takes seconds; of check without its rows about speed, and fewer steps.
 COMMANDS = """
 import json, sys
 from importlib import import_module
 from paddlevit.commands import check
+check._STEPS = 10
 check._speed = check._data_path = lambda *_: iter(())
 check._two_processes = lambda *words: iter([check.Row(*words)])
 for name, *argv in json.loads(sys.argv[1]):
@@ -145,18 +146,21 @@ def test_resumed_evaluated_predicted_explained_and_exported(plugin, data, tmp_pa
         ("predict", *best, image, "-json"),
         ("visualize_attention", *best, "-image", image, "-output", tmp_path / "h.png"),
         ("export_model", *best, "-format", "paddle", "-output", tmp_path / "exported"),
+        ("benchmark", "model", "-cfg", "pit_digits", "-train", "-amp", "-batch_size", 2, "-rounds", 1),
+        ("verify", tmp_path / "run", "-steps", 1),
     )
     whole, half = (read_state_dict(tmp_path / name / "epoch_002.pdparams") for name in ("run", "half"))
     assert whole.keys() == half.keys() and all(np.array_equal(whole[name], half[name]) for name in whole)
     assert json.loads((tmp_path / "eval" / "eval.json").read_text())["num_images"] == 10
     (predicted,) = (line for line in out.splitlines() if line.startswith("{"))
     assert json.loads(predicted)["classes"] and (tmp_path / "h.png").is_file() and "largest difference" in out
+    assert "training step, batch 2" in out and "FAILED" not in out
 
 
 @pytest.mark.parametrize(
     ("variant", "level", "steps", "skipped"),
     [
-        ("pit_digits", "O1", 60, 1),
+        ("pit_digits", "O1", 48, 1),
         ("pit_digits", "O2", 8, 1),
         ("hvt_digits", "O1", 4, 0),
         ("hvt_digits", "O2", 4, 0),
@@ -173,7 +177,7 @@ def test_half_precision(plugin, variant, level, steps, skipped):
     half, full = found["losses"]
     same = None if skipped == 0 else 1  # from the first overflow on, the other run is a step ahead
     assert half[:same] == pytest.approx(full[:same], rel=2e-3)
-    if steps > 50:
+    if steps > 20:
         assert np.mean(half[-20:]) == pytest.approx(np.mean(full[-20:]), abs=0.1) and np.mean(full[-20:]) < 0.5
     assert found["skipped"] == skipped and found["scale"] == 2.0 ** (16 - skipped)
     assert found["differences"] == [0.0, 0.0], "of weights and their EMA, to the run that was resumed"
@@ -229,7 +233,7 @@ def test_check_passes_but_for_bfloat16(plugin):
         assert all(rows[f"{variant}, {precision}"]["ok"] for precision in ("f32", "O1 float16", "O2 float16"))
     assert rows["O1 bfloat16"]["result"].startswith("n/a: -amp_dtype bfloat16: Paddle has it on GPUs only")
     assert rows["pit_digits, resumed"]["ok"] and rows["pit_digits, two processes"]["result"] == "custom:FakeCPU"
-    assert rows["pit_digits, 100 steps"]["result"].endswith(" 1 skipped as they were not finite")
+    assert rows["pit_digits, 10 steps"]["result"].endswith(" 1 skipped as they were not finite")
     assert (
         " in O1 float16; " in rows["pit_digits, attention logits"]["result"]
         and rows["pit_digits, attention logits"]["ok"]
