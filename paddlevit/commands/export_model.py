@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
-from paddlevit.commands.flags import add_flags
+from paddlevit.commands.classifier import add_flags, open_classifier
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 
@@ -26,7 +26,6 @@ _MAX_DROP = 0.1
 def main(argv: list[str]) -> int:
     """Export the model that `argv` names, run both on images and print the difference; the exit code."""
     args = parse_args(argv)
-    from paddlevit.commands.classifier import open_classifier
     from paddlevit.commands.precisions import as_text, fastest_within
     from paddlevit.export import DESCRIPTION_FILE, complete_in, describe, file_name, with_file
     from paddlevit.report import write_precisions

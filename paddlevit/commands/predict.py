@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TextIO
 
-from paddlevit.commands.flags import add_flags
+from paddlevit.commands.classifier import add_flags, open_classifier
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 from paddlevit.runtime.settings import use_all_cores
@@ -60,7 +60,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 def _predict(args: argparse.Namespace, out: TextIO) -> int:
     from tqdm import tqdm
 
-    from paddlevit.commands.classifier import open_classifier
     from paddlevit.data.sources import find_images
 
     paths = list(find_images(_named(args.images)))

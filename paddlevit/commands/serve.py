@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from paddlevit.commands.flags import add_flags
+from paddlevit.commands.classifier import add_flags, open_classifier
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 from paddlevit.runtime.settings import use_all_cores
@@ -34,7 +34,6 @@ def main(argv: list[str]) -> int:
     try:
         import uvicorn
 
-        from paddlevit.commands.classifier import open_classifier
         from paddlevit.commands.served import Served
         from paddlevit.data.decode import FORMATS
         from paddlevit.serve import Connection, Limits, create_app, is_loopback

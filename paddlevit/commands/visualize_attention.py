@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paddlevit.commands.flags import add_flags
+from paddlevit.commands.classifier import add_flags, open_classifier
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 
@@ -34,7 +34,6 @@ def main(argv: list[str]) -> int:
     args = parse_args(argv)
     from paddlevit.attention_maps import heat_map, methods
     from paddlevit.attention_maps.picture import sheet
-    from paddlevit.commands.classifier import open_classifier
     from paddlevit.commands.view import View, features, heats
 
     if args.amp:
