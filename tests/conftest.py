@@ -22,6 +22,14 @@ LOGGER = logging.getLogger("paddlevit")
 AS_IMPORTED = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
 
 
+def pytest_collection():
+    """Examples that hypothesis draws have no deadline, which a busy machine would miss."""
+    from hypothesis import settings
+
+    settings.register_profile("patient", deadline=None)
+    settings.load_profile("patient")
+
+
 @pytest.fixture(autouse=True)
 def package_logger():
     """A run that a test starts in this process, or one that a module's tests share, sets up the package's logger."""

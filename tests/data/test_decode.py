@@ -188,7 +188,7 @@ def test_names_of_images():
     assert not any(is_image(name) for name in (b"a.txt", b"jpg", b".a.jpg", b"a.jpg.part", b"a.heic"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(name=st.sampled_from(sorted(FILES)), data=st.data())
 def test_damaged_files_are_read_or_named(name, data):
     damaged = bytearray(FILES[name])

@@ -83,7 +83,7 @@ def part_of(file, box, **options):
 
 
 class TestDecoding:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(data=st.data())
     def test_parts_are_those_of_pillows_image(self, data):
         width, height = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))

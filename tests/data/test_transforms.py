@@ -61,7 +61,7 @@ def config(*opts):
 
 
 class TestEvaluation:
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=120)
     @given(
         width=st.integers(1, 90) | st.integers(90, 600),
         height=st.integers(1, 90) | st.integers(90, 600),
@@ -115,7 +115,7 @@ class TestEvaluation:
             transform = build_eval_transform(config("DATA.IMAGE_SIZE", 32, "DATA.CROP_PCT", 1.0, *opts))
             np.testing.assert_array_equal(transform(image, None), np.asarray(image))
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(width=st.integers(1, 90), height=st.integers(1, 90), mode=st.sampled_from(["RGB", "L"]))
     def test_squash(self, width, height, mode):
         image = picture(width, height, mode=mode)
@@ -163,7 +163,7 @@ class TestRandomResizedCrop:
             assert distance < 1.95 / np.sqrt(num), name
         assert np.abs(np.corrcoef(list(uniform.values())) - np.eye(4)).max() < 0.06
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(width=st.integers(1, 600), height=st.integers(1, 600), seed=st.integers(0, 2**32 - 1))
     def test_boxes_lie_within_the_image(self, width, height, seed):
         for left, top, right, bottom in self.boxes(
@@ -247,7 +247,7 @@ class TestTrainTransform:
         np.testing.assert_array_equal(first, again)
         assert len({pixels.tobytes() for pixels in first}) == 12
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         width=st.integers(1, 60),
         height=st.integers(1, 60),

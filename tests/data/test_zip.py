@@ -199,7 +199,7 @@ def test_a_zip_that_is_cut_off_while_it_is_read(tmp_path):
         archive.read(number, "a.jpg")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6))
 def test_damaged_zip_files_are_read_or_named(changes, tmp_path_factory):
     content = {f"{i}.jpg": bytes([i]) * 9 for i in range(4)}

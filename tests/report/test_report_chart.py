@@ -17,7 +17,7 @@ FIGURES = st.floats(-1e29, 1e29, allow_nan=False) | st.floats(-2, 2)
 
 
 @given(FIGURES, FIGURES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_axis_encloses_its_values_in_round_steps(one, other):
     low, high = min(one, other), max(one, other)
     ticks = axis_ticks(low, high)
@@ -45,7 +45,7 @@ def test_tick_labels(low, high, labels):
 
 
 @given(st.integers(1, 2000), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_thinning_keeps_ends_and_extremes(size, seed):
     values = np.random.default_rng(seed).normal(size=size).tolist()
     points = [(float(i), value) for i, value in enumerate(values)]

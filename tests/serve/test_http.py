@@ -157,7 +157,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(WORDS, max_size=4), st.lists(st.tuples(NAMES_OF_HEADERS, VALUES), max_size=4), st.binary(max_size=60))
 def test_no_request_makes_the_server_fail(server, words, headers, body):
     target = "".join(words[1:]) or "/"

@@ -50,7 +50,7 @@ def test_dynamic_scaling_cancels_out():
     assert weight.grad.tolist() == [2.0, 4.0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([True, True, True, False]), max_size=60), st.integers(1, 6))
 def test_scale_and_counts_follow_the_definition(overflows, interval):
     import paddlevit.training.gradients as gradients
