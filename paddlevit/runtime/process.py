@@ -7,12 +7,10 @@ import hashlib
 import io
 import logging
 import os
-import random
 import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor
@@ -139,26 +137,21 @@ def peak_memory() -> int:
 
 
 def setup(device: str, seed: int) -> None:
-    """Choose the device, join the other processes, and seed every generator.
+    """Choose the device, join the other processes, and seed Paddle: all start from the same weights.
 
-    Seeds of Python and NumPy differ between ranks; Paddle's is the same, so that all start from the same weights.
     Raises UserError where a GPU is asked for and there is none, and where this Paddle lacks what the package needs.
     """
     paddle_internals.check()
     # A harmless warning of every BatchNorm in training.
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
     chosen = choose_device(device)
-    if chosen != "cpu":
-        paddle.set_device(f"{chosen}:{dist.ParallelEnv().device_id}")  # its local_rank is the rank among all machines
-    else:
-        paddle.set_device("cpu")
+    # ParallelEnv's local_rank is the rank among all machines.
+    paddle.set_device("cpu" if chosen == "cpu" else f"{chosen}:{dist.ParallelEnv().device_id}")
     if world_size() > 1:
         if chosen != "gpu":  # for which Paddle finds it
             os.environ["PADDLE_DISTRI_BACKEND"] = "gloo" if chosen == "cpu" else "xccl"
         with contextlib.redirect_stderr(io.StringIO()):  # it lists the flags that Paddle has set itself
             dist.init_parallel_env()
-    random.seed(seed + rank())
-    np.random.seed((seed + rank()) % 2**32)
     paddle.seed(seed)
 
 
