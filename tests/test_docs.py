@@ -15,6 +15,7 @@ from pathlib import Path
 import paddle
 import pytest
 import yaml
+from tiny import what_a_script_runs
 
 from paddlevit.__main__ import COMMANDS
 from paddlevit.__main__ import main as paddlevit_command
@@ -84,16 +85,6 @@ def check_subcommand(name, words, monkeypatch):
         check_training_command(words, name)
     else:
         check_other_command(f"paddlevit.commands.{COMMANDS[name].module}", words, monkeypatch)
-
-
-def what_a_script_runs(words, tmp_path, folder=ROOT):
-    """The command line that a script of run_scripts/ comes to, by a `python` that only prints its arguments."""
-    fake = tmp_path / "python"
-    fake.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
-    fake.chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    result = subprocess.run(["sh", *words], cwd=folder, env=env, capture_output=True, text=True, check=True)
-    return result.stdout.splitlines()
 
 
 @pytest.mark.parametrize("words", list(commands()))

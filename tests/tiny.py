@@ -1,6 +1,10 @@
-"""A network of some 300 numbers, a trainer and batches for it; and a folder of images."""
+"""A network of some 300 numbers, a trainer and batches for it; a folder of images; and what a script runs."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -13,6 +17,8 @@ from paddlevit.training.ema import ModelEma
 from paddlevit.training.engine import Trainer
 from paddlevit.training.objectives import Supervised
 from paddlevit.training.optim import build_optimizer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def network():
@@ -54,3 +60,13 @@ def image_folder(folder, classes, **counts):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     return folder
+
+
+def what_a_script_runs(words, tmp_path, folder=ROOT):
+    """The command line that a script of run_scripts/ comes to, by a `python` that only prints its arguments."""
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
+    fake.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(["sh", *words], cwd=folder, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    return result.stdout.splitlines()

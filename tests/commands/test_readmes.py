@@ -7,12 +7,10 @@ main_multi_gpu.py -nprocs. What `tiny` adds makes models, images and runs small;
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import numpy as np
 import paddle
 import pytest
 from PIL import Image
+from tiny import what_a_script_runs
 
 from paddlevit.config import get_config
 from paddlevit.models import build_model
@@ -133,12 +132,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(command, monkeypatch):
-    """The exit code of `command`: of a script as its own process, of a tool in this one, to which a start is dear."""
+def run(command, tmp_path, monkeypatch):
+    """The exit code of `command`, and of what a script comes to, in this process, as a start is dear."""
     words = [*shlex.split(command.replace("\\\n", "")), *tiny(command)]
     if words[0] in ("sh", "bash"):
-        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        return subprocess.run([words[0], ROOT / "run_scripts" / words[1], *words[2:]], check=False).returncode
+        script = ROOT / "run_scripts" / words[1]
+        words = ["python", *what_a_script_runs([script, *words[2:]], tmp_path, tmp_path)]
     program = words.index("python") + 1  # behind the variables of the environment
     monkeypatch.setattr(sys, "argv", words[program:])
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -153,7 +152,7 @@ def test_command(name, folder, tmp_path, monkeypatch, capfd):
     for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
-    code, (stdout, stderr) = run(COMMANDS[name], monkeypatch), capfd.readouterr()
+    code, (stdout, stderr) = run(COMMANDS[name], tmp_path, monkeypatch), capfd.readouterr()
     assert code == 0, stdout[-2000:] + stderr[-2000:]
     out = tmp_path / "out"
     if "count" in name:
