@@ -160,7 +160,7 @@ class Classifier:
         classes, and the image's "energy", by which that is decided; and probabilities are at its temperature.
 
         An image is a path, the bytes of a file, an array uint8 [H, W, 3] in RGB, or a Pillow image. A list of images
-        gives a list of such lists. Raises UserError for what is no image, and where logits are not finite.
+        gives a list of such lists. Raises UserError for what is not an image, and where logits are not finite.
         """
         logits = self.logits(images)
         return self.ranked(logits, topk) if logits.ndim == 1 else [self.ranked(row, topk) for row in logits]

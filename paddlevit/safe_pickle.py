@@ -100,7 +100,7 @@ def sizes(values: Any) -> tuple[int, ...]:
     """`values`, a shape or strides from a pickle, once it is sure that they are no more than that."""
     plain = isinstance(values, tuple) and len(values) <= 32
     if not plain or not all(type(value) is int and 0 <= value < 1 << 48 for value in values):
-        raise ValueError("an array's shape is no tuple of sizes")
+        raise ValueError("an array's shape is not a tuple of sizes")
     return values
 
 
@@ -141,7 +141,7 @@ def numpy_array(data: Any, dtype: Dtype, shape: Any, order: Any, axes: Any = Non
     if isinstance(data, str):
         data = data.encode("latin-1")
     if not isinstance(data, (bytes, memoryview, Text)):
-        raise TypeError("an array's values are no bytes")
+        raise TypeError("an array's values are not bytes")
     if not isinstance(data, Text) and len(data) != prod(shape) * kind.itemsize:
         raise ValueError(f"an array of shape {list(shape)} and dtype {kind} in {len(data)} bytes")
 
@@ -256,7 +256,7 @@ class Unpickler(_PurePython):
         """Both calling a function and making an instance: the name's builder gets the arguments."""
         arguments, build = self.stack.pop(), self.stack.pop()
         if not isinstance(arguments, tuple) or not callable(build):
-            raise pickle.UnpicklingError("calls what is no function")
+            raise pickle.UnpicklingError("calls what is not a function")
         self.append(build(*arguments))
 
     load_newobj = load_reduce

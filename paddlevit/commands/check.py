@@ -24,7 +24,7 @@ from paddlevit.runtime.settings import processor
 from paddlevit.runtime.streams import only_results
 
 VARIANTS = "*_digits"
-# AMP's level and type, and the largest error of logits and gradients that is no mistake: a GPU's float32 may be TF32.
+# AMP's level and type, and the largest error of logits and gradients that is allowed: a GPU's float32 may be TF32.
 PRECISIONS = {
     "f32": ("O0", "float16", 0.01),
     "O1 float16": ("O1", "float16", 0.05),

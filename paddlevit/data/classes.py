@@ -29,7 +29,7 @@ class Classes(NamedTuple):
 
 
 def folder_of(weights: str | os.PathLike[str]) -> Path:
-    """The folder of a weights file, or the run's or Hugging Face's folder that is named. Other names are no folder."""
+    """The folder of a weights file, or the folder, a run's or Hugging Face's, that is named. Other names are none."""
     path = Path(os.path.expanduser(weights))
     is_file = path.is_file() or Path(f"{path}.pdparams").is_file()
     return path.parent if is_file else path

@@ -49,7 +49,7 @@ def is_image(name: bytes) -> bool:
 def decode(data: bytes, name: str, decoding: Decoding = AS_PUBLISHED) -> Image.Image:
     """The image, or the first of several, as to_rgb makes it; `name` is what messages call it.
 
-    Raises UserError for what is no image of FORMATS, is damaged, or has more pixels than allowed.
+    Raises UserError for what is not an image of FORMATS, is damaged, or has more pixels than allowed.
     """
     if not data:
         raise UserError(f"{name} is empty")
@@ -125,6 +125,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _rounded(values: np.ndarray, black: float, white: float) -> np.ndarray:
-    """uint8 [H, W]: `black` is 0, `white` 255; what is no number is black."""
+    """uint8 [H, W]: `black` is 0, `white` 255; what is not a number is black."""
     scaled = (values.astype(np.float64) - black) * (255.0 / (white - black or 1.0))
     return np.rint(np.nan_to_num(scaled).clip(0.0, 255.0)).astype(np.uint8)

@@ -52,7 +52,7 @@ def plain_text(content: bytes, name: str) -> bytes:
     """Text as editors and shells write it, UTF-16 too, without its byte order mark; every line ends with a line feed,
     and maybe a carriage return before that. Bytes that are not UTF-8 stay: names of files need not be text.
 
-    Raises UserError, calling the text `name`, where it is no text.
+    Raises UserError, calling the text `name`, where it is not text.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
@@ -219,7 +219,7 @@ def read_list(file: Path) -> Index:
     out.
 
     Raises MissingFileError where there is no such file, and UserError with the line's number for a line without a
-    label, a label that is no number from 0 to 999999, and a file without any line.
+    label, a label that is not a number from 0 to 999999, and a file without any line.
     """
     return _read_list(file, stamp(file))
 

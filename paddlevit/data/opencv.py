@@ -77,7 +77,7 @@ def read_part(source: Source, i: int, choose: Callable[[int, int], Box], *, side
 def _jpeg_part(
     data: bytes, choose: Callable[[int, int], Box], *, side: int, fast: bool, max_pixels: int
 ) -> np.ndarray | None:
-    """None for what is no JPEG file, or an unusual or incomplete one."""
+    """None for what is not a JPEG file, or an unusual or incomplete one."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:

@@ -155,7 +155,7 @@ class ListSource(_IndexedSource):
 class ZipSource(ListSource):
     """Images that are members of a zip file, named, with their labels, by a map file.
 
-    Raises UserError where the file is no zip, or a member that the map names is not in it.
+    Raises UserError where the file is not a zip file, or a member that the map names is not in it.
     """
 
     def _find_files(self) -> None:
@@ -378,7 +378,7 @@ def _say_left_out(root: Path, files: Sequence[bytes]) -> None:
     if files:
         counted = ", ".join(f"{n} {kind}" for kind, n in collections.Counter(map(_kind, files)).most_common())
         some = ", ".join(os.fsdecode(file) for file in files[:_MOST_NAMED])
-        say_once(f"{root}: skipped {len(files)} files that are no {KNOWN}: {counted} ({some})")
+        say_once(f"{root}: skipped {len(files)} files that are not {KNOWN}: {counted} ({some})")
 
 
 def _kind(file: bytes) -> str:

@@ -155,7 +155,7 @@ def build_eval_transform(config: CfgNode) -> EvalTransform:
 
 
 def build_train_transform(config: CfgNode) -> TrainTransform:
-    """The transform of training images. Raises UserError where CROP_SCALE or CROP_RATIO is no range."""
+    """The transform of training images. Raises UserError where CROP_SCALE or CROP_RATIO is not a range."""
     train, size, resample = config.TRAIN, config.DATA.IMAGE_SIZE, FILTERS[config.DATA.INTERPOLATION]
     for key in ("CROP_SCALE", "CROP_RATIO"):
         if len(train[key]) != 2 or not 0.0 < train[key][0] <= train[key][1]:

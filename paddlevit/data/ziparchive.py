@@ -49,7 +49,7 @@ class ZipArchive:
             signature, name_size, extra_size = _LOCAL.unpack(self._at(_LOCAL.size, offset))
             data = self._at(size, offset + _LOCAL.size + name_size + extra_size)
             if signature != b"PK\3\4" or len(data) != size:
-                raise struct.error("this is no member, or not all of it")
+                raise struct.error("this is not a member, or not all of it")
             return _inflated(data) if deflated else data
         except OSError as error:
             raise UserError(f"{name} cannot be read: {error.strerror}") from None

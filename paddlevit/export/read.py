@@ -89,7 +89,7 @@ def open_exported(path: str | Path, *, threads: int = 0, device: str = "cpu", pr
     path = Path(path)
     check_path(path)
     if path.suffix not in _OPENERS:
-        raise UserError(f"{path} is no exported model, allowed: {', '.join(f'*{suffix}' for suffix in _OPENERS)}")
+        raise UserError(f"{path} is not an exported model, allowed: {', '.join(f'*{suffix}' for suffix in _OPENERS)}")
     threads = threads or engine_threads()
     engine, opener, weights = _OPENERS[path.suffix]
     if precision not in PRECISIONS[engine]:

@@ -77,7 +77,7 @@ def read_certificate(folder: Path) -> dict[str, Any]:
     except ValueError:
         raise UserError(f"{folder / FILE} is damaged: it holds no JSON") from None
     if not isinstance(known, dict) or not isinstance(known.get("device"), str) or "processes" not in known:
-        raise UserError(f"{folder / FILE} is no certificate of a run")
+        raise UserError(f"{folder / FILE} is not the certificate of a run")
     return known
 
 

@@ -98,7 +98,7 @@ async def read_upload(request: Request, keep: Callable[[int], None], *, limits: 
 
 
 def check_image(data: bytes, limits: Limits) -> None:
-    """Raises HTTPException for what is no image, and for one that is too large to decode; decodes nothing."""
+    """Raises HTTPException for what is not an image, and for one that is too large to decode; decodes nothing."""
     if not data:
         raise HTTPException(400, "there is no image in the request: send the file as the body, or in a form")
     try:
@@ -107,7 +107,7 @@ def check_image(data: bytes, limits: Limits) -> None:
     except Image.DecompressionBombError:  # at twice Pillow's own limit it does not even tell the size
         raise HTTPException(413, f"the image has too many pixels, allowed: {limits.max_pixels:,}") from None
     except Exception:  # what Pillow raises on damaged headers has no common class
-        raise HTTPException(415, f"this is no image, or a damaged one, allowed: {', '.join(limits.formats)}") from None
+        raise HTTPException(415, f"not an image, or a damaged one, allowed: {', '.join(limits.formats)}") from None
     if width * height > limits.max_pixels:
         raise HTTPException(413, f"the image has {width} x {height} pixels, allowed: {limits.max_pixels:,} in all")
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:

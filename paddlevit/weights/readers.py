@@ -129,7 +129,7 @@ def _read(path: str) -> tuple[Any, int]:
     if start[:1] == b"\x80":
         return _read_pickle(data), len(data)
     raise WeightsError(
-        f"{path} begins with {start!r}, so it is no .pdparams, .pth or .safetensors file"
+        f"{path} begins with {start!r}, so it is not a .pdparams, .pth or .safetensors file"
         + (": a web page was saved in its place" if start.lstrip()[:1] == b"<" else "")
         + (": fetch the file itself with `git lfs pull`" if start.startswith(b"version https") else "")
     )
@@ -171,7 +171,7 @@ def _read_safetensors(path: str, data: memoryview) -> dict[str, Any]:
             raise ValueError("its header does not tell of as many bytes as there are")
         return {name: _safetensor(entry, data[begin:]) for name, entry in header.items()}
     except Exception as error:
-        raise WeightsError(f"{path} is no whole .safetensors file ({error})") from None
+        raise WeightsError(f"{path} is not a complete .safetensors file ({error})") from None
 
 
 def _safetensor(entry: dict[str, Any], data: memoryview) -> LazyArray | Placeholder:

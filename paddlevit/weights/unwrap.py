@@ -51,7 +51,7 @@ def unwrap(content: Any, which: str = "model") -> StateDict:
     weights = {name: value for name, value in content.items() if name in names or not isinstance(name, str)}
     strange = [f"{n} ({_kind(v)})" for n, v in weights.items() if not (n in names and isinstance(v, LazyArray))]
     if strange or not weights:
-        what = f"entries that are no arrays: {listing(strange)}" if strange else "no entries"
+        what = f"entries that are not arrays: {listing(strange)}" if strange else "no entries"
         raise WeightsError(f"the state dict has {what}; weights are looked for in {', '.join(_MODEL)} or at the top")
     return StateDict({short: weights[name] for name, short in names.items()}, notes)
 

@@ -293,7 +293,7 @@ def test_what_is_left_out_is_counted_by_kind(root, caplog, monkeypatch):
     for name in ("1.heic", "2.HEIC", "README", ".DS_Store"):
         (root / "train" / "a" / name).write_bytes(b"")
     len(open_imagenet(root, "train"))
-    assert f"{root}/train: skipped 4 files that are no JPEG, PNG" in caplog.text
+    assert f"{root}/train: skipped 4 files that are not JPEG, PNG" in caplog.text
     assert "2 .heic, 1 hidden, 1 without suffix (a/.DS_Store, a/1.heic, a/2.HEIC)" in caplog.text
     (root / "val" / "stray.png").write_bytes(b"")
     open_imagenet(root, "val")

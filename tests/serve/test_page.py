@@ -101,7 +101,7 @@ def test_dropped_and_pasted_images_one_after_the_other(page, event):
 
 def test_mistakes_are_told_and_the_next_image_goes_on(page, tmp_path):
     deliver(page, "notes.png", b"no image", DROP)
-    assert text(page, "error") == "notes.png: this is no image, or a damaged one, allowed: JPEG, PNG"
+    assert text(page, "error") == "notes.png: not an image, or a damaged one, allowed: JPEG, PNG"
     assert page.value("document.getElementById('error').getAttribute('role')") == "alert"
     large = tmp_path / "large.jpg"
     large.write_bytes(bytes(3 * 2**20))
