@@ -129,6 +129,9 @@ class _Service:
 
     async def predict(self, request: Request, top_k: int = Query(5, ge=1), overlay: bool = False) -> JSONResponse:
         """The top-k classes of the image in the body or in a form, and on request a heat map of the first."""
+        unknown = set(request.query_params) - {"top_k", "overlay"}
+        if unknown:
+            raise HTTPException(400, f"there is no parameter {', '.join(sorted(unknown))}, allowed: top_k, overlay")
         if overlay and not self.model.explains:
             raise HTTPException(400, "overlay=true: this model does not support overlays (exported: no gradients)")
         late = HTTPException(408, f"the upload has taken more than {self.limits.timeout:g} s")

@@ -105,6 +105,7 @@ def test_health(server):
     [
         ("POST", "/predict?top_k=0", 422, "top_k=0"),
         ("POST", "/predict?top_k=many", 422, "top_k=many"),
+        ("POST", "/predict?topk=3", 400, "there is no parameter topk, allowed: top_k, overlay"),
         ("POST", "/predict?overlay=perhaps", 422, "overlay=perhaps"),
         ("GET", "/predict", 405, "Not Allowed"),
         ("GET", "/../../etc/passwd", 404, "Not Found"),
