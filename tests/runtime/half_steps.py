@@ -1,6 +1,6 @@
-"""Trains a variant in float16 on the fake device, and in float32 on the CPU: half_steps.py VARIANT LEVEL STEPS.
+"""Trains variants in float16 on the fake device, and in float32 on the CPU: half_steps.py VARIANT,LEVEL,STEPS...
 
-Prints what test_fake_device.py compares, as JSON.
+Prints what test_fake_device.py compares, a line of JSON for each.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ def resumed(trainer, state):
 
 
 def main(variant, level, steps):
-    settings.turn_off_stride_kernels()  # Paddle was imported before the package
     data, half = get_config(variant).DATA, ("AMP", True, "AMP_OPT_LEVEL", level)
     process.setup("cpu", seed=0)
     full = train(build(variant), data, steps)
@@ -83,7 +82,10 @@ def main(variant, level, steps):
         "ema": sorted({str(value.dtype) for value in undisturbed.ema.model.state_dict().values()}),
         "operators": operators(undisturbed, data),
     }
-    print(json.dumps(found))
+    print(json.dumps(found), flush=True)
 
 
-main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+settings.turn_off_stride_kernels()  # Paddle was imported before the package
+for case in sys.argv[1:]:
+    variant, level, steps = case.split(",")
+    main(variant, level, int(steps))
