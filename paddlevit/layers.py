@@ -188,11 +188,11 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout) -> Ten
 def has_flash_attention(x: Tensor, dropout: nn.Dropout) -> bool:
     """Whether to use `flash_attention`: half precision, a GPU that has it, and no hook that reads the probabilities."""
     half = x.dtype in (paddle.float16, paddle.bfloat16)
-    return half and not has_hooks(dropout) and _runs_flash_attention(paddle.device.get_device())
+    return half and not has_hooks(dropout) and runs_flash_attention(paddle.device.get_device())
 
 
 @functools.cache
-def _runs_flash_attention(device: str) -> bool:
+def runs_flash_attention(device: str) -> bool:
     """Whether `device` ("gpu:0") has compute capability 8.0, which the kernel needs.
 
     Paddle 3.0 to 3.2 choose the kernel unchecked, and it raises on V100, T4 and RTX 20.

@@ -120,7 +120,7 @@ def test_flash_attention_equals_ours_and_gives_way_to_hooks(monkeypatch):
     monkeypatch.setattr(layers, "has_flash_attention", lambda x, dropout: True)
     np.testing.assert_allclose(layer(x).numpy(), expected, atol=1e-6)
     monkeypatch.undo()
-    monkeypatch.setattr(layers, "_runs_flash_attention", lambda device: True)
+    monkeypatch.setattr(layers, "runs_flash_attention", lambda device: True)
     half = x.astype("float16")
     assert layers.has_flash_attention(half, layer.attn_dropout)
     assert not layers.has_flash_attention(x, layer.attn_dropout)
@@ -137,12 +137,12 @@ def test_flash_attention_needs_compute_capability_8(monkeypatch, device, capabil
     asked = []
     monkeypatch.setattr(paddle.device, "get_device", lambda: device)
     monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
-    layers._runs_flash_attention.cache_clear()
+    layers.runs_flash_attention.cache_clear()
     try:
         for _ in range(3):
             assert layers.has_flash_attention(paddle.zeros([1], "float16"), nn.Dropout()) is runs
     finally:
-        layers._runs_flash_attention.cache_clear()
+        layers.runs_flash_attention.cache_clear()
     assert asked == [device], "asked once, of the device in use"
 
 

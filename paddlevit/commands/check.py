@@ -24,10 +24,12 @@ from paddlevit.runtime.settings import processor
 from paddlevit.runtime.streams import only_results
 
 VARIANTS = "*_digits"
+_PLAIN = "O1 float16, plain attention"  # in place of the fused one
 # AMP's level and type, and the largest error of logits and gradients that is allowed: a GPU's float32 may be TF32.
 PRECISIONS = {
     "f32": ("O0", "float16", 0.01),
     "O1 float16": ("O1", "float16", 0.05),
+    _PLAIN: ("O1", "float16", 0.05),
     "O1 bfloat16": ("O1", "bfloat16", 0.2),
     "O2 float16": ("O2", "float16", 0.1),
 }
@@ -132,12 +134,15 @@ def _machine() -> Iterator[Row]:
 
 def _usable(device: str) -> Iterator[tuple[str, str]]:
     """The precisions, each with the reason why this device has it not."""
+    from paddlevit.layers import runs_flash_attention
     from paddlevit.runtime import process
 
     for precision, (level, dtype, _) in PRECISIONS.items():
         try:
-            had = level == "O0" or process.half_precision(dtype)
-            yield precision, "" if had else "a CPU computes in float32"
+            why = "" if level == "O0" or process.half_precision(dtype) else "a CPU computes in float32"
+            if precision == _PLAIN and not runs_flash_attention(device):
+                why = why or "the device has no other"
+            yield precision, why
         except UserError as error:
             yield precision, str(error)
 
@@ -161,6 +166,9 @@ def _computed(check: str, variant: str, precision: str, device: str) -> Iterator
         model = build_model(config)
         model.set_state_dict(weights)
         model.eval()  # without random layers
+        for layer in model.sublayers():
+            if precision == _PLAIN and isinstance(layer, paddle.nn.Dropout):
+                layer.register_forward_post_hook(lambda *_: None)  # which the fused kernel would leave out
         if level == "O2":
             model = paddle.amp.decorate(model, level=level, dtype=dtype)
         with paddle.amp.auto_cast(enable=level != "O0", level=level, dtype=dtype):

@@ -36,6 +36,12 @@ def test_a_sound_cpu(capsys, monkeypatch):
     )
 
 
+def test_plain_attention_is_checked_where_there_is_another():
+    assert dict(check._usable("cpu"))[check._PLAIN] == "a CPU computes in float32"
+    (row,) = check._computed("plain", "pit_digits", check._PLAIN, "cpu")  # in float32, as on every CPU
+    assert row.ok
+
+
 @pytest.mark.slow
 def test_two_processes_are_as_one_and_what_they_say_is_shown():
     (row,) = check._tried("two", check._two_processes, "cpu")
