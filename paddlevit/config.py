@@ -32,7 +32,7 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 # What people and other projects call a family, a size or a kind of model.
 _ALIASES = {"hrt": "hrformer", "tiny": "ti", "t": "ti", "small": "s", "base": "b", "distill": "distilled"}
 OF_IMAGES = r"DATA\.(IMAGE_\w+|IMAGENET_\w+|CROP_PCT|RESIZE_MODE|INTERPOLATION|EXIF_ORIENTATION)"  # what a model sees
-_HEAD, _END = "# The configuration of a run, as it was resolved.\n", "# end\n"
+HEAD, _END = "# The configuration of a run, as it was resolved.\n", "# end\n"
 _OF_A_START = {"OUTPUT", "MODEL.RESUME"}  # differ where a run is resumed
 _MOST_VALUES = 10_000  # in one file: aliases of aliases multiply
 
@@ -98,7 +98,7 @@ def with_values(config: CfgNode, values: dict[str, Any]) -> CfgNode:
 
 def dumped(config: CfgNode) -> str:
     """The yaml file of `config`, of which it can be told whether it is whole."""
-    return f"{_HEAD}{config.dump()}{_END}"
+    return f"{HEAD}{config.dump()}{_END}"
 
 
 def read_dumped(path: Path) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def _load(path: Path, loader: type = _Loader) -> dict[str, Any]:
     except OSError as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else ConfigError
         raise kind(f"{path} cannot be read: {error.strerror}") from None
-    if data.startswith(_HEAD.encode()) and not data.endswith(_END.encode()):
+    if data.startswith(HEAD.encode()) and not data.endswith(_END.encode()):
         raise ConfigError(f"{path} is cut short: its last line, '{_END.strip()}', is missing")
     try:
         # To YAML, json is a part of it but for tabs.

@@ -1,8 +1,8 @@
 #!/bin/sh
-# sh run_scripts/tool.sh NAME.py [flags]: a tool of tools/ by PYTHON, or the first of python, python3 and .venv's that has PaddlePaddle.
-tool="$(dirname "$0")/../tools/$1" && shift
-[ -z "$PYTHON" ] || exec "$PYTHON" "$tool" "$@"
-for python in python python3 "$(dirname "$0")/../.venv/bin/python"; do
-    "$python" -c "import importlib.util as util; exit(util.find_spec('paddle') is None)" >/dev/null 2>&1 && exec "$python" "$tool" "$@"
+# sh run_scripts/tool.sh NAME.py [flags]: a tool of tools/ by the first of PYTHON, python, python3 and .venv's that has PaddlePaddle.
+root="$(cd "$(dirname "$0")/.." && pwd)" tool=$1 && shift
+for python in "${PYTHON:-python}" python python3 "$root/.venv/bin/python"; do
+    has="import sys; sys.path = list(filter(None, sys.path)); from importlib import util; exit(not util.find_spec('paddle'))"
+    "$python" -c "$has" >/dev/null 2>&1 && exec "$python" "$root/tools/$tool" "$@"
 done
-exec python3 "$tool" "$@" # which says what is missing
+exec python3 "$root/tools/$tool" "$@" # which says what is missing

@@ -60,12 +60,18 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
         args.cfg = _cfg_of(args.pretrained, whole_run=args.eval)
         if Path(args.cfg).name == "config.yaml":  # which may name a folder that the run is no longer in
             args.output = args.output or str(Path(args.cfg).parent)
-    if args.eval and Path(args.cfg or "").name == "config.yaml":  # of a run, with how that one was started
+    if args.eval and args.cfg and _of_a_run(Path(args.cfg)):  # which says how that one was started
         started = {"nprocs": ["NPROCS", "null"], "max_restarts": ["MAX_RESTARTS", "0"]}
         args.opts = [*(word for flag in started if getattr(args, flag) is None for word in started[flag]), *args.opts]
     if args.cfg is None:
         raise UserError("-cfg FILE is missing: a yaml file, a variant like pit_ti_224, or a resumed run's config.yaml")
     return args
+
+
+def _of_a_run(cfg: Path) -> bool:
+    from paddlevit.config import HEAD
+
+    return cfg.is_file() and cfg.read_bytes().startswith(HEAD.encode())
 
 
 def _cfg_of(weights: str, *, whole_run: bool) -> str:

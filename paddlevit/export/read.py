@@ -201,8 +201,11 @@ def _open_openvino(path: Path, threads: int, device: str, precision: str) -> Exp
         size = len(batch)
         seen[size] += 1
         if seen[size] == _OFTEN and len(compiled) <= _SIZES:
-            model.reshape([size, *shape])
-            compiled[size] = core.compile_model(model, "CPU", settings)
+            try:
+                model.reshape([size, *shape])
+                compiled[size] = core.compile_model(model, "CPU", settings)
+            except RuntimeError as error:  # as where memory runs out; it goes on as before
+                logger.warning("%s is not compiled for batches of %d: %s", path, size, error)
         return compiled.get(size, compiled[-1])(batch)[0]
 
     return Exported(path, compute, shape, precision)

@@ -61,7 +61,7 @@ def _made_of(folder: Path, config: CfgNode, source: Source) -> dict[str, Any]:
         "PaddlePaddle": paddle.__version__,
         "device": paddle.device.get_device(),
         "machine": f"{processor()[1]}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}"
-        + (", compiled operators" if kernels.library() else ""),
+        + (", compiled operators" if paddle.device.get_device() == "cpu" and kernels.library() else ""),
         "configuration": sha256(folder / "config.yaml"),
         "training images": f"{len(source):,} ({images.hexdigest()})",
         **weights,
@@ -115,8 +115,10 @@ def _start(folder: Path, first: int) -> tuple[Path | None, list[dict[str, Any]]]
     for record in read_history(folder / "metrics.jsonl").series["train"]:
         noted.setdefault(int(record.epoch), []).append(record.values)
     ends = [path for path in checkpoint.all_in(folder) if path.stem[6:].isdigit()]  # of epochs
-    # The last one first: an earlier one may be of other settings.
-    for path, done in [*((path, int(path.stem[6:])) for path in reversed(ends)), (None, first)]:
+    starts: list[tuple[Path | None, int]] = [(path, int(path.stem[6:])) for path in reversed(ends)]
+    if not any(folder.glob("config.*.yaml")):  # or the start was of other settings; earlier checkpoints may be too
+        starts.append((None, first))
+    for path, done in starts:
         lines = noted.get(done + 1, [])
         if lines and {"weights_sha256", "steps", "loss"} <= lines[0].keys():
             return path, lines

@@ -33,6 +33,7 @@ from paddlevit.run.build import autocast, compare_count, known_classes, load_pre
 from paddlevit.run.folder import open_folder
 from paddlevit.runtime import process
 from paddlevit.runtime.files import write_text
+from paddlevit.runtime.launcher import heartbeat
 from paddlevit.training.engine import evaluate
 from paddlevit.training.journal import progress, with_nulls
 from paddlevit.training.objectives import Restricted
@@ -104,7 +105,11 @@ def _model(config: CfgNode, loader: EvalLoader) -> tuple[nn.Layer, dict[str, str
 def _training_images(config: CfgNode) -> list[np.ndarray]:
     """One by one, as many as `export -precision int8` takes."""
     loader = build_eval_loader(config, "train", most=_FOR_RANGES)
-    return [image[None] for images, _ in progress(loader, len(loader), "images") for image in images.numpy()]
+    found = []
+    for images, _ in progress(loader, len(loader), "images"):
+        heartbeat()
+        found += [image[None] for image in images.numpy()]
+    return found
 
 
 def _log(result: dict[str, Any], config: CfgNode) -> None:

@@ -41,7 +41,7 @@ def library() -> ctypes.CDLL | None:
 def conv2d(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
     """F.conv2d without a bias; compiled where it is depthwise, 3 x 3, with a padding of 1 and a stride of 1 or 2."""
     fits = stride in (1, 2, [1, 1], [2, 2]) and padding in (1, [1, 1]) and dilation in (1, [1, 1])
-    if not (fits and weight.shape == [groups, 1, 3, 3] and _takes(x, weight)):
+    if not (fits and weight.shape == [groups, 1, 3, 3] and x.shape[1] == groups and _takes(x, weight)):
         return F.conv2d(x, weight, None, stride, padding, dilation, groups)
     step = stride if isinstance(stride, int) else stride[0]
     sides = [(side - 1) // step + 1 for side in x.shape[2:]]
@@ -56,19 +56,22 @@ def gelu(x: Tensor) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Layer normalisation over the last axis."""
     channels = weight.shape[0]
-    if not _takes(x, weight, bias):
+    if x.shape[-1] != channels or not _takes(x, weight, bias):
         return F.layer_norm(x, channels, weight, bias, epsilon)
     return _Operator.apply("layer_norm", x.shape, [int(x.size) // channels, channels, epsilon], x, weight, bias)
 
 
 def _takes(*tensors: Tensor) -> bool:
-    if not paddle.in_dynamic_mode() or library() is None:
+    if not paddle.in_dynamic_mode() or library() is None or paddle.get_device() != "cpu":
         return False
     return all(x.dtype == paddle.float32 and x.place.is_cpu_place() and x.size > 0 for x in tensors)
 
 
 class _Operator(PyLayer):
-    """Function `name` of the library, from tensors and numbers to a tensor of `shape`; its gradient is `name`_grad."""
+    """Function `name` of the library, from tensors and numbers to a tensor of `shape`; its gradient is `name`_grad.
+
+    There is no second derivative.
+    """
 
     @staticmethod
     def forward(ctx: Any, name: str, shape: list[int], numbers: list[float], *tensors: Tensor) -> Tensor:
@@ -76,6 +79,7 @@ class _Operator(PyLayer):
         tensors = tuple(x.contiguous() for x in tensors)
         y = paddle.empty(shape, tensors[0].dtype)
         ctx.save_for_backward(*tensors)
+        ctx.versions = [x.inplace_version for x in tensors]
         ctx.name, ctx.numbers = name, [ctypes.c_int64(n) if isinstance(n, int) else ctypes.c_float(n) for n in numbers]
         _call(name, [*tensors, y], ctx.numbers)
         return y
@@ -83,6 +87,7 @@ class _Operator(PyLayer):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensor()
+        assert ctx.versions == [x.inplace_version for x in tensors], f"an input of {ctx.name} was changed in place"
         grads = tuple(paddle.empty_like(x) for x in tensors)
         _call(f"{ctx.name}_grad", [*tensors, grad.contiguous(), *grads], ctx.numbers)
         return tuple(None if frozen else x for frozen, x in zip(ctx.frozen, grads))

@@ -71,6 +71,8 @@ def take_part(function: Callable[[], int], *, hang_timeout: float = 0.0) -> int:
             os.pwrite(shared, bytes([code]) + text.encode(errors="surrogatepass"), 0)
             time.sleep(_SECONDS_TO_STOP)
         raise
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def run(command: Command, nprocs: int, *, kind: str, open_log: Callable[[], None], restarts: int = 0) -> int:
@@ -154,11 +156,14 @@ def _failure(processes: list[_Process]) -> tuple[int, str] | None:
     failed = [process for process in processes if process.status().st_size]
     time.sleep(0.5 if failed else 0.05)  # peers see a broken connection before who broke it can be reaped
     dead = [process for process in processes if process.poll() not in {None, 0, *_STOPPED}]
-    if dead:  # gloo aborts those that miss another
-        first = min(dead, key=lambda process: process.returncode == -signal.SIGABRT)
+    running = [process for process in processes if process.poll() is None and process not in failed]
+    first = min(dead, key=lambda process: process.returncode == -signal.SIGABRT, default=None)
+    aborted = first is not None and first.returncode == -signal.SIGABRT  # as gloo does where it misses another
+    if first and not (aborted and failed):
         code = first.returncode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return code, f"{first.name} {how}"
+        missed = f", maybe as it missed {_silent(running).name}" if aborted and running else ""
+        return code, f"{first.name} {how}{missed}"
     if failed:
         first = min(failed, key=lambda process: process.status().st_mtime)
         code, text = first.shared.read(1)[0], first.shared.read().decode(errors="surrogatepass")
@@ -166,13 +171,18 @@ def _failure(processes: list[_Process]) -> tuple[int, str] | None:
             raise UserError(text)
         sys.stderr.write(text)
         return code, f"{first.name} failed: {text.strip().splitlines()[-1]}"
-    running = [process for process in processes if process.poll() is None]
     if all(process.status().st_mtime > time.monotonic() for process in running):
         return None
+    return 1, f"{_silent(running).name} has made no progress within -hang_timeout"
+
+
+def _silent(running: list[_Process]) -> _Process:
+    """The one that the others wait for; all show where they are."""
     for process in running:
         sys.stderr.write(f"{process.name} is here:\n")
         sys.stderr.flush()
         process.send_signal(signal.SIGURG)
         time.sleep(0.05)
-    first = min(running, key=lambda process: (not process.stuck(), process.status().st_mtime))
-    return 1, f"{first.name} has made no progress within -hang_timeout"
+    oldest = min(process.status().st_mtime for process in running)
+    about = [process for process in running if process.status().st_mtime < oldest + 60]  # silent for about as long
+    return min(about, key=lambda process: (not process.stuck(), process.status().st_mtime))

@@ -76,19 +76,22 @@ def final_weights(folder):
 
 
 @pytest.fixture(scope="module")
-def restarted(data, tmp_path_factory):
-    """The folder of a run one of whose two processes hung."""
-    folder, out = (tmp_path_factory.mktemp("runs") / name for name in ("restarted", "out"))
-    args = flags(data, folder, "-nprocs", 2, "-max_restarts", 3, "-hang_timeout", 5)
-    with started(out, ROOT / "tools/main_multi_gpu.py", *args) as process:
-        wait_for(rf"epoch 2/{EPOCHS}  step 3/6", folder, process)
-        os.kill(children(process)[1], signal.SIGSTOP)
+def undisturbed(data, tmp_path_factory):
+    folder, out = (tmp_path_factory.mktemp("runs") / name for name in ("undisturbed", "out"))
+    with started(out, ROOT / "tools/main_multi_gpu.py", *flags(data, folder, "-nprocs", 2)) as process:
         assert process.wait(timeout=300) == 0, out.read_text()
     return folder
 
 
 @pytest.mark.slow
-def test_a_run_whose_process_hangs_is_started_again(restarted):
+def test_a_run_whose_process_hangs_is_started_again_and_ends_the_same(data, undisturbed, tmp_path):
+    restarted, out = tmp_path / "run", tmp_path / "out"
+    args = flags(data, restarted, "-nprocs", 2, "-max_restarts", 3, "-hang_timeout", 5)
+    with started(out, ROOT / "tools/main_multi_gpu.py", *args) as process:
+        wait_for(rf"epoch 2/{EPOCHS}  step 3/6", restarted, process)
+        os.kill(children(process)[1], signal.SIGSTOP)
+        assert process.wait(timeout=300) == 0, out.read_text()
+    assert final_weights(restarted) == final_weights(undisturbed)
     log = (restarted / "log.txt").read_text()
     assert re.search(r"ERROR +rank 1 \(log_rank1.txt\) has made no progress within -hang_timeout", log)
     assert re.search(r"starting again: restart 1 of 3\n.* resuming from .*epoch_001", log)
@@ -98,11 +101,8 @@ def test_a_run_whose_process_hangs_is_started_again(restarted):
 
 
 @pytest.mark.slow
-def test_two_machines_stop_and_resume_together(data, restarted, tmp_path):
-    """Two of Paddle's launchers, which know of each other by an address only; SIGTERM reaches one of them.
-
-    That the weights are those of a run which was disturbed in another way shows that neither made a difference.
-    """
+def test_two_machines_stop_and_resume_together(data, undisturbed, tmp_path):
+    """Two of Paddle's launchers, which know of each other by an address only; SIGTERM reaches one of them."""
 
     def machine(stack, rank, port):
         where = ["--nnodes", "2", "--master", f"127.0.0.1:{port}", "--rank", rank, "--log_dir", tmp_path / f"log{rank}"]
@@ -123,7 +123,7 @@ def test_two_machines_stop_and_resume_together(data, restarted, tmp_path):
         codes = [each.wait(timeout=300) for each in [machine(stack, rank, port) for rank in range(2)]]
     assert codes == [0, 0], (tmp_path / "out0").read_text()
     assert "resuming from" in (tmp_path / "run" / "log.txt").read_text()
-    assert final_weights(tmp_path / "run") == final_weights(restarted)
+    assert final_weights(tmp_path / "run") == final_weights(undisturbed)
 
 
 def free_port():

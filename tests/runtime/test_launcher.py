@@ -134,6 +134,20 @@ def test_gloo_aborts_a_process_that_misses_another(tmp_path, log):
     assert log.messages == ["rank 1 (log_rank1.txt) was killed by SIGSEGV"]
 
 
+def test_gloo_aborts_a_process_that_has_waited_too_long_for_another(tmp_path, log):
+    body = """
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        state = ""
+        while state != "T":
+            pid = open(f"{folder}/pid1").read() if os.path.exists(f"{folder}/pid1") else ""
+            state = open(f"/proc/{pid}/stat").read().split()[2] if pid else ""
+        os.abort()
+    """
+    assert run(tmp_path, body, hang_timeout=60) == 134
+    assert log.messages == ["rank 0 (log.txt) was killed by SIGABRT, maybe as it missed rank 1 (log_rank1.txt)"]
+
+
 def test_a_users_mistake_is_raised_here_and_not_tried_again(tmp_path, log, capfd):
     body = """
         open(f"{folder}/starts{rank}", "a").write("x")
