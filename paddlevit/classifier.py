@@ -26,15 +26,10 @@ from paddlevit.data.index import imagenet_names, plain_name, read_class_names, r
 from paddlevit.data.sources import read_image
 from paddlevit.data.tta import averaged
 from paddlevit.errors import MissingFileError, UserError
-from paddlevit.export import (
-    DESCRIPTION_FILE,
-    Exported,
-    compiled_for,
-    data_values,
-    exported_file,
-    open_exported,
-    read_description,
-)
+from paddlevit.export import open_exported
+from paddlevit.export.description import DESCRIPTION_FILE, data_values, read_description
+from paddlevit.export.engines import compiled_for
+from paddlevit.export.read import Exported, exported_file
 from paddlevit.models import build_model
 from paddlevit.runtime import process, settings
 from paddlevit.runtime.files import sha256

@@ -19,7 +19,7 @@ from paddlevit import Classifier
 from paddlevit.calibration import Calibration, calibrate, energy, fit_temperature, reliability
 from paddlevit.commands import export_model, predict, prepare_data, train, visualize_attention
 from paddlevit.errors import UserError
-from paddlevit.report import Predictions
+from paddlevit.report.predictions import Predictions
 from paddlevit.run.evaluation import calibrated
 from paddlevit.runtime import process
 

@@ -106,7 +106,7 @@ def _model(args: argparse.Namespace) -> str:
     import paddle
 
     from paddlevit.config import get_config
-    from paddlevit.export import choose_engine
+    from paddlevit.export.engines import choose_engine
     from paddlevit.flops import count
     from paddlevit.models import build_model
     from paddlevit.runtime.process import check_amp, choose_device, half_precision
@@ -199,7 +199,7 @@ def inference_step(
     """A forward pass by one of ENGINES; `amp` is for "paddle", `precision` for "openvino"."""
     import paddle
 
-    from paddlevit.export import compiled
+    from paddlevit.export.engines import compiled
 
     model.eval()
 

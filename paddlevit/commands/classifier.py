@@ -46,7 +46,8 @@ def add_flags(parser: Parser, *, exported: bool = False) -> None:
 def open_classifier(args: argparse.Namespace, *, precision: str = "auto") -> Classifier:
     """What -pretrained or -exported names, as the other flags say. Raises UserError."""
     from paddlevit.classifier import Classifier
-    from paddlevit.export import DESCRIPTION_FILE, exported_file
+    from paddlevit.export.description import DESCRIPTION_FILE
+    from paddlevit.export.read import exported_file
     from paddlevit.schema import FLAGS
 
     flags = ((flag, getattr(args, flag, None)) for flag in _IN_THE_DESCRIPTION)

@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.flag("output", type=Path, metavar="FILE", help="write a page with their curves, such as compare.html")
     args = parser.parse_intermixed_args(argv)
-    from paddlevit.report import Run, difference_table, read_run, result_table, write_comparison
+    from paddlevit.report.comparison import difference_table, result_table, write_comparison
+    from paddlevit.report.history import Run, read_run
 
     runs: list[Run] = []
     code = 0

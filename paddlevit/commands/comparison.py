@@ -14,7 +14,7 @@ from paddlevit.config import with_values
 from paddlevit.data import build_eval_loader
 from paddlevit.data.sources import find_images
 from paddlevit.errors import UserError
-from paddlevit.export import Exported
+from paddlevit.export.read import Exported
 from paddlevit.training.journal import progress
 
 _BATCH_SIZE = 32

@@ -27,8 +27,9 @@ def main(argv: list[str]) -> int:
     """Export the model that `argv` names, run both on images and print the difference; the exit code."""
     args = parse_args(argv)
     from paddlevit.commands.precisions import as_text, fastest_within
-    from paddlevit.export import DESCRIPTION_FILE, complete_in, describe, file_name, with_file
-    from paddlevit.report import write_precisions
+    from paddlevit.export.description import DESCRIPTION_FILE, describe, with_file
+    from paddlevit.export.write import complete_in, file_name
+    from paddlevit.report.precisions import write_precisions
 
     classifier, folder = open_classifier(args), Path(args.output)
     if classifier.model is None:

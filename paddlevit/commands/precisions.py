@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from paddlevit.classifier import Classifier
 from paddlevit.commands.benchmark import by_turns
 from paddlevit.commands.comparison import Comparison, calibration_images, compare, comparison_images
-from paddlevit.export import Bound, Exported, export, open_exported
+from paddlevit.export import export, open_exported
+from paddlevit.export.read import Exported
+from paddlevit.export.write import Bound
 
 _BATCH_SIZE, _ROUNDS = 8, 9
 _MIXED = "int8 mixed"  # what costs too much stays in f32

@@ -36,7 +36,9 @@ def main(argv: list[str]) -> int:
 
         from paddlevit.commands.served import Served
         from paddlevit.data.decode import FORMATS
-        from paddlevit.serve import Connection, Limits, create_app, is_loopback
+        from paddlevit.serve.app import create_app
+        from paddlevit.serve.guard import Connection, is_loopback
+        from paddlevit.serve.uploads import Limits
     except ImportError as error:
         raise UserError(f"serving needs FastAPI and uvicorn: pip install '.[serve]' in the clone ({error})") from None
     limits = Limits(

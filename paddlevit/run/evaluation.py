@@ -26,9 +26,9 @@ from paddlevit.data import EvalLoader, build_eval_loader
 from paddlevit.data.imagenet_sets import SETS, SUBSETS, real_accuracy, real_labels
 from paddlevit.data.tta import Averaged
 from paddlevit.errors import UserError
-from paddlevit.export import CompiledLayer, compiled_for
+from paddlevit.export.engines import CompiledLayer, compiled_for
 from paddlevit.models import build_model
-from paddlevit.report import Predictions
+from paddlevit.report.predictions import Predictions
 from paddlevit.run.build import autocast, compare_count, known_classes, load_pretrained, with_classes
 from paddlevit.run.folder import open_folder
 from paddlevit.runtime import process

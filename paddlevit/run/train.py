@@ -18,7 +18,8 @@ from yacs.config import CfgNode
 from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
 from paddlevit.errors import UserError
 from paddlevit.models import build_model
-from paddlevit.report import read_run, write_report
+from paddlevit.report.history import read_run
+from paddlevit.report.page import write_report
 from paddlevit.run.build import (
     autocast,
     build_trainer,

@@ -16,7 +16,7 @@ from paddlevit.config import CONFIG_DIR, get_config
 from paddlevit.data.index import read_class_names, read_list
 from paddlevit.data.sources import open_imagenet
 from paddlevit.errors import UserError
-from paddlevit.report import read_run
+from paddlevit.report.history import read_run
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 # What readers of text stumble over: YAML's marks and words, numbers, separators, line ends, encodings, control codes.

@@ -19,7 +19,7 @@ from paddlevit.commands.served import Served
 from paddlevit.commands.train import main
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
-from paddlevit.export import choose_engine
+from paddlevit.export.engines import choose_engine
 
 
 @pytest.fixture(scope="module")

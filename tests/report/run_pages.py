@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from paddlevit.report import Predictions, write_report
+from paddlevit.report.page import write_report
+from paddlevit.report.predictions import Predictions
 
 VOID = {"meta", "img", "br", "link", "input"}
 CONFIG = {

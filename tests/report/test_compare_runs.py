@@ -8,7 +8,8 @@ import pytest
 from run_pages import CONFIG, Page, run_folder, train, val
 
 from paddlevit.commands.compare_runs import main
-from paddlevit.report import difference_table, read_run, result_table
+from paddlevit.report.comparison import difference_table, result_table
+from paddlevit.report.history import read_run
 
 
 def config(**values):

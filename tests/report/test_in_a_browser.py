@@ -7,7 +7,9 @@ import re
 import pytest
 from run_pages import CLOSING, CONFIG, LINES, predictions_of, run_folder, train, val
 
-from paddlevit.report import read_run, write_comparison, write_report
+from paddlevit.report.comparison import write_comparison
+from paddlevit.report.history import read_run
+from paddlevit.report.page import write_report
 
 # Looks at the page as it is painted, then points at the last third of the first chart, and tells what it has seen.
 LOOK = """(() => {

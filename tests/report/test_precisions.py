@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from paddlevit.report import write_precisions
+from paddlevit.report.precisions import write_precisions
 
 ROWS = [("f32", 6.4, 79.2, 0.0), ("bf16", 3.2, 79.1, 0.1), ("int8", 4.0, 78.0, 1.2)]
 SVG = "{http://www.w3.org/2000/svg}"

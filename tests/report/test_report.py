@@ -26,7 +26,7 @@ from run_pages import (
     val,
 )
 
-from paddlevit.report import write_report
+from paddlevit.report.page import write_report
 
 
 def test_headline_equals_the_lines(tmp_path):

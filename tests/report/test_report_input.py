@@ -11,7 +11,7 @@ import pytest
 from run_pages import CLOSING, LINES, report, run_folder, train, val
 
 from paddlevit.errors import MissingFileError, UserError
-from paddlevit.report import write_report
+from paddlevit.report.page import write_report
 
 BROKEN = [
     *(json.dumps({**train(1), "steps_per_epoch": steps}) + "\n" for steps in (None, 0, 10**400)),

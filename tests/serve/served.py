@@ -19,7 +19,7 @@ from PIL import Image
 
 from paddlevit.calibration import Calibration
 from paddlevit.errors import UserError
-from paddlevit.serve import Connection
+from paddlevit.serve.guard import Connection
 
 SIDE = 8
 NAMES = ["red", "green", "blue"]

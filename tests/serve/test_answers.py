@@ -14,7 +14,8 @@ from scipy.special import logsumexp, softmax
 from served import NAMES, ColourModel, Server, form, picture, until
 
 from paddlevit.calibration import Calibration
-from paddlevit.serve import Limits, create_app
+from paddlevit.serve.app import create_app
+from paddlevit.serve.uploads import Limits
 
 RED, GREEN = (220, 40, 40), (40, 220, 40)
 

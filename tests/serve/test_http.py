@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from served import NAMES, ColourModel, Server, form, picture
 
-from paddlevit.serve import create_app
+from paddlevit.serve.app import create_app
 
 GOOD = picture()
 

@@ -9,7 +9,8 @@ import pytest
 from served import NAMES, ColourModel, Server, picture
 
 from paddlevit.calibration import Calibration
-from paddlevit.serve import Limits, create_app
+from paddlevit.serve.app import create_app
+from paddlevit.serve.uploads import Limits
 
 # What a drop or a paste is, with the bytes of a file; the page sees no difference to a real one.
 DELIVER = """(async () => {

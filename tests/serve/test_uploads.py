@@ -12,7 +12,9 @@ import zlib
 import pytest
 from served import NAMES, ColourModel, Server, form, picture, png_header
 
-from paddlevit.serve import Connection, Limits, create_app
+from paddlevit.serve.app import create_app
+from paddlevit.serve.guard import Connection
+from paddlevit.serve.uploads import Limits
 
 LIMITS = Limits(max_bytes=2**20, max_pixels=1_000_000, timeout=1.0)
 GOOD = picture(size=(50, 50), kind="JPEG")
