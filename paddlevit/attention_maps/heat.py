@@ -59,15 +59,14 @@ def heat_map(
     views = _stage_views(model)
     if method == "grad-cam":
         return grad_cam(model, images, class_index, stage=stage)
+    size = images.shape[2:]
     if method == "attention":
-        heat, view = class_attention(model, images, stage=stage).mean(axis=1), views[_position(views, stage)]
-    else:
-        rolled = attention_rollout(model, images) if method == "rollout" else class_rollout(model, images, class_index)
-        heat, view = rolled, views[_rollout_start(views)]
-    heat = on_pixels(heat, view.grids[0], images.shape[2:])
-    if method == "grad-rollout":
-        return _scaled(heat)
-    return stretched(heat)
+        heat = class_attention(model, images, stage=stage).mean(axis=1)
+        return stretched(on_pixels(heat, views[_position(views, stage)].grids[0], size))
+    grid = views[_rollout_start(views)].grids[0]
+    if method == "rollout":
+        return stretched(on_pixels(attention_rollout(model, images), grid, size))
+    return _scaled(on_pixels(class_rollout(model, images, class_index), grid, size))
 
 
 def feature_maps(model: nn.Layer, images: Tensor) -> dict[str, list[np.ndarray]]:
@@ -100,14 +99,13 @@ def grad_cam(
     with paddle.enable_grad():
         logits, (output, end) = _run_watched(model, images, [target, view.layer], cut=target)
         gradients = _gradients(_class_score(logits, class_index), output)
+    maps = view.maps
+    if by_token is not None:
+        places = _places(view, end)
+        maps = lambda x: [_as_map(x[:, view.num_tokens :].transpose([0, 2, 1]), places)]  # noqa: E731
     total = np.zeros([images.shape[0], *images.shape[2:]], dtype="float32")
     with paddle.no_grad():
-        if by_token is not None:
-            places = _places(view, end)
-            pairs = [(_without_tokens(output, view, places), _without_tokens(gradients, view, places))]
-        else:
-            pairs = list(zip(view.maps(output), view.maps(gradients)))
-        for (feature_map, gradient), grid in zip(pairs, view.grids):
+        for feature_map, gradient, grid in zip(maps(output), maps(gradients), view.grids):
             weights = gradient.sum(axis=list(range(2, gradient.ndim)), keepdim=True)
             heat = _on_grid((feature_map * weights).sum(axis=1, keepdim=True), view)
             total += on_pixels(heat[:, 0].numpy(), grid, images.shape[2:])
@@ -181,11 +179,16 @@ def class_rollout(model: nn.Layer, images: Tensor, class_index: ClassIndex = Non
 
 
 def on_pixels(heat: np.ndarray, grid: Grid, size: Sequence[int]) -> np.ndarray:
-    """Places [N, h, w] -> pixels [N, H, W], every place at the middle of what it sees, smooth between them.
+    """Places [N, h, w] -> pixels [N, H, W], every place at the middle of what it sees, linear between them.
 
     Stretching the map over the image would move the heat of strided convolutions to the lower right, by half a place.
     """
-    rows, columns = (_interpolation(places, pixels, grid) for places, pixels in zip(heat.shape[1:], size))
+
+    def shares(places: int, pixels: int) -> np.ndarray:
+        at = ((np.arange(pixels) + 0.5 - grid.first) / grid.stride).clip(0, places - 1)
+        return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(places))).astype("float32")
+
+    rows, columns = map(shares, heat.shape[1:], size)
     return rows @ heat @ columns.T
 
 
@@ -200,18 +203,6 @@ def _scaled(heat: np.ndarray) -> np.ndarray:
     heat = np.maximum(heat, 0)
     largest = heat.max(axis=(1, 2), keepdims=True)
     return heat / np.where(largest > 0, largest, 1)
-
-
-def _interpolation(places: int, pixels: int, grid: Grid) -> np.ndarray:
-    """Cubic convolution (Keys 1981, equation 15) between middles of places, constant outside; [pixels, places]."""
-    at = ((np.arange(pixels) + 0.5 - grid.first) / grid.stride).clip(0, places - 1)
-    away = np.abs(at[:, None] - np.arange(-1, places + 1))
-    near = (1.5 * away - 2.5) * away**2 + 1
-    far = ((-0.5 * away + 2.5) * away - 4) * away + 2
-    weights = np.where(away < 1, near, np.where(away < 2, far, 0))
-    weights[:, 1] += weights[:, 0]  # constant beyond the outermost places
-    weights[:, -2] += weights[:, -1]
-    return weights[:, 1:-1].astype("float32")
 
 
 def _stage_views(model: nn.Layer) -> list[StageView]:
@@ -340,8 +331,3 @@ def _gradients(score: Tensor, output: Any) -> Any:
     tensors = [part for part in output if part is not None]
     gradients = iter(paddle.grad(score, tensors, allow_unused=True))
     return [None if part is None else next(gradients) for part in output]
-
-
-def _without_tokens(x: Tensor, view: StageView, places: Sequence[int]) -> Tensor:
-    """Tokens [N, T + H W, C] -> map [N, C, H, W]."""
-    return _as_map(x[:, view.num_tokens :].transpose([0, 2, 1]), places)
