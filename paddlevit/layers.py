@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
 from collections.abc import Iterator, Sequence
-from typing import Callable
+from typing import Callable, TypeVar
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from yacs.config import CfgNode
 
-from paddlevit.errors import UserError
+from paddlevit.errors import UserError, about_keys
 from paddlevit.paddle_internals import conv_options, has_hooks
 from paddlevit.runtime import kernels
 from paddlevit.runtime.kernels import gelu as gelu
+
+T = TypeVar("T", bound=nn.Layer)
 
 
 @contextlib.contextmanager
@@ -49,6 +53,17 @@ def names_by_layer(model: nn.Layer, layers: Sequence[Sequence[str]]) -> list[lis
             assert sublayer, f"{type(model).__name__}: {name} belongs to no layer"
         groups[layer_of[sublayer]].append(name)
     return [group for group in groups if group]
+
+
+def from_config(model: Callable[..., T], config: CfgNode, **keys: str) -> T:
+    """A model that takes each argument from the key MODEL.<ARGUMENT>, or from that of `keys`; its UserErrors are about
+    these keys.
+    """
+    arguments = inspect.signature(model).parameters
+    keys = {"image_size": "DATA.IMAGE_SIZE", "in_channels": "DATA.IMAGE_CHANNELS", **keys}
+    paths = {name: keys.get(name, f"MODEL.{name.upper()}").split(".") for name in arguments}
+    with about_keys(config.MODEL, **keys):
+        return model(**{name: config[section][key] for name, (section, key) in paths.items()})
 
 
 def trunc_normal_(param: Tensor, std: float = 0.02) -> None:

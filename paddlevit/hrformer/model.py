@@ -6,6 +6,7 @@ Representation Learning for Visual Recognition", TPAMI 2020). Parameter names ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ STEM_CHANNELS = 64
 EXPANSION = 4  # of a bottleneck: it gives this many times the channels of its 3 x 3 convolution
 HEAD_CHANNELS = (32, 64, 128, 256)
 FEATURES = 2048
+_LISTS = ("NUM_BLOCKS", "NUM_CHANNELS", "NUM_HEADS", "NUM_WINDOW_SIZES", "NUM_MLP_RATIOS")  # as in StageSpec
 
 
 class StageSpec(NamedTuple):
@@ -293,9 +295,8 @@ def build_hrformer(config: CfgNode) -> HRFormer:
     """The HRFormer that `config` describes; UserError where the entries of a stage do not fit together."""
     hrt = config.MODEL.HRT
     first = hrt.STAGE1
-    _check(first.BLOCK == "BOTTLENECK", "STAGE1.BLOCK", first.BLOCK, "BOTTLENECK")
-    for key, expected in (("NUM_MODULES", 1), ("NUM_BRANCHES", 1)):
-        _check(first[key] == expected, f"STAGE1.{key}", first[key], str(expected))
+    for key, expected in (("BLOCK", "BOTTLENECK"), ("NUM_MODULES", 1), ("NUM_BRANCHES", 1)):
+        _check(first[key] == expected, f"STAGE1.{key}", first[key], expected)
     for key in ("NUM_BLOCKS", "NUM_CHANNELS"):
         _check(len(first[key]) == 1 and first[key][0] > 0, f"STAGE1.{key}", first[key], "one positive number")
     return HRFormer(
@@ -310,33 +311,20 @@ def build_hrformer(config: CfgNode) -> HRFormer:
 
 def _stage(hrt: CfgNode, number: int) -> StageSpec:
     name, section = f"STAGE{number}", hrt[f"STAGE{number}"]
-    _check(section.BLOCK == "TRANSFORMER_BLOCK", f"{name}.BLOCK", section.BLOCK, "TRANSFORMER_BLOCK")
-    _check(number == section.NUM_BRANCHES, f"{name}.NUM_BRANCHES", section.NUM_BRANCHES, str(number))
+    for key, expected in (("BLOCK", "TRANSFORMER_BLOCK"), ("NUM_BRANCHES", number)):
+        _check(section[key] == expected, f"{name}.{key}", section[key], expected)
     _check(section.NUM_MODULES > 0, f"{name}.NUM_MODULES", section.NUM_MODULES, "at least 1")
-    for key in ("NUM_BLOCKS", "NUM_CHANNELS", "NUM_HEADS", "NUM_WINDOW_SIZES", "NUM_MLP_RATIOS"):
+    for key in _LISTS:
         fits = len(section[key]) == number and min(section[key]) > 0
         _check(fits, f"{name}.{key}", section[key], f"{number} positive numbers, one per branch")
     for dim, heads in zip(section.NUM_CHANNELS, section.NUM_HEADS):
         _check(dim % heads == 0, f"{name}.NUM_CHANNELS", dim, f"a multiple of its NUM_HEADS {heads}")
     for key, kind in (("ATTN_TYPES", "isa_local"), ("FFN_TYPES", "conv_mlp")):
-        _check(_all_are(section[key], kind), f"{name}.{key}", section[key], f"{kind} everywhere, or []")
-    return StageSpec(
-        num_modules=section.NUM_MODULES,
-        num_blocks=section.NUM_BLOCKS,
-        num_channels=section.NUM_CHANNELS,
-        num_heads=section.NUM_HEADS,
-        window_sizes=section.NUM_WINDOW_SIZES,
-        mlp_ratios=section.NUM_MLP_RATIOS,
-    )
+        words = set(re.findall(r"\w+", str(section[key])))  # of nested lists
+        _check(words <= {kind}, f"{name}.{key}", section[key], f"{kind} everywhere, or []")
+    return StageSpec(section.NUM_MODULES, *(section[key] for key in _LISTS))
 
 
-def _all_are(entry: str | Sequence, kind: str) -> bool:
-    """Whether every text in nested lists is `kind`."""
-    if isinstance(entry, (list, tuple)):
-        return all(_all_are(item, kind) for item in entry)
-    return entry == kind
-
-
-def _check(fits: bool, key: str, value: Any, allowed: str) -> None:
+def _check(fits: bool, key: str, value: Any, allowed: Any) -> None:
     if not fits:
         raise UserError(f"MODEL.HRT.{key} must be {allowed}, got {value}")

@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.errors import UserError, about_keys
+from paddlevit.errors import UserError
 from paddlevit.hvt.convert import SOURCES
 from paddlevit.layers import (
     Block,
@@ -18,6 +18,7 @@ from paddlevit.layers import (
     classifier,
     create_parameter,
     drop_path_rates,
+    from_config,
     init_conv_like_torch_linear_trunc_normal,
     names_by_layer,
 )
@@ -156,22 +157,4 @@ def _pooled_length(length: int, kernel: int, stride: int, *, block: int) -> int:
 
 def build_hvt(config: CfgNode) -> HVT:
     """The HVT that `config` describes."""
-    model = config.MODEL
-    with about_keys(model, image_size="DATA.IMAGE_SIZE", dim="MODEL.EMBED_DIM"):
-        return HVT(
-            config.DATA.IMAGE_SIZE,
-            config.DATA.IMAGE_CHANNELS,
-            num_classes=model.NUM_CLASSES,
-            patch_size=model.PATCH_SIZE,
-            embed_dim=model.EMBED_DIM,
-            depth=model.DEPTH,
-            num_heads=model.NUM_HEADS,
-            mlp_ratio=model.MLP_RATIO,
-            qkv_bias=model.QKV_BIAS,
-            pool_kernel_size=model.POOL_KERNEL_SIZE,
-            pool_stride=model.POOL_STRIDE,
-            pool_block_width=model.POOL_BLOCK_WIDTH,
-            dropout=model.DROPOUT,
-            attention_dropout=model.ATTENTION_DROPOUT,
-            drop_path=model.DROPPATH,
-        )
+    return from_config(HVT, config, drop_path="MODEL.DROPPATH", dim="MODEL.EMBED_DIM")

@@ -9,7 +9,7 @@ import paddle
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.errors import UserError, about_keys
+from paddlevit.errors import UserError
 from paddlevit.layers import (
     Block,
     Conv2D,
@@ -17,6 +17,7 @@ from paddlevit.layers import (
     classifier,
     create_parameter,
     for_each_image,
+    from_config,
     init_like_torch,
     names_by_layer,
 )
@@ -182,20 +183,4 @@ def _widths(base_dims: Sequence[int], depth: Sequence[int], num_heads: Sequence[
 
 def build_pit(config: CfgNode) -> PiT:
     """The PiT that `config` describes."""
-    model = config.MODEL
-    with about_keys(model, image_size="DATA.IMAGE_SIZE"):
-        return PiT(
-            config.DATA.IMAGE_SIZE,
-            config.DATA.IMAGE_CHANNELS,
-            num_classes=model.NUM_CLASSES,
-            patch_size=model.PATCH_SIZE,
-            stride=model.STRIDE,
-            base_dims=model.BASE_DIMS,
-            depth=model.DEPTH,
-            num_heads=model.NUM_HEADS,
-            mlp_ratio=model.MLP_RATIO,
-            distilled=model.DISTILLED,
-            dropout=model.DROPOUT,
-            attention_dropout=model.ATTENTION_DROPOUT,
-            drop_path=model.DROPPATH,
-        )
+    return from_config(PiT, config, drop_path="MODEL.DROPPATH")

@@ -8,8 +8,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.errors import UserError, about_keys
-from paddlevit.layers import WideLinear, names_by_layer, zeros_
+from paddlevit.errors import UserError
+from paddlevit.layers import WideLinear, from_config, names_by_layer, zeros_
 from paddlevit.paddle_internals import conv_options
 from paddlevit.regnet.convert import SOURCES
 from paddlevit.views import PIXELS, StageView, Window
@@ -79,14 +79,8 @@ class Stage(nn.Layer):
     def __init__(self, in_channels: int, width: int, depth: int, *, group_width: int, se_ratio: float) -> None:
         super().__init__()
         self.blocks = nn.LayerList(
-            Block(
-                width if i else in_channels,
-                width,
-                stride=1 if i else 2,
-                group_width=group_width,
-                se_ratio=se_ratio,
-            )
-            for i in range(depth)
+            Block(before, width, stride=stride, group_width=group_width, se_ratio=se_ratio)
+            for before, stride in [(in_channels, 2), *[(width, 1)] * (depth - 1)]
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,14 +170,4 @@ def _init(layer: nn.Layer) -> None:
 
 def build_regnet(config: CfgNode) -> RegNet:
     """The RegNetY that `config` describes."""
-    model = config.MODEL
-    with about_keys(model):
-        return RegNet(
-            config.DATA.IMAGE_CHANNELS,
-            num_classes=model.NUM_CLASSES,
-            widths=model.WIDTHS,
-            depths=model.DEPTHS,
-            group_width=model.GROUP_WIDTH,
-            stem_width=model.STEM_WIDTH,
-            se_ratio=model.SE_RATIO,
-        )
+    return from_config(RegNet, config)
