@@ -5,13 +5,12 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, NamedTuple
 
 Point = tuple[float, float]
 
-_WIDTH, _HEIGHT = 400, 236
-_TOP, _RIGHT, _BOTTOM = 10, 386, 198  # edges of the plot
+_BOX = {"width": 400, "height": 236, "top": 10, "right": 386, "bottom": 198}  # of the picture; edges of the plot
 _CHARACTER = 6.8  # width of a digit of a tick's label
 _MOST_POINTS = 300
 _MOST_MARKERS = 20  # above that only the line is drawn; its points still tell their values
@@ -37,44 +36,11 @@ class Series(NamedTuple):
     markers: bool = True  # on the points, where there are few of them
 
 
-class Dot(NamedTuple):
-    """A point of a curve and its tooltip."""
+def line_chart(plot: Plot, series: Sequence[Series], x_range: tuple[int, int]) -> dict[str, Any] | None:
+    """What templates/chart.html draws of `series` over epochs, NaN leaving a gap; None where no value is finite.
 
-    x: float
-    y: float
-    shown: bool
-    epoch: str
-    value: str
-
-
-class Curve(NamedTuple):
-    """A series as it is drawn; `last` is its last value, for the legend."""
-
-    name: str
-    style: str
-    last: str
-    path: str
-    dense: bool
-    dots: list[Dot]
-
-
-class Chart(NamedTuple):
-    """Positions are SVG units, from the top left."""
-
-    title: str
-    left: float
-    y_ticks: list[tuple[float, str]]
-    x_ticks: list[tuple[float, str]]
-    curves: list[Curve]
-    right: float = _RIGHT
-    bottom: float = _BOTTOM
-    width: float = _WIDTH
-    height: float = _HEIGHT
-    x_name: str = "epoch"
-
-
-def line_chart(plot: Plot, series: Sequence[Series], x_range: tuple[int, int]) -> Chart | None:
-    """The curves of `series` over epochs, NaN leaving a gap; None where no value is finite."""
+    Places are SVG units, from the top left.
+    """
     drawn = [one for one in series if any(not math.isnan(y) for _, y in one.points)]
     if not drawn:
         return None
@@ -85,24 +51,22 @@ def line_chart(plot: Plot, series: Sequence[Series], x_range: tuple[int, int]) -
     x_ticks = [i * x_step for i in range(math.ceil(x_range[0] / x_step), math.floor(x_range[1] / x_step) + 1)]
     left = round(12 + _CHARACTER * max(map(len, labels)), 1)
 
-    def x_of(epoch: float) -> float:
-        return along(epoch, x_range, left, _RIGHT)
+    def place(x: float, y: float) -> tuple[float, float]:
+        return along(x, x_range, left, _BOX["right"]), along(y, y_ticks, _BOX["bottom"], _BOX["top"])
 
-    def y_of(value: float) -> float:
-        return along(value, y_ticks, _BOTTOM, _TOP)
-
-    return Chart(
-        plot.title,
-        left,
-        [(y_of(tick), label) for tick, label in zip(y_ticks, labels)],
-        [(x_of(tick), f"{tick:g}") for tick in x_ticks],
-        [_curve(one, x_of, y_of, plot.text) for one in drawn],
-    )
+    return {
+        "title": plot.title,
+        "x_name": "epoch",
+        "box": {**_BOX, "left": left},
+        "y_ticks": [(place(0, tick)[1], label) for tick, label in zip(y_ticks, labels)],
+        "x_ticks": [(place(tick, 0)[0], f"{tick:g}") for tick in x_ticks],
+        "curves": [_curve(one, place, plot.text) for one in drawn],
+    }
 
 
 def line_charts(
     plots: Sequence[Plot], series: Callable[[Plot], Sequence[Series]], x_range: tuple[int, int]
-) -> list[Chart]:
+) -> list[dict[str, Any]]:
     """The charts of those `plots` whose `series` have a finite value."""
     charts = [line_chart(plot, series(plot), x_range) for plot in plots]
     return [chart for chart in charts if chart is not None]
@@ -167,16 +131,26 @@ def _runs(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def _curve(
-    series: Series, x_of: Callable[[float], float], y_of: Callable[[float], float], text: Callable[[float], str]
-) -> Curve:
+    series: Series, place: Callable[[float, float], tuple[float, float]], text: Callable[[float], str]
+) -> dict[str, Any]:
+    """A series as it is drawn, and its last value for the legend."""
     runs = _runs(series.points)
-    total = sum(map(len, runs))
-    few = series.markers and total <= _MOST_MARKERS
-    path, dots = "", []
-    for run in runs:
-        if len(run) > 1:
-            path += "M" + "L".join(f"{x_of(x)} {y_of(y)}" for x, y in run)
-        shown = few or len(run) == 1
-        dots += [Dot(x_of(x), y_of(y), shown, f"{x:.4g}", text(y)) for x, y in run]
-    last = [y for _, y in series.points if not math.isnan(y)][-1]
-    return Curve(series.name, series.style, text(last), path, total > _MOST_POINTS // 2, dots)
+    few = series.markers and sum(map(len, runs)) <= _MOST_MARKERS
+    dots = [
+        {"at": place(x, y), "shown": few or len(run) == 1, "epoch": f"{x:.4g}", "value": text(y)}
+        for run in runs
+        for x, y in run
+    ]
+    return {
+        "name": series.name,
+        "style": series.style,
+        "last": next(text(y) for _, y in reversed(series.points) if not math.isnan(y)),
+        "path": "".join(line_path(place(x, y) for x, y in run) for run in runs if len(run) > 1),
+        "dense": len(dots) > _MOST_POINTS // 2,
+        "dots": dots,
+    }
+
+
+def line_path(places: Iterable[Point]) -> str:
+    """The SVG path from place to place."""
+    return "M" + "L".join(f"{x} {y}" for x, y in places)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from paddlevit.report import formats
-from paddlevit.report.chart import Chart, Plot, Series, line_charts
+from paddlevit.report.chart import Plot, Series, line_charts
 from paddlevit.report.document import write_document
 from paddlevit.report.history import Run
 
 _OWN_TO_A_RUN = ("OUTPUT", "MODEL.RESUME")
 _COLORS = 8  # run1 to run8 in style.css; after that they come again, in other strokes
 _STROKES = ("", " dashed", " dotted")
-_MIXING = ("TRAIN.SMOOTHING", "TRAIN.MIXUP_ALPHA", "TRAIN.CUTMIX_ALPHA", "TRAIN.MIXUP_PROB")
-
-
 _PLOTS = (
     Plot("Top-1 accuracy, %", formats.percent, "acc1", ("model",)),
     Plot("Top-1 accuracy of the EMA, %", formats.percent, "acc1", ("ema",)),
@@ -27,7 +24,6 @@ _PLOTS = (
     Plot("Learning rate", formats.rate, "lr", ("train",), show=(0.0,)),
     Plot("Images per second", formats.speed, "images_per_sec", ("train",), show=(0.0,)),
 )
-_MIXED = "Label smoothing or mixed images differ between the runs, so their training losses do too."
 
 Table = list[list[str]]
 
@@ -44,9 +40,8 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 def result_table(runs: Sequence[Run]) -> Table:
     """A head, and a row per run: what it is, and what it reached; "–" where it has none."""
-    head = ["run", "model", "epochs", "best top-1", "weights", "last top-1", "macro F1", "training loss", "images/s"]
-    head.append("training time")
-    return [head, *([name, *_result(run)] for name, run in zip(names(runs), runs))]
+    rows = [_result(name, run) for name, run in zip(names(runs), runs)]
+    return [list(rows[0]), *(list(row.values()) for row in rows)]
 
 
 def difference_table(runs: Sequence[Run]) -> Table:
@@ -62,7 +57,6 @@ def difference_table(runs: Sequence[Run]) -> Table:
 
 def write_comparison(runs: Sequence[Run], path: Path) -> Path:
     """Write the page that compares the runs, and return its path. Raises UserError where it cannot be written."""
-    mixed = [key for key in _MIXING if len({str(run.value(key, None)) for run in runs}) > 1]
     return write_document(
         path,
         "comparison.html",
@@ -72,45 +66,47 @@ def write_comparison(runs: Sequence[Run], path: Path) -> Path:
         results=result_table(runs),
         styles=[_style(i) for i in range(len(runs))],
         curves=_curves(runs),
-        remark=_MIXED if mixed else "",
         differences=difference_table(runs),
     )
 
 
-def _result(run: Run) -> list[str]:
-    history, best = run.history, run.history.best()
-    done = max((record.epochs_done for record in history.records()), default=0.0)
-    of = run.value("TRAIN.NUM_EPOCHS", None)
-    row = [run.model, f"{done:.4g}" + (f" of {of}" if of else "")]
-    if best is None:
-        row += ["–"] * 4
-    else:
-        last = [y for _, y in history.points(best.series, "acc1") if not math.isnan(y)]
-        weights = f"{best.series}, epoch {best.epoch}"
-        row += [formats.percent(best.number("acc1")), weights, formats.percent(last[-1] if last else math.nan)]
-        row.append(formats.percent(best.number("macro_f1")))
-    trained = zip((formats.loss, formats.speed, formats.duration), history.training())
-    return row + ["–" if math.isnan(value) else text(value) for text, value in trained]
+def _result(name: str, run: Run) -> dict[str, str]:
+    best, of = run.best(), run.value("TRAIN.NUM_EPOCHS", None)
+    done = max((record.epochs_done for record in run.records()), default=0.0)
+    loss, speed, seconds = run.training()
+    return {
+        "run": name,
+        "model": run.model,
+        "epochs": f"{done:.4g}" + (f" of {of}" if of else ""),
+        "best top-1": formats.percent(best.number("acc1")) if best else "–",
+        "weights": f"{best.series}, epoch {best.epoch}" if best else "–",
+        "last top-1": formats.percent(run.numbers(best.series, "acc1")[-1]) if best else "–",
+        "macro F1": formats.percent(best.number("macro_f1")) if best else "–",
+        "training loss": formats.loss(loss),
+        "images/s": formats.speed(speed),
+        "training time": formats.duration(seconds),
+    }
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    named = list(zip(names(runs), runs))
-    unfinished = [name for name, run in named if run.history.closing is None]
-    damaged = [f"{name} ({run.history.unread:,})" for name, run in named if run.history.unread]
-    notes = [f"Not finished: {', '.join(unfinished)}."] * bool(unfinished)
-    return notes + [f"With damaged lines of metrics.jsonl, left out: {', '.join(damaged)}."] * bool(damaged)
+    notes = {
+        "Not finished": [name for name, run in zip(names(runs), runs) if run.closing is None],
+        "With damaged lines of metrics.jsonl, left out": [
+            f"{name} ({run.unread:,})" for name, run in zip(names(runs), runs) if run.unread
+        ],
+    }
+    return [f"{what}: {', '.join(which)}." for what, which in notes.items() if which]
 
 
 def _style(index: int) -> str:
     return f"run{index % _COLORS + 1}{_STROKES[index // _COLORS % len(_STROKES)]}"
 
 
-def _curves(runs: Sequence[Run]) -> list[Chart]:
+def _curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
     def series(plot: Plot) -> list[Series]:
         (kind,) = plot.series
-        points = [run.history.points(kind, plot.key) for run in runs]
-        named = zip(names(runs), points)
-        return [Series(name, _style(i), own, markers=kind != "train") for i, (name, own) in enumerate(named)]
+        named = enumerate(zip(names(runs), runs))
+        return [Series(name, _style(i), run.points(kind, plot.key), kind != "train") for i, (name, run) in named]
 
-    lows, highs = zip(*(run.history.epoch_range() for run in runs))
+    lows, highs = zip(*(run.epoch_range() for run in runs))
     return line_charts(_PLOTS, series, (min(lows), max(highs)))

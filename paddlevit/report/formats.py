@@ -1,18 +1,19 @@
-"""Number formats of the pages."""
+"""Number formats of the pages; a dash for NaN."""
 
 from __future__ import annotations
 
+import math
 import time
+from typing import Callable
 
 
-def loss(value: float) -> str:
-    """Four digits."""
-    return f"{value:.4g}" if value else "0"
+def _number(text: str) -> Callable[[float], str]:
+    return lambda value: "–" if math.isnan(value) else text.format(value)
 
 
-def percent(value: float) -> str:
-    """Two decimals; a dash for NaN."""
-    return f"{value:.2f} %" if value == value else "–"
+loss = _number("{:.4g}")
+percent = _number("{:.2f} %")
+speed = _number("{:,.0f}")  # images per second
 
 
 def rate(value: float) -> str:
@@ -20,13 +21,10 @@ def rate(value: float) -> str:
     return f"{value:.3g}".replace("e-0", "e-")
 
 
-def speed(value: float) -> str:
-    """Images per second."""
-    return f"{value:,.0f}"
-
-
 def duration(seconds: float) -> str:
     """Hours and minutes, or minutes and seconds."""
+    if math.isnan(seconds):
+        return "–"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

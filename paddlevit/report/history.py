@@ -46,17 +46,39 @@ class Record:
 
 
 @dataclass(frozen=True)
-class History:
-    """A run's lines by series, in order, without those that a resumed run wrote again."""
+class Run:
+    """What a run has written about itself."""
 
-    series: dict[str, list[Record]]
+    folder: Path
+    text: str  # of config.yaml
+    config: dict[str, Any]  # by dotted key
+    series: dict[str, list[Record]]  # in order, without the lines that a resumed run wrote again
     last_epoch: int  # of the last line
     closing: Record | None  # the saved best weights, evaluated once more at the end of a finished run
     unread: int  # lines that could not be read
+    changed: float  # when metrics.jsonl was, in seconds since 1970
+
+    @property
+    def model(self) -> str:
+        """The variant's name, or the folder's where the configuration has none."""
+        return str(self.value("MODEL.NAME", "") or self.folder.resolve().name)
+
+    def value(self, key: str, default: Any) -> Any:
+        """The value of a dotted key of the configuration; `default` where it is missing or null."""
+        value = self.config.get(key)
+        return default if value is None else value
+
+    def records(self) -> Iterator[Record]:
+        """The lines of all series."""
+        return chain.from_iterable(self.series.values())
 
     def points(self, series: str, key: str) -> list[tuple[float, float]]:
         """(epochs done, value of `key`) of a series; the value is NaN where the line has none."""
         return [(record.epochs_done, record.number(key)) for record in self.series[series]]
+
+    def numbers(self, series: str, key: str) -> list[float]:
+        """The finite values of `key` in a series; a NaN where there is none."""
+        return [y for _, y in self.points(series, key) if not math.isnan(y)] or [math.nan]
 
     def epoch_range(self) -> tuple[int, int]:
         """The first and the last whole number of epochs done that a curve reaches."""
@@ -73,24 +95,17 @@ class History:
 
     def training(self) -> tuple[float, float, float]:
         """The last loss, the median of the images per second, and all seconds of the training lines; NaN for none."""
-        loss, speed, seconds = (self._numbers(key) for key in ("loss", "images_per_sec", "seconds"))
+        loss, speed, seconds = (self.numbers("train", key) for key in ("loss", "images_per_sec", "seconds"))
         return loss[-1], statistics.median(speed), sum(seconds)
 
-    def records(self) -> Iterator[Record]:
-        """The lines of all series."""
-        return chain.from_iterable(self.series.values())
 
-    def _numbers(self, key: str) -> list[float]:
-        """The finite values of `key` in the training lines; a NaN where there is none."""
-        return [y for _, y in self.points("train", key) if not math.isnan(y)] or [math.nan]
-
-
-def read_history(path: Path) -> History:
-    """The run that `path`, a metrics.jsonl, describes.
+def read_run(folder: Path) -> Run:
+    """The run in `folder`.
 
     A line takes the place of the one of its series that it repeats, and of all after that: a resumed run writes those
-    again. Raises UserError where the file is missing or holds no readable line.
+    again. Raises UserError where metrics.jsonl or config.yaml is missing, empty or not what its name says.
     """
+    path = folder / "metrics.jsonl"
     try:
         lines, unread = read_metrics(path)
     except FileNotFoundError:
@@ -109,38 +124,6 @@ def read_history(path: Path) -> History:
             while kept and kept[-1].epochs_done >= record.epochs_done:
                 kept.pop()
             kept.append(record)
-    return History(series, records[-1].epoch, closing, unread)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run has written about itself."""
-
-    folder: Path
-    text: str  # of config.yaml
-    config: dict[str, Any]  # by dotted key
-    history: History
-    changed: float  # when metrics.jsonl was, in seconds since 1970
-
-    @property
-    def model(self) -> str:
-        """The variant's name, or the folder's where the configuration has none."""
-        return str(self.value("MODEL.NAME", "") or self.folder.resolve().name)
-
-    def value(self, key: str, default: Any) -> Any:
-        """The value of a dotted key of the configuration; `default` where it is missing or null."""
-        value = self.config.get(key)
-        return default if value is None else value
-
-
-def read_run(folder: Path) -> Run:
-    """The run in `folder`.
-
-    Raises UserError where its metrics.jsonl or config.yaml is missing, empty or not what its name says.
-    """
-    metrics = folder / "metrics.jsonl"
-    history = read_history(metrics)
-    path = folder / "config.yaml"
-    config = read_dumped(path)
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return Run(folder, text, config, history, metrics.stat().st_mtime)
+    config = read_dumped(folder / "config.yaml")
+    text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    return Run(folder, text, config, series, records[-1].epoch, closing, unread, path.stat().st_mtime)

@@ -13,9 +13,9 @@ import numpy as np
 
 from paddlevit.calibration import reliability
 from paddlevit.report import formats
-from paddlevit.report.chart import Chart, Plot, Series, line_chart, line_charts
+from paddlevit.report.chart import Plot, Series, line_chart, line_charts
 from paddlevit.report.document import write_document
-from paddlevit.report.history import History, Run, read_run
+from paddlevit.report.history import Run, read_run
 from paddlevit.report.predictions import Predictions, data_address, shown_predictions
 
 _SERIES = {"train": "training", "model": "validation", "ema": "validation, EMA"}
@@ -48,8 +48,8 @@ def write_report(folder: Path, predictions: Predictions | None = None, training:
         model=run.model,
         facts=[fact for fact in [*facts, formats.date(run.changed), *_made_with(folder)] if fact],
         notes=_notes(run),
-        tiles=_tiles(run.history, classes),
-        curves=_curves(run.history, classes),
+        tiles=_tiles(run, classes),
+        curves=_curves(run, classes),
         remark=_loss_remark(run),
         predictions=shown_predictions(predictions) if predictions is not None else None,
         calibration=_calibration(predictions),
@@ -70,34 +70,35 @@ def _made_with(folder: Path) -> list[str]:
 
 
 def _notes(run: Run) -> list[str]:
-    history, notes = run.history, []
-    if history.closing is None:
+    notes = []
+    if run.closing is None:
         epochs = run.value("TRAIN.NUM_EPOCHS", 0)
         of = f" of {epochs}" if epochs else ""
-        notes.append(f"This run has not finished: its last line is from epoch {history.last_epoch}{of}.")
-    if history.unread:
-        notes.append(f"Damaged lines of metrics.jsonl, left out: {history.unread:,}.")
-    gaps = sum(record.has_gap() for record in history.records())
+        notes.append(f"This run has not finished: its last line is from epoch {run.last_epoch}{of}.")
+    if run.unread:
+        notes.append(f"Damaged lines of metrics.jsonl, left out: {run.unread:,}.")
+    gaps = sum(record.has_gap() for record in run.records())
     if gaps:
         notes.append(f"Lines of metrics.jsonl with NaN or infinity, shown as gaps: {gaps:,}.")
     return notes
 
 
-def _tiles(history: History, classes: int) -> list[tuple[str, str, str]]:
+def _tiles(run: Run, classes: int) -> list[tuple[str, str, str]]:
     """Name, value and detail of what the run has reached."""
     tiles: list[tuple[str, float, Callable[[float], str], str]] = []
-    best = history.best()
+    best = run.best()
     if best is not None:
         images = best.number("num_images")
         weights = "EMA weights" if best.series == "ema" else "model weights"
-        tiles = [("best top-1", best.number("acc1"), formats.percent, f"{weights}, epoch {best.epoch}")]
-        if classes > 5:
-            counted = "" if math.isnan(images) else f"on {images:,.0f} images"
-            tiles.append(("top-5", best.number("acc5"), formats.percent, counted))
+        counted = "" if math.isnan(images) else f"on {images:,.0f} images"
         balanced = f"balanced accuracy {formats.percent(best.number('balanced_acc'))}"
-        tiles.append(("macro F1", best.number("macro_f1"), formats.percent, balanced))
-        tiles.append(("validation loss", best.number("loss"), formats.loss, "of the best"))
-    loss, speed, seconds = history.training()
+        tiles = [
+            ("best top-1", best.number("acc1"), formats.percent, f"{weights}, epoch {best.epoch}"),
+            ("top-5", best.number("acc5") if classes > 5 else math.nan, formats.percent, counted),
+            ("macro F1", best.number("macro_f1"), formats.percent, balanced),
+            ("validation loss", best.number("loss"), formats.loss, "of the best"),
+        ]
+    loss, speed, seconds = run.training()
     tiles += [
         ("training loss", loss, formats.loss, "last line"),
         ("images/s", speed, formats.speed, "training, median"),
@@ -106,13 +107,13 @@ def _tiles(history: History, classes: int) -> list[tuple[str, str, str]]:
     return [(name, text(value), detail) for name, value, text, detail in tiles if not math.isnan(value)]
 
 
-def _curves(history: History, classes: int) -> list[Chart]:
+def _curves(run: Run, classes: int) -> list[dict[str, Any]]:
     def series(plot: Plot) -> list[Series]:
-        points = {name: history.points(name, plot.key) for name in plot.series}
+        points = {name: run.points(name, plot.key) for name in plot.series}
         return [Series(_SERIES[name], name, [(x, plot.scale * y) for x, y in own]) for name, own in points.items()]
 
     plots = [plot for plot in _PLOTS if plot.key != "acc5" or classes > 5]  # else it is a straight line
-    return line_charts(plots, series, history.epoch_range())
+    return line_charts(plots, series, run.epoch_range())
 
 
 def _calibration(of: Predictions | None) -> dict[str, Any]:
@@ -126,20 +127,20 @@ def _calibration(of: Predictions | None) -> dict[str, Any]:
     series.append(Series("ideal", "run8 dotted", [(0.0, 0.0), (100.0, 100.0)], markers=False))
     chart = line_chart(Plot("Accuracy, %", formats.percent), series, (0, 100))
     assert chart is not None
-    told = (formats.percent(found.ece_before), formats.percent(found.ece_after), "")
-    curves = [curve._replace(last=last) for curve, last in zip(chart.curves, told)]
+    chart["x_name"] = "probability in %"
+    legend = formats.percent(found.ece_before), formats.percent(found.ece_after), ""
+    for curve, last in zip(chart["curves"], legend):
+        curve["last"] = last
     remark = (
         f"Probabilities of predict, serve and Classifier are softmax(logits / {found.temperature:.3f}). An image with "
         f"an energy above {found.max_energy:.3f} counts as none of the classes; 5 % of the {found.num_images:,} "
         "validation images, on which both were fitted, have that. A point is one of 15 bins; few images make it noisy."
     )
-    return {"drawn": [chart._replace(curves=curves, x_name="probability in %")], "remark": remark}
+    return {"drawn": [chart], "remark": remark}
 
 
 def _loss_remark(run: Run) -> str:
-    mixed = run.value("TRAIN.MIXUP_ALPHA", 0) or run.value("TRAIN.CUTMIX_ALPHA", 0)
-    smoothed = run.value("TRAIN.SMOOTHING", 0)
-    used = ["label smoothing"] * bool(smoothed) + ["mixed images"] * bool(mixed)
-    if not used:
-        return ""
-    return f"The training loss includes {' and '.join(used)}, so it may well stay above the validation loss."
+    used = ["label smoothing"] * bool(run.value("TRAIN.SMOOTHING", 0))
+    used += ["mixed images"] * bool(run.value("TRAIN.MIXUP_ALPHA", 0) or run.value("TRAIN.CUTMIX_ALPHA", 0))
+    remark = f"The training loss includes {' and '.join(used)}, so it may well stay above the validation loss."
+    return remark if used else ""

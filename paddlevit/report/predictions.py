@@ -17,8 +17,7 @@ from paddlevit.calibration import Calibration
 logger = logging.getLogger(__name__)
 
 _MOST_CLASSES_IN_MATRIX = 50
-_MOST_CONFUSIONS = 30
-_MOST_CLASSES_OPEN = 30
+_MOST_CONFUSIONS = _MOST_CLASSES_OPEN = 30
 _MOST_MISTAKES = 12  # and right answers
 _MOST_CLASSES_WIDE = 24  # above that the cells of the matrix are small
 _SHORT_NAME = 4  # characters that fit upright above a column of the matrix
@@ -112,12 +111,12 @@ def _matrix(predictions: Predictions) -> dict[str, Any]:
 
 
 def _frequent_confusions(predictions: Predictions, images: np.ndarray) -> list[tuple[str, str, str, str]]:
-    true, predicted, counts = predictions.confusions()
-    wrong = np.flatnonzero(true != predicted)
-    order = wrong[np.argsort(-counts[wrong], kind="stable")][:_MOST_CONFUSIONS]
     name = predictions.class_name
+    pairs = [pair for pair in zip(*predictions.confusions()) if pair[0] != pair[1]]
+    pairs.sort(key=lambda pair: -pair[2])
     return [
-        (name(true[i]), name(predicted[i]), f"{counts[i]:,}", f"{100 * counts[i] / images[true[i]]:.1f}") for i in order
+        (name(true), name(predicted), f"{count:,}", f"{100 * count / images[true]:.1f}")
+        for true, predicted, count in pairs[:_MOST_CONFUSIONS]
     ]
 
 
@@ -140,12 +139,9 @@ def _classes(predictions: Predictions, right: np.ndarray, images: np.ndarray) ->
 
 
 def _answer(predictions: Predictions, index: int) -> dict[str, Any]:
-    confidence = float(predictions.confidence[index])
-    name = predictions.names(index)
-    picture, tiny = shown_picture(lambda: predictions.thumbnail(index), name)
+    confidence, name = float(predictions.confidence[index]), predictions.names(index)
     return {
-        "picture": picture,
-        "tiny": tiny,
+        "picture": shown_picture(lambda: predictions.thumbnail(index), name),
         "taken": predictions.class_name(predictions.predicted[index]),
         "true": predictions.class_name(predictions.labels[index]),
         "confidence": "" if np.isnan(confidence) else f"{100 * confidence:.1f}",

@@ -18,7 +18,7 @@ from paddlevit.config import get_config
 from paddlevit.data import build_train_loader
 from paddlevit.data.sources import Source
 from paddlevit.errors import MissingFileError, UserError
-from paddlevit.report.history import read_history
+from paddlevit.report.history import read_run
 from paddlevit.run.build import build_trainer, known_classes
 from paddlevit.runtime import kernels, process
 from paddlevit.runtime.files import fingerprint, sha256, write_text
@@ -112,7 +112,7 @@ def _start(folder: Path, first: int) -> tuple[Path | None, list[dict[str, Any]]]
     of the run, after `first` epochs.
     """
     noted: dict[int, list[dict[str, Any]]] = {}
-    for record in read_history(folder / "metrics.jsonl").series["train"]:
+    for record in read_run(folder).series["train"]:
         noted.setdefault(int(record.epoch), []).append(record.values)
     ends = [path for path in checkpoint.all_in(folder) if path.stem[6:].isdigit()]  # of epochs
     starts: list[tuple[Path | None, int]] = [(path, int(path.stem[6:])) for path in reversed(ends)]

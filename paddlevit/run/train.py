@@ -263,7 +263,7 @@ class _Run:
 
     def _log_probe(self) -> None:
         """Say what fine-tuning has added to the probe that it started with."""
-        evaluations = read_run(self.folder).history.series["model"]
+        evaluations = read_run(self.folder).series["model"]
         if self.config.TRAIN.PROBE == "first" and evaluations and evaluations[0].epoch == 0:
             probe = evaluations[0].number("acc1")
             logger.info("top-1 of the linear probe %.2f %%, fine-tuned %.2f %%", probe, self.trainer.best["acc1"])

@@ -120,13 +120,6 @@ def test_many_runs_are_told_apart(capsys, tmp_path):
     assert len(set(styles)) == 20 and styles[8] == "run1 dashed" and styles[16] == "run1 dotted"
 
 
-def test_label_smoothing_that_differs_is_told(runs, capsys, tmp_path):
-    remark = "so their training losses do too"
-    assert remark not in page_of(capsys, tmp_path, runs).text
-    smooth = make(tmp_path / "smooth", [train(1)], SMOOTHING=0.3)
-    assert remark in page_of(capsys, tmp_path, [*runs, smooth]).text
-
-
 def test_same_names_get_the_folders_above(tmp_path, capsys):
     folders = [make(tmp_path / name / "run", [train(1)]) for name in ("a", "b")]
     told = compare(capsys, *folders).out
