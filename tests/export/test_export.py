@@ -22,12 +22,12 @@ from paddlevit import build_model, export, paddle_internals
 from paddlevit.commands import export_model, precisions, predict
 from paddlevit.config import get_config, with_values
 from paddlevit.errors import UserError
-from paddlevit.export import write
+from paddlevit.export import description, write
 
 NEEDS = {"paddle": (), "onnx": ("paddle2onnx", "onnxruntime"), "openvino": ("paddle2onnx", "openvino")}
 FILES = {"paddle": "model.json", "onnx": "model.onnx", "openvino": "model.xml"}
 CLASSES = ["one", "two", "three"]
-FORMATS = [pytest.param(fmt, marks=[pytest.mark.slow] * (fmt != "paddle")) for fmt in export.FORMATS]
+FORMATS = [pytest.param(fmt, marks=[pytest.mark.slow] * (fmt != "paddle")) for fmt in write.FORMATS]
 
 
 def need(fmt):
@@ -153,7 +153,7 @@ def test_command_and_predictions_from_what_it_wrote(trained, tmp_path, capsys, f
     assert first == guesses(capsys, images, "-exported", output / FILES[fmt])
     assert {c["name"] for c in first[0]["classes"]} == set(CLASSES)
     # The configuration that the images were made by, to compare: the description says it, not the variant.
-    described = export.read_description(output)
+    described = description.read_description(output)
     assert (described["input"], described["output"]) == (
         "images, float32 [N, 3, 32, 32], RGB",
         "logits, float32 [N, 3]",
@@ -176,16 +176,16 @@ def test_one_description_for_the_files_of_one_network(tmp_path):
     network = small("pit_digits")
 
     def write(file, precision="f32"):
-        described = export.with_file(export.describe(config, network, names), tmp_path, file, precision)
+        described = description.with_file(description.describe(config, network, names), tmp_path, file, precision)
         (tmp_path / "export.json").write_text(json.dumps(described))
         (tmp_path / file).write_text("a model")
-        return list(export.read_description(tmp_path)["precision"].items())
+        return list(description.read_description(tmp_path)["precision"].items())
 
     names = [str(i) for i in range(10)]
     assert [write("a.onnx"), write("a.xml", "bf16"), write("a.onnx")][-1] == [("a.xml", "bf16"), ("a.onnx", "f32")]
-    assert export.describe(config, network, CLASSES)["input"] == "images, float32 [N, 3, 32, 32], RGB"
+    assert description.describe(config, network, CLASSES)["input"] == "images, float32 [N, 3, 32, 32], RGB"
     grey = with_values(config, {"DATA.IMAGE_CHANNELS": 1})
-    assert export.describe(grey, network, CLASSES)["input"] == "images, float32 [N, 1, 32, 32], grey"
+    assert description.describe(grey, network, CLASSES)["input"] == "images, float32 [N, 1, 32, 32], grey"
     names = names[::-1]
     with pytest.raises(UserError, match="holds another model"):
         write("a.json")
@@ -234,7 +234,7 @@ def test_int8(trained, tmp_path, capsys):
     run(trained, tmp_path, "-format", "openvino", "-int8", *small_set)
     difference = float(capsys.readouterr().out.split("largest difference ")[1].split()[0])
     assert 1e-4 < difference < 0.5, "of rounding to 8 bits"
-    described = export.read_description(tmp_path)
+    described = description.read_description(tmp_path)
     assert described["files"] == ["model_int8.xml"] and described["precision"] == {"model_int8.xml": "int8"}
     assert names_in(tmp_path / "model_int8.xml") == NAMED["openvino"]
     guesses(capsys, trained / "data" / "val", "-exported", tmp_path, "-precision", "int8")
@@ -306,7 +306,7 @@ def test_command_exports_for_bf16_and_predictions_run_in_it(trained, tmp_path, c
     run(trained, tmp_path, "-format", "openvino", "-precision", "bf16", "-images", trained / "data" / "val")
     said = capsys.readouterr().out
     assert "; top-1 equal on" in said and ", in bf16" in said or ", in f32" in said
-    assert export.read_description(tmp_path)["precision"] == {"model.xml": "bf16"}
+    assert description.read_description(tmp_path)["precision"] == {"model.xml": "bf16"}
     for flags, precision in (((), said.split(", in ")[1][:4]), (("-precision", "f32"), "f32")):
         argv = [trained / "data" / "val", "-exported", tmp_path, *flags]
         assert predict.main([str(word) for word in argv]) == 0
@@ -371,14 +371,14 @@ def test_command_chooses_the_precision(trained, tmp_path, capsys):
     run(trained, tmp_path, "-precision", "auto", "-max_drop", "100", "-data_path", trained / "data")
     said = capsys.readouterr().out
     assert "\nprecision   ms/image    top-1     drop\nf32 " in said and said.count("taken") == 1
-    described = export.read_description(tmp_path)
+    described = description.read_description(tmp_path)
     ((file, measured),) = described["measured"].items()
     assert described["files"] == [file] and described["precision"] == {file: measured["taken"]}
     assert measured["max_drop"] == 100 and measured["images"] == 15
     assert min(measured["rows"], key=lambda row: row["ms_per_image"])["precision"] == measured["taken"]
     assert (tmp_path / "precisions.svg").exists()
     run(trained, tmp_path)
-    assert export.read_description(tmp_path)["measured"] == {file: measured}, "it stays beside further files"
+    assert description.read_description(tmp_path)["measured"] == {file: measured}, "it stays beside further files"
     assert guesses(capsys, trained / "data" / "val", "-exported", tmp_path / file)
 
 
@@ -397,7 +397,7 @@ def test_mixed_int8_is_bound_by_top1(tmp_path, monkeypatch):
     model, images = small("pit_digits"), random_images(8)
     labels = logits_of(model, images).argmax(1)
     labels[:2] += 1
-    bound = export.Bound([(images[:5], labels[:5]), (images[5:], labels[5:])], 0.1)
+    bound = write.Bound([(images[:5], labels[:5]), (images[5:], labels[5:])], 0.1)
     path = export.export(model, [3, 32, 32], "openvino", tmp_path, calibration=[images], bound=bound)
     assert asked["top1"] == (0.75, None) and asked["max_drop"] == pytest.approx(0.001)
     assert path.name == "model_int8.xml" and asked["subset_size"] == 1
@@ -428,7 +428,7 @@ def test_a_folder_describes_one_model(trained, tmp_path, capsys):
     with pytest.raises(UserError, match="describes another model.json"):
         export.export(other, [3, 32, 32], "paddle", tmp_path)
     run(trained, tmp_path, "-pretrained", tmp_path / "other.pdparams")
-    assert export.read_description(tmp_path)["files"] == ["model.json"]
+    assert description.read_description(tmp_path)["files"] == ["model.json"]
 
 
 def test_exporters_are_heard_only_where_they_fail(tmp_path, monkeypatch, capfd):
