@@ -127,10 +127,10 @@ class ConvAttention(nn.Layer):
         class_token = None
         if length > height * width:
             class_token, x = paddle.split(x, [1, height * width], axis=1)
-        q, k, v = self._project(x, height, width)
-        q = self._heads(self.proj_q, q, class_token)
-        k = self._heads(self.proj_k, k, class_token)
-        v = self._heads(self.proj_v, v, class_token)
+        feature_map = x.transpose([0, 2, 1]).reshape([-1, dim, height, width])
+        q = self._heads(self.conv_proj_q, self.proj_q, feature_map, class_token)
+        k = self._heads(self.conv_proj_k, self.proj_k, feature_map, class_token)
+        v = self._heads(self.conv_proj_v, self.proj_v, feature_map, class_token)
         if has_flash_attention(q, self.attn_dropout):
             out = flash_attention(q * (self.scale * (dim // self.num_heads) ** 0.5), k, v, self.attn_dropout)
         else:
@@ -138,20 +138,13 @@ class ConvAttention(nn.Layer):
             out = attention(q, k, v, self.attn_dropout).transpose([0, 2, 1, 3])
         return self.proj_dropout(self.proj(out.reshape([n, length, dim])))
 
-    def _heads(self, linear: nn.Linear, tokens: Tensor, class_token: Tensor | None) -> Tensor:
-        """Tokens [N, L, dim] and class token [N, 1, dim] -> [N, T + L, heads, dim / heads]."""
+    def _heads(self, conv: nn.Layer, linear: nn.Linear, feature_map: Tensor, class_token: Tensor | None) -> Tensor:
+        """Map [N, dim, H, W] and class token [N, 1, dim] -> [N, T + L, heads, dim / heads]."""
+        tokens = conv(feature_map).flatten(2).transpose([0, 2, 1])
         if class_token is not None:
             tokens = paddle.concat([class_token, tokens], axis=1)
         length, dim = tokens.shape[1:]
         return linear(tokens).reshape([-1, length, self.num_heads, dim // self.num_heads])
-
-    def _project(self, tokens: Tensor, height: int, width: int) -> list[Tensor]:
-        """Tokens [N, H W, dim] through the convolutions of q, k and v; each [N, H' W', dim]."""
-        feature_map = tokens.transpose([0, 2, 1]).reshape([-1, tokens.shape[2], height, width])
-        return [
-            conv(feature_map).flatten(2).transpose([0, 2, 1])
-            for conv in (self.conv_proj_q, self.conv_proj_k, self.conv_proj_v)
-        ]
 
 
 class Block(nn.Layer):

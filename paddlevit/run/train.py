@@ -153,12 +153,11 @@ class _Run:
         return trainer.epoch >= train.NUM_EPOCHS or bool(train.PATIENCE and waited >= train.PATIENCE)
 
     def _train_epoch(self) -> None:
-        trainer = self.trainer
-        self.journal.start_epoch(trainer.epoch + 1, trainer.step)
-        try:
-            trainer.train_epoch(self.train_loader.epoch(trainer.epoch, trainer.step), self._after_step)
-        finally:
-            self.journal.end_epoch()
+        trainer, number = self.trainer, self.trainer.epoch + 1
+        self.journal.start_epoch(number, trainer.step)
+        batches = self.train_loader.epoch(trainer.epoch, trainer.step)
+        what = f"epoch {number}/{self.config.TRAIN.NUM_EPOCHS}"
+        trainer.train_epoch(progress(batches, trainer.steps_per_epoch, what, done=trainer.step), self._after_step)
 
     def _after_step(self, loss: Tensor, waited: float) -> None:
         """Note a batch; with a line of the log, name the images of losses that were not finite."""

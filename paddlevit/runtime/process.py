@@ -184,8 +184,6 @@ class _TerminalHandler(logging.Handler):
     """Writes above a progress bar, not through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "every_step", False) and sys.stderr.isatty() and sys.stdout.isatty():
-            return  # the progress bar shows it
         if getattr(record, "file_only", False):
             return
         with contextlib.suppress(OSError, ValueError):  # a terminal that is gone, a pipe that nobody reads, a full disk

@@ -109,16 +109,13 @@ def find(where: Path) -> Path:
     Raises MissingFileError where there is none, UserError where the one that was named is damaged.
     """
     if where.is_dir():
-        path = newest(where)
-        if path is None:
+        found = newest(where)
+        if found is None:
             raise MissingFileError(f"-resume {where}: the folder holds no complete checkpoint (epoch_<NNN>.pdstate)")
-        return path
-    stem = where.name[: -len(where.suffix)] if where.suffix in (".pdparams", ".pdstate") else where.name
-    path = where.with_name(f"{stem}.pdstate")
+        return found
+    path = where.with_suffix(".pdstate")
     if not path.is_file():
-        raise MissingFileError(
-            f"-resume {where}: there is no {path}; name a checkpoint (epoch_<NNN>) or a run's folder"
-        )
+        raise MissingFileError(f"-resume {where}: there is no {path}; name a checkpoint (epoch_<NNN>) or a run")
     damage = _damage(path)
     if damage:
         raise UserError(f"-resume {where}: {damage}")
@@ -165,8 +162,7 @@ def _position(path: Path) -> tuple[int, int]:
     """Epochs and further steps that were done at a checkpoint."""
     match = _STEM.fullmatch(path.stem)
     assert match is not None, path
-    epoch, step = match.groups()
-    return int(epoch), int(step or 0)
+    return int(match[1]), int(match[2] or 0)
 
 
 def _damage(path: Path) -> str:

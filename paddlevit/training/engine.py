@@ -108,7 +108,8 @@ class Trainer:
         group = min(self.accum_iter, self.steps_per_epoch - first)  # batches of this optimizer step
         last = self.step + 1 == first + group
         self.lr = self.lr_at(self.epoch + first / self.steps_per_epoch)
-        with nullcontext() if last else self._no_sync():
+        several = not last and hasattr(self.forward, "no_sync")  # gradients are summed once per optimizer step
+        with self.forward.no_sync() if several else nullcontext():
             with self.autocast():
                 loss, _ = self.objective(self.forward, images, targets)
             self.loss_scale.scaled(loss / group).backward()
@@ -134,10 +135,6 @@ class Trainer:
             # No process has the float32 copies of all weights where they are sharded.
             self.ema.update(self.updates, {} if self.shards else master_weights(self.optimizer))
         self._updating = False
-
-    def _no_sync(self) -> AbstractContextManager:
-        """Gradients are summed over the processes once per optimizer step."""
-        return self.forward.no_sync() if hasattr(self.forward, "no_sync") else nullcontext()
 
     def check_stop(self) -> None:
         """Raise Stopped if any process was asked to stop; to be called by all of them at the same step."""

@@ -31,17 +31,16 @@ _CURVES = {"train": ("loss", "lr", "images_per_sec", "data_wait"), "val": ("loss
 _PACKAGES = {"tensorboard": "tensorboardX", "visualdl": "visualdl"}
 
 
-def progress(batches: Iterable | None, total: int, what: str, *, done: int = 0) -> tqdm:
-    """The batches, under a progress bar where standard error is a terminal; without batches, a bar to update."""
+def progress(batches: Iterable, total: int, what: str, *, done: int = 0) -> tqdm:
+    """The batches, under a progress bar where standard error is a terminal."""
     watched = is_main() and sys.stderr.isatty()
     return tqdm(batches, total=total, desc=what, initial=done, leave=False, disable=not watched, dynamic_ncols=True)
 
 
 def with_nulls(record: dict[str, Any]) -> dict[str, Any]:
     """`record` for JSON, where numbers that are not finite are null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
-    }
+    odd = [key for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
+    return {**record, **dict.fromkeys(odd)}
 
 
 @dataclass
@@ -62,7 +61,6 @@ class Journal:
 
     def __post_init__(self) -> None:
         self._losses: list[Tensor] = []  # since the last line
-        self._progress = tqdm(disable=True)
 
     def rewind(self, epoch: int, step: int, *, evaluated: int) -> None:
         """Drop the lines that a resumed run writes again: those after `epoch` epochs and `step` steps, and those of
@@ -84,7 +82,6 @@ class Journal:
         self._step = self._reported = step
         self._waited = 0.0
         self._since = time.perf_counter()
-        self._progress = progress(None, self.steps_per_epoch, f"epoch {epoch}/{self.num_epochs}", done=step)
 
     def step(self, loss: Tensor, waited: float, lr: float) -> list[int] | None:
         """A batch is done: its loss, the seconds waited for its data, the learning rate.
@@ -95,14 +92,9 @@ class Journal:
         self._losses.append(loss.detach().astype("float32").reshape([1]))
         self._waited += waited
         self._step += 1
-        self._progress.update()
         if self._step % self.report_freq == 0 or self._step == self.steps_per_epoch:
             return self._report(lr)
         return None
-
-    def end_epoch(self) -> None:
-        """The epoch is finished or interrupted."""
-        self._progress.close()
 
     def evaluation(self, epoch: int, weights: str, result: dict[str, float], **extra: Any) -> None:
         """An evaluation after `epoch` epochs; `weights` is "model" or "ema"."""
@@ -135,12 +127,9 @@ class Journal:
         self._write({**record, "data_wait": round(waiting, 4), "memory_mib": memory})
         steps_left = (self.num_epochs - self._epoch + 1) * self.steps_per_epoch - self._step
         left = tqdm.format_interval(steps_left * self.images_per_batch / speed)
-        text = f"loss {loss:.4f}  lr {lr:.3e}  {speed:.0f} images/s  {left} left"
-        self._progress.set_postfix_str(text)
         logger.info(
-            "epoch %d/%d  step %d/%d  %s  waiting for data %.0f %%  %d MiB",
-            *(self._epoch, self.num_epochs, self._step, self.steps_per_epoch, text, 100 * waiting, memory),
-            extra={"every_step": True},
+            f"epoch {self._epoch}/{self.num_epochs}  step {self._step}/{self.steps_per_epoch}  loss {loss:.4f}  "
+            f"lr {lr:.3e}  {speed:.0f} images/s  {left} left  waiting for data {100 * waiting:.0f} %  {memory} MiB"
         )
         first, self._reported, self._waited, self._since = self._reported, self._step, 0.0, time.perf_counter()
         return [first + i for i in not_finite]

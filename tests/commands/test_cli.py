@@ -123,7 +123,8 @@ def test_on_a_terminal_there_is_a_progress_bar(digits, tmp_path):
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     args = train_args(digits, tmp_path / "run")[:-9]
-    process = subprocess.Popen(command(*args, "-opts", "TRAIN.NUM_EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0.5), stderr=slave)
+    args += ["-opts", "TRAIN.NUM_EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0.5]
+    process = subprocess.Popen(command(*args), stdout=slave, stderr=slave)
     os.close(slave)
     shown = b""
     with contextlib.suppress(OSError):  # Linux ends a terminal that nobody writes to any more with an error

@@ -28,7 +28,6 @@ def train(journal, epoch, losses, first=0):
     journal.start_epoch(epoch, first)
     for loss in losses:
         journal.step(paddle.to_tensor([loss]), 0.001, 0.25)
-    journal.end_epoch()
 
 
 def lines(folder):
