@@ -255,12 +255,12 @@ def data_stages(config: CfgNode, images: int) -> dict[str, Step]:
     full, cropped = build_train_loader(config), build_train_loader(with_values(config, plain))
     evaluation = build_eval_loader(config)
     samples = [(i % len(full.source), (0, 0, i)) for i in range(images)]
-    pixels = np.zeros((images, *[config.DATA.IMAGE_SIZE] * 2, config.DATA.IMAGE_CHANNELS), np.uint8)
+    planes = np.zeros((images, config.DATA.IMAGE_CHANNELS, *[config.DATA.IMAGE_SIZE] * 2), np.uint8)
+    pixels = planes.transpose(0, 2, 3, 1)  # as in the memory that workers write to
 
     def on_device() -> None:
         for first in range(0, images, _BATCH):
-            batch = full.normalize(pixels[first : first + _BATCH])
-            (full.erase(batch, (first,)) if full.erase else batch)[0, 0, 0, 0].item()  # waits for the device
+            full.prepare(pixels[first : first + _BATCH], (first,))[0, 0, 0, 0].item()  # waits for the device
 
     return {
         "read": lambda: [full.source.read(i) for i, _ in samples],

@@ -42,8 +42,13 @@ class ImageDataset:
         image = self.source.image(i)
         return self.transform(image if image.mode == self.mode else image.convert(self.mode), rng)
 
+    def write(self, out: np.ndarray, i: int, rng: np.random.Generator | None = None) -> None:
+        """Write those into `out`."""
+        out[...] = self.pixels(i, rng)
+
     def read(self, samples: Sequence[Sample], out: np.ndarray, *, max_bad: int = 0) -> Reply:
-        """Write the pixels of a batch into `out`, uint8 [N, H, W, C]; the same sample has the same in every process.
+        """Write the pixels of a batch into `out`, uint8 [N, H, W, C] of planes that lie one after the other; the same
+        sample has the same in every process.
 
         Up to `max_bad` unreadable images in a row are replaced by the next readable one. Errors are returned, so that
         they reach the caller's process.
@@ -56,13 +61,13 @@ class ImageDataset:
             for pixels, (i, _), rng in zip(out, samples, generators):
                 for _ in range(max_bad):
                     try:
-                        pixels[...] = self.pixels(i, rng)
+                        self.write(pixels, i, rng)
                         break
                     except UserError as error:
                         reply.bad.append(str(error))
                         i = (i + 1) % len(self)
                 else:
-                    pixels[...] = self.pixels(i, rng)
+                    self.write(pixels, i, rng)
                 reply.labels.append(self.source.label(i))
         except UserError as error:
             hint = "`paddlevit prepare check` lists all that cannot be read"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Union
 
 import numpy as np
 import paddle
@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 from paddlevit.errors import UserError
 from paddlevit.runtime.seeding import ERASING, MIXUP, Key, generator
 
+Images = Union[Tensor, np.ndarray]
 _Box = tuple[int, int, int, int]  # top, bottom, left, right
 _Rectangle = tuple[int, int, int, int]  # top, left, height, width
 _AREA, _RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)
@@ -194,10 +195,10 @@ class RandomErasing:
     prob: float
     mode: str = "pixel"
     count: int = 1
-    _pool: Tensor | None = None
+    _pool: Images | None = None
 
     @paddle.no_grad()
-    def __call__(self, images: Tensor, key: Key) -> Tensor:
+    def __call__(self, images: Images, key: Key) -> Images:
         """`images` [N, C, H, W], written in place; the same key erases the same rectangles with the same values.
 
         Copying a batch would cost more than all the rest, and only rectangles are touched. No host sync.
@@ -223,7 +224,7 @@ class RandomErasing:
                     yield int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
                     break
 
-    def _normal(self, shape: Sequence[int], images: Tensor, rng: np.random.Generator) -> Tensor:
+    def _normal(self, shape: Sequence[int], images: Images, rng: np.random.Generator) -> Images:
         """Standard normal numbers from a random place of a pool on the images' device.
 
         Drawing new ones costs several times what everything else costs here, and on a GPU a transfer. The pool is
@@ -232,12 +233,14 @@ class RandomErasing:
         num_values = math.prod(images.shape[1:])
         if self._pool is None or self._pool.shape[0] != _POOL_SIZE + num_values:
             pool = np.random.Generator(np.random.PCG64(0)).standard_normal(_POOL_SIZE + num_values, dtype=np.float32)
-            self._pool = paddle.to_tensor(pool, place=images.place).astype(images.dtype)
+            if not isinstance(images, np.ndarray):
+                pool = paddle.to_tensor(pool, place=images.place).astype(images.dtype)
+            self._pool = pool
         start = int(rng.integers(_POOL_SIZE))
         return self._pool[start : start + math.prod(shape)].reshape(shape)
 
 
-def build_erasing(config: CfgNode) -> Callable[[Tensor, Key], Tensor] | None:
+def build_erasing(config: CfgNode) -> Callable[[Images, Key], Images] | None:
     """Random erasing as TRAIN asks for it: erase(images, key) -> images; None where its probability is 0."""
     train = config.TRAIN
     if train.RANDOM_ERASE_PROB == 0.0:

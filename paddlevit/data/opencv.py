@@ -50,7 +50,11 @@ class OpenCVDataset(ImageDataset):
         pixels = resize(part, crop.size, crop.resample)
         if isinstance(crop, PaddedCrop):
             pixels = moved(pixels, *crop.offset(rng), fill=(0, 0, 0))
-        return self.transform.augmented(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if self.mode == "L" else pixels, rng)
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if self.mode == "L" else pixels
+        return self.transform.augmented(pixels, rng)
+
+    def write(self, out: np.ndarray, i: int, rng: np.random.Generator | None = None) -> None:
+        cv2.split(self.pixels(i, rng), list(out.transpose(2, 0, 1)))  # NumPy takes five times as long
 
 
 def read_part(source: Source, i: int, choose: Callable[[int, int], Box], *, side: int, fast: bool = True) -> np.ndarray:

@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import paddle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,7 +176,7 @@ def test_one_orientation_in_training_evaluation_and_prediction(tmp_path, resizer
     prepare, normalize = build_preparation(config)
     served = prepare(decode(Path(file).read_bytes(), "x", build_decoding(config)))
     loaders = [build_train_loader(config).epoch(0), build_eval_loader(config)]
-    for images in (*(next(iter(loader))[0] for loader in loaders), normalize(paddle.to_tensor(served[None]))):
+    for images in (*(next(iter(loader))[0] for loader in loaders), normalize(served[None])):
         image = images[0, 0].numpy()
         assert (image[2, 28] > image[28, 2]) == upright
 

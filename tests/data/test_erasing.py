@@ -174,6 +174,14 @@ class TestKey:
         for side in (8, 40, 16):
             assert (used(paddle.zeros([4, 3, side, side]), (9, 9)).numpy() != 0).any()
 
+    @pytest.mark.parametrize("mode", ["pixel", "rand", "const"])
+    def test_an_array_is_erased_as_a_tensor_is(self, mode):
+        array = np.full([16, 3, 24, 20], UNTOUCHED, dtype="float32")
+        erase = RandomErasing(prob=0.8, mode=mode, count=2)
+        tensor = RandomErasing(prob=0.8, mode=mode, count=2)(paddle.to_tensor(array), (4, 2))
+        assert erase(array, (4, 2)) is array and (array != UNTOUCHED).any()
+        np.testing.assert_array_equal(array, tensor.numpy())
+
     def test_the_batch_is_written_in_place(self):
         images = paddle.zeros([4, 3, 16, 16])
         assert RandomErasing(prob=1.0)(images, (0,)) is images
