@@ -249,6 +249,6 @@ def _list_texts(images: _Images, removed: dict[int, str]) -> dict[str, str]:
     texts, begin = {CLASS_NAMES_FILE: class_names_text(images.class_names)}, 0
     for split, source in zip(SPLITS, images.sources):
         numbers = [i for i in range(begin, begin + len(source)) if i not in removed]
-        texts[f"{split}_list.txt"] = list_text([(images.name(i), int(images.labels[i])) for i in numbers])
+        texts[f"{split}_list.txt"] = list_text([images.name(i) for i in numbers], images.labels[numbers])
         begin += len(source)
     return texts

@@ -29,7 +29,7 @@ _DIGIT_SIDE = 32
 _NUM_VAL_DIGITS = 360
 _SPLIT_SEED = 0
 
-# Classes of the photographs: in which of scikit-learn's two they are seen, and where (left, top, right, bottom).
+# Class: in which of scikit-learn's two photographs it is seen, and where (left, top, right, bottom).
 _PHOTOS = {
     "flower": ("flower.jpg", (170, 85, 445, 360)),
     "temple": ("china.jpg", (65, 60, 350, 390)),
@@ -44,31 +44,26 @@ _IMAGES_PER_TASK = 32  # of a process that checks images
 
 def write_digits(folder: Path, *, force: bool = False) -> str:
     """Write train/<digit>/NNNN.png and val/<digit>/NNNN.png, 32 x 32 and grey, and their lists; NNNN is the image's
-    number in scikit-learn's data set. What was done, in a sentence.
-
-    The split is always the same, 1,437 to 360 images with equal shares of each digit. The lists come last, so that
-    what was interrupted has none. Raises UserError where scikit-learn is missing or the folder has other lists.
+    number in scikit-learn's data set. Returns what was done. What was interrupted has no lists.
     """
     data = _datasets().load_digits()
     in_val = digits_in_val(data.target)
-    rows: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
-    for i, label in enumerate(data.target.tolist()):
-        split = SPLITS[int(in_val[i])]
-        rows[split].append((f"{split}/{label}/{i:04d}.png", label))
-    texts = {CLASS_NAMES_FILE: class_names_text([str(digit) for digit in range(10)])}
-    texts.update((f"{split}_list.txt", list_text(rows[split])) for split in SPLITS)
+    texts, paths = {CLASS_NAMES_FILE: class_names_text([str(digit) for digit in range(10)])}, []
+    for split, chosen in zip(SPLITS, (np.flatnonzero(~in_val), np.flatnonzero(in_val))):
+        own = [f"{split}/{data.target[i]}/{i:04d}.png" for i in chosen]
+        texts[f"{split}_list.txt"] = list_text(own, data.target[chosen])
+        paths += own
     _refuse_other(folder, texts, force)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as unfinished:
-        for path, _ in (*rows["train"], *rows["val"]):
+        for path in paths:
             file = Path(unfinished, path)
-            file.parent.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(np.round(data.images[int(file.stem)] * (255 / 16)).astype(np.uint8))  # of 0 to 16
-            image.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC).save(file)
+            _save(image.resize((_DIGIT_SIDE, _DIGIT_SIDE), Image.Resampling.BICUBIC), file)
         for split in SPLITS:
             shutil.copytree(Path(unfinished, split), folder / split, copy_function=os.replace, dirs_exist_ok=True)
     write_texts(folder, texts)
-    return f"{len(rows['train'])} digits to train on and {len(rows['val'])} to validate are in {folder}"
+    return f"{(~in_val).sum()} digits to train on and {in_val.sum()} to validate are in {folder}"
 
 
 def digits_in_val(labels: np.ndarray) -> np.ndarray:
@@ -85,18 +80,13 @@ def digits_in_val(labels: np.ndarray) -> np.ndarray:
 
 
 def write_photos(folder: Path, *, force: bool = False) -> str:
-    """Write train/<class>/NNN.jpg and val/<class>/NNN.jpg, always the same cuts of two photographs. What was done, in a
-    sentence.
-
-    Images to train on are from the left 60 % of the place where the class is seen, others from right of that. Raises
-    UserError where scikit-learn is missing or the folder is not empty.
+    """Write train/<class>/NNN.jpg and val/<class>/NNN.jpg, always the same cuts of two photographs: to train on from
+    the left 60 % of the place where the class is seen, others from right of that. Returns what was done.
     """
     refuse_filled(folder, force)
-    photos = {name: Image.fromarray(photo) for name, photo in photographs().items()}
+    photos = photographs()
     for path, photo, box in cuts():
-        file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        photos[photo].crop(box).save(file, quality=95)
+        _save(photos[photo].crop(box), folder / path, quality=95)
     train, val = (count * len(_PHOTOS) for count in _PHOTO_COUNTS.values())
     return f"{train} cuts of photographs to train on and {val} to validate, of {', '.join(_PHOTOS)}, are in {folder}"
 
@@ -120,16 +110,20 @@ def write_large_cuts(folder: Path, count: int) -> None:
     for split in SPLITS:
         for i in range(count):
             photo = photos[i % len(photos)]
-            top, left = rng.randint(photo.shape[0] - height + 1), rng.randint(photo.shape[1] - width + 1)
-            file = folder / split / f"class_{i % len(photos)}" / f"{i:05d}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(photo[top : top + height, left : left + width]).save(file, quality=97)
+            top, left = rng.randint(photo.height - height + 1), rng.randint(photo.width - width + 1)
+            cut = photo.crop((left, top, left + width, top + height))
+            _save(cut, folder / split / f"class_{i % len(photos)}" / f"{i:05d}.jpg", quality=97)
 
 
-def photographs() -> dict[str, np.ndarray]:
-    """scikit-learn's two photographs, uint8 [427, 640, 3], by the names of their files. Raises UserError without it."""
+def _save(image: Image.Image, file: Path, **options: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file, **options)
+
+
+def photographs() -> dict[str, Image.Image]:
+    """scikit-learn's two photographs, of 640 x 427 pixels, by the names of their files."""
     data = _datasets().load_sample_images()
-    return {os.path.basename(file): image for file, image in zip(data.filenames, data.images)}
+    return {os.path.basename(file): Image.fromarray(image) for file, image in zip(data.filenames, data.images)}
 
 
 def _datasets() -> Any:
@@ -141,10 +135,8 @@ def _datasets() -> Any:
 
 
 def write_lists(folder: Path, *, force: bool = False) -> str:
-    """Write the lists of the images in train/<class>/ and val/<class>/, and the names of the classes. What was done, in
-    a sentence.
-
-    Raises MissingFileError or UserError where there are no such folders, or lists of other content.
+    """Write the lists of the images in train/<class>/ and val/<class>/, and the names of the classes. Returns what was
+    done.
     """
     splits = [split for split in SPLITS if (folder / split).is_dir()]
     if not splits:
@@ -154,9 +146,8 @@ def write_lists(folder: Path, *, force: bool = False) -> str:
     counts = []
     for split in splits:
         source = FolderSource(folder / split, classes, classes)
-        rows = [(f"{split}/{source.relative_path(i)}", source.label(i)) for i in range(len(source))]
-        texts[f"{split}_list.txt"] = list_text(rows)
-        counts.append(f"{len(rows)} images of {split}")
+        texts[f"{split}_list.txt"] = list_text([f"{split}/{path}" for path in source.relative_paths()], source.labels)
+        counts.append(f"{len(source)} images of {split}")
     _refuse_other(folder, texts, force)
     write_texts(folder, texts)
     return f"listed {' and '.join(counts)}, {len(classes)} classes, in {folder}"
@@ -173,10 +164,8 @@ def write_splits(
     force: bool = False,
 ) -> str:
     """Write train_list.txt, val_list.txt and class_names.txt for the images in folder/<class>/ to `output`, or, for
-    each of `folds`, to output/fold_<number>. What was done, a line each.
-
-    Images stay on one side where the pattern `group_by` finds the same in their paths. Raises MissingFileError or
-    UserError where the folder, or what is asked for, cannot be divided.
+    each of `folds`, to output/fold_<number>. Images stay on one side where the pattern `group_by` finds the same in
+    their paths. Returns what was done.
     """
     if not folder.is_dir():
         raise MissingFileError(f"there is no folder {folder}")
@@ -184,7 +173,7 @@ def write_splits(
         raise UserError(f"{folder} has a folder train or val: it is divided already")
     classes = class_folders(folder)
     source = FolderSource(folder, classes, classes)
-    paths = [source.relative_path(i) for i in range(len(source))]
+    paths = source.relative_paths()
     shares = [1 / folds] * folds if folds else [1 - val, val]
     sides = divided(source.labels, _groups(paths, group_by), shares, seed=seed)
     places = {i: output / f"fold_{i}" for i in range(folds)} if folds else {1: output}
@@ -212,7 +201,7 @@ def _split_texts(source: FolderSource, folder: Path, place: Path, in_val: np.nda
         if absent and (split == "train" or not there):
             raise UserError(f"{folder / absent[0]}: no image is left for {split} in {place}")
         paths = [source.relative_path(i) if inside else os.path.abspath(source.name(i)) for i in chosen.tolist()]
-        texts[f"{split}_list.txt"] = list_text([(path, source.label(i)) for path, i in zip(paths, chosen.tolist())])
+        texts[f"{split}_list.txt"] = list_text(paths, source.labels[chosen])
     return texts
 
 
@@ -253,22 +242,19 @@ def _groups(paths: Sequence[str], pattern: str | None) -> Sequence[str]:
 def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[tuple[int, int]]:
     """Write <split>.zip, its members stored, and <split>_map.txt for the images of every split, and class_names.txt.
 
-    Gives (images done, of so many) as it goes. A zip file that is there with the same members stays; the maps come
-    last, so that what was interrupted has none. Raises MissingFileError or UserError where there are no images, an
-    image cannot be read, or there are files of other content.
+    Yields (images done, of so many). A zip file that is there with the same members stays; what was interrupted has no
+    maps.
     """
     sources = {split: source for split in SPLITS for source in _file_sources(folder, split)}
     if not sources:
         raise MissingFileError(f"{folder} has no folders train and val, and no train_list.txt and val_list.txt")
     output.mkdir(parents=True, exist_ok=True)
     # Members lie below where they are unpacked: as tar does, a list's absolute paths lose their first slash.
-    names = {
-        split: [source.relative_path(i).lstrip("/") for i in range(len(source))] for split, source in sources.items()
-    }
+    names = {split: [path.lstrip("/") for path in source.relative_paths()] for split, source in sources.items()}
     texts: dict[str, str] = {}
     for split, source in sources.items():
         texts[CLASS_NAMES_FILE] = class_names_text(source.class_names)
-        texts[f"{split}_map.txt"] = list_text([(name, source.label(i)) for i, name in enumerate(names[split])], "\t")
+        texts[f"{split}_map.txt"] = list_text(names[split], source.labels, "\t")
     _refuse_other(output, texts, force)
     total, before = sum(map(len, names.values())), 0
     for split, source in sources.items():
@@ -295,7 +281,7 @@ def _holds(path: Path, names: Sequence[str]) -> bool:
     if not path.exists():
         return False
     if list(ZipArchive(path).names) != [os.fsencode(name) for name in names]:
-        raise UserError(f"{path} is there already, with other members: name another folder, or -force to replace it")
+        raise UserError(f"{path} is there already, with other members: use another folder, or -force")
     return True
 
 
@@ -316,12 +302,12 @@ def _write_zip(path: Path, names: Sequence[str], source: Source) -> Iterator[int
         unfinished.unlink(missing_ok=True)
 
 
-def list_text(rows: Sequence[tuple[str, int]], separator: str = " ") -> str:
-    """A list file, of paths and labels. Raises UserError where a path cannot stand in one."""
-    for path, _ in rows:
+def list_text(paths: Sequence[str], labels: np.ndarray, separator: str = " ") -> str:
+    """A list file. Raises UserError where a path cannot stand in one."""
+    for path in paths:
         if "\n" in path or "\r" in path or path != path.strip():
             raise UserError(f"{path!r}: a path in a list has no line break, and no space at its ends; rename the file")
-    return "".join(f"{path}{separator}{label}\n" for path, label in rows)
+    return "".join(f"{path}{separator}{label}\n" for path, label in zip(paths, labels))
 
 
 def refuse_filled(folder: Path, force: bool) -> None:
@@ -332,12 +318,9 @@ def refuse_filled(folder: Path, force: bool) -> None:
 
 def _refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
     """Raises UserError where one of the files `texts`, content by name, is there with other content."""
-    for name, text in texts.items():
-        file = folder / name
+    for file, text in ((folder / name, text) for name, text in texts.items()):
         if not force and file.exists() and file.read_bytes() != _encoded(text):
-            raise UserError(
-                f"{file} is there already, with other content: name another folder, or -force to replace it"
-            )
+            raise UserError(f"{file} is there already, with other content: use another folder, or -force")
 
 
 def write_texts(folder: Path, texts: dict[str, str]) -> None:
@@ -351,29 +334,23 @@ def _encoded(text: str) -> bytes:
 
 
 def check_image(source: Source, i: int) -> str:
-    """Decode an image, as training does it: nothing is wrong. Raises UserError where something is."""
+    """Nothing, where an image can be decoded. Raises UserError where not."""
     source.image(i)
     return ""
 
 
 def look_at_images(source: Source, look: Callable[[Source, int], Any], *, num_workers: int) -> Iterator[Any]:
-    """What `look` makes of every image, in processes: its value, or the message of its UserError. Raises UserError
-    where a process dies.
-    """
+    """What `look` makes of every image, in processes: its value, or the message of its UserError."""
     if num_workers == 0:
         yield from (_seen(source, look, i) for i in range(len(source)))
         return
     context = multiprocessing.get_context("fork")
-    done = 0
     with concurrent.futures.ProcessPoolExecutor(num_workers, context, _keep, (source, look)) as pool:
         try:
-            for seen in pool.map(_look, range(len(source)), chunksize=_IMAGES_PER_TASK):
-                done += 1
-                yield seen
+            yield from pool.map(_look, range(len(source)), chunksize=_IMAGES_PER_TASK)
         except BrokenProcessPool:
             raise UserError(
-                f"a process that decodes images has died at one of the {num_workers * _IMAGES_PER_TASK} images from "
-                f"{source.name(min(done, len(source) - 1))} on, often as memory ran out: use fewer -workers"
+                "a process that decodes images has died, often as memory ran out: use fewer -workers"
             ) from None
 
 

@@ -103,6 +103,10 @@ class _IndexedSource(Source):
         """Path of the i-th image below the root."""
         return os.fsdecode(self._index.path(i))
 
+    def relative_paths(self) -> list[str]:
+        """Those of all images."""
+        return [self.relative_path(i) for i in range(len(self))]
+
     def read(self, i: int) -> bytes:
         return read_file(self.name(i))
 

@@ -124,7 +124,7 @@ def test_photographs_are_cut_at_places_that_do_not_overlap(tmp_path, capsys):
         assert list(source.class_names) == ["flower", "temple", "tree"]
         assert np.bincount(source.labels).tolist() == [count] * 3
     assert len(set(files(folder).values())) == 120
-    seen = {name: np.zeros(photo.shape[:2], dtype=int) for name, photo in photographs().items()}
+    seen = {name: np.zeros(photo.size[::-1], dtype=int) for name, photo in photographs().items()}
     for path, photo, (left, top, right, bottom) in cuts():
         assert Image.open(folder / path).size == (right - left, bottom - top)
         seen[photo][top:bottom, left:right] |= 1 if path.startswith("train") else 2
