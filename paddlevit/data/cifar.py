@@ -20,29 +20,19 @@ from paddlevit.safe_pickle import LazyArray, Refused, Unpickler
 class _Layout(NamedTuple):
     archive: str
     folder: str
-    files: dict[str, list[str]]  # split -> files with images
-    labels: str
     names_file: str
-    names: str
+    prefix: str  # of the fields with labels and their names
 
 
 _LAYOUTS = {
-    "cifar10": _Layout(
-        archive="cifar-10-python.tar.gz",
-        folder="cifar-10-batches-py",
-        files={"train": [f"data_batch_{i}" for i in range(1, 6)], "val": ["test_batch"]},
-        labels="labels",
-        names_file="batches.meta",
-        names="label_names",
-    ),
-    "cifar100": _Layout(
-        archive="cifar-100-python.tar.gz",
-        folder="cifar-100-python",
-        files={"train": ["train"], "val": ["test"]},
-        labels="fine_labels",
-        names_file="meta",
-        names="fine_label_names",
-    ),
+    "cifar10": _Layout("cifar-10-python.tar.gz", "cifar-10-batches-py", "batches.meta", ""),
+    "cifar100": _Layout("cifar-100-python.tar.gz", "cifar-100-python", "meta", "fine_"),
+}
+_FILES = {
+    ("cifar10", "train"): [f"data_batch_{i}" for i in range(1, 6)],
+    ("cifar10", "val"): ["test_batch"],
+    ("cifar100", "train"): ["train"],
+    ("cifar100", "val"): ["test"],
 }
 
 
@@ -77,20 +67,18 @@ class CifarSource(Source):
 def open_cifar(path: Path, dataset: str, *, split: str) -> CifarSource:
     """The images of a split ('train' or 'val') of 'cifar10' or 'cifar100'.
 
-    `path` is the official archive, or a folder: the unpacked archive, or one that holds it, packed or unpacked. Raises
-    MissingFileError where nothing of that is there, and UserError where a file is damaged or holds anything else.
+    `path` is the official archive, or a folder: the unpacked archive, or one that holds it, packed or unpacked.
     """
-    layout = _LAYOUTS[dataset]
-    place = _find(path, layout)
-    files = [layout.names_file, *layout.files[split]]
-    contents = {name: read_file(place / name) for name in files} if place.is_dir() else _read_archive(place, files)
-    (names,) = _fields(contents[layout.names_file], place / layout.names_file, [layout.names])
+    layout, files = _LAYOUTS[dataset], _FILES[dataset, split]
+    place, wanted = _find(path, layout), [layout.names_file, *files]
+    contents = {name: read_file(place / name) for name in wanted} if place.is_dir() else _read_archive(place, wanted)
+    (names,) = _fields(contents[layout.names_file], place / layout.names_file, [f"{layout.prefix}label_names"])
     if not isinstance(names, list):
         raise UserError(f"{place / layout.names_file} is damaged: it does not hold a list of names")
     class_names = [str(_text(name)) for name in names]
     pixels, labels, counts = [], [], []
-    for name in layout.files[split]:
-        images, classes = _images(contents[name], place / name, layout.labels, len(class_names))
+    for name in files:
+        images, classes = _images(contents[name], place / name, f"{layout.prefix}labels", len(class_names))
         pixels.append(images)
         labels.append(classes)
         counts.append((str(place / name), len(images)))

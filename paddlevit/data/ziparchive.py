@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import zipfile
@@ -21,15 +22,10 @@ _MOST_BYTES = 1 << 30  # however small it is stored, no image unpacks to more
 
 
 class ZipArchive:
-    """A zip file of stored and deflated members."""
+    """A zip file of stored and deflated members. Raises UserError where it is missing or anything else."""
 
     def __init__(self, path: Path) -> None:
-        """Raises MissingFileError or UserError where the file is missing, no zip, damaged, or has members that are
-        encrypted or compressed by other methods than deflate.
-        """
         self.path = path
-        self._file: BinaryIO | None = None
-        self._pid = -1
         members = self._members()
         self.names = {_name(member): i for i, member in enumerate(members)}
         places = ((member.header_offset, member.compress_size, bool(member.compress_type)) for member in members)
@@ -57,17 +53,15 @@ class ZipArchive:
             raise UserError(f"{name} is damaged: {error}") from None
 
     def _at(self, size: int, offset: int) -> bytes:
-        """Up to `size` bytes from `offset`, through this process's own handle."""
-        if self._pid != os.getpid():
-            self._file, self._pid = open(self.path, "rb", buffering=0), os.getpid()  # noqa: SIM115 - stays open
-        assert self._file is not None
+        """Up to `size` bytes from `offset`."""
         if not hasattr(os, "pread"):  # Windows, where this process is the only one
             self._file.seek(offset)
             return self._file.read(size)
         return os.pread(self._file.fileno(), size, offset)
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None, "_pid": -1}
+    @functools.cached_property
+    def _file(self) -> BinaryIO:
+        return open(self.path, "rb", buffering=0)  # processes that are forked share it
 
     def _members(self) -> list[zipfile.ZipInfo]:
         """All but folders. The list takes half a kilobyte for each, and is not kept."""
