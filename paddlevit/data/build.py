@@ -37,8 +37,8 @@ _MOST_WORKERS = 8
 
 
 def open_source(config: CfgNode, split: str, classes: Classes | None = None) -> Source:
-    """The images and labels of a split, 'train' or 'val', by the names of `classes`, or for a model of ImageNet's
-    classes by these. Raises MissingFileError or UserError.
+    """The images and labels of a split, 'train' or 'val', by the names of `classes`, or of ImageNet's where a model has
+    these.
     """
     path = Path(config.DATA.DATA_PATH)
     name = config.DATA.DATASET
@@ -64,11 +64,7 @@ def build_decoding(config: CfgNode) -> Decoding:
 def build_train_loader(
     config: CfgNode, *, rank: int = 0, world_size: int = 1, classes: Classes | None = None
 ) -> TrainLoader:
-    """What process `rank` of `world_size` trains on, by the fastest of the allowed packages that is there, with labels
-    by the names of `classes`.
-
-    Raises MissingFileError or UserError where the data cannot be used as the configuration says.
-    """
+    """What process `rank` of `world_size` trains on, with labels by the names of `classes`."""
     data, train = config.DATA, config.TRAIN
     source, transform = _checked_source(config, "train", classes), build_train_transform(config)
     channels = _channels(config)
@@ -79,7 +75,7 @@ def build_train_loader(
         dataset = OpenCVDataset(source, transform, channels=channels, fast=train.FAST_JPEG)
     shares = balanced_shares(source.labels, train.BALANCE) if train.BALANCE else None
     sampler = TrainBatchSampler(len(source), data.BATCH_SIZE, rank, world_size, config.SEED, train.REPEATED_AUG, shares)
-    stream = _stream(config, dataset, data.BATCH_SIZE, world_size=world_size, max_bad=_max_bad(config, "train"))
+    stream = _stream(config, dataset, data.BATCH_SIZE, world_size=world_size, split="train")
     return TrainLoader(stream, sampler, normalize=_normalize(config), erase=build_erasing(config))
 
 
@@ -94,15 +90,13 @@ def build_eval_loader(
 ) -> EvalLoader:
     """What process `rank` of `world_size` evaluates on, with labels by the names of `classes`; or at most `most` images
     of a split, evenly spread over it.
-
-    Raises MissingFileError or UserError where the data cannot be used as the configuration says.
     """
     source = _checked_source(config, split, classes)
     stride = world_size if most is None else -(-len(source) // most)
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
     sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=stride)
-    stream = _stream(config, dataset, batch_size, world_size=world_size, max_bad=_max_bad(config, split))
+    stream = _stream(config, dataset, batch_size, world_size=world_size, split=split)
     return EvalLoader(stream, sampler, normalize=_normalize(config))
 
 
@@ -131,8 +125,7 @@ def _checked_source(config: CfgNode, split: str, classes: Classes | None) -> Sou
 
 
 def resizer(wanted: str) -> str:
-    """'opencv' or 'pillow', for TRAIN.RESIZER auto, opencv or pillow. Raises UserError where OpenCV is asked for and
-    cannot be imported."""
+    """'opencv' or 'pillow', for TRAIN.RESIZER auto, opencv or pillow."""
     if wanted == "pillow":
         return wanted
     try:
@@ -141,8 +134,7 @@ def resizer(wanted: str) -> str:
         if wanted == "opencv":
             raise UserError(f"TRAIN.RESIZER is opencv, but: {error} (pip install opencv-python-headless)") from None
         logger.info(
-            "Pillow makes the training images; OpenCV and simplejpeg are twice as fast"
-            " (pip install opencv-python-headless simplejpeg)"
+            "Pillow makes the training images, half as fast as OpenCV (pip install opencv-python-headless simplejpeg)"
         )
         return "pillow"
     logger.info("OpenCV %s makes the training images; TRAIN.RESIZER pillow gives the published pixels", cv2.__version__)
@@ -156,18 +148,12 @@ def _channels(config: CfgNode) -> int:
     return channels
 
 
-def _max_bad(config: CfgNode, split: str) -> int | None:
-    """How many images may be replaced: of those to train on only, where DATA.ON_ERROR is skip."""
-    return config.DATA.MAX_BAD if split == "train" and config.DATA.ON_ERROR == "skip" else None
-
-
-def _stream(
-    config: CfgNode, dataset: ImageDataset, batch_size: int, *, world_size: int, max_bad: int | None = None
-) -> BatchStream:
+def _stream(config: CfgNode, dataset: ImageDataset, batch_size: int, *, world_size: int, split: str) -> BatchStream:
     data = config.DATA
-    processes = int(os.environ.get("PADDLE_LOCAL_SIZE", world_size))
+    workers = num_workers(data.NUM_WORKERS, int(os.environ.get("PADDLE_LOCAL_SIZE", world_size)))
     shape = (batch_size, data.IMAGE_SIZE, data.IMAGE_SIZE, data.IMAGE_CHANNELS)
-    return BatchStream(dataset, shape, num_workers=num_workers(data.NUM_WORKERS, processes), max_bad=max_bad)
+    max_bad = data.MAX_BAD if split == "train" and data.ON_ERROR == "skip" else 0
+    return BatchStream(dataset, shape, num_workers=workers, max_bad=max_bad)
 
 
 def _normalize(config: CfgNode) -> Normalize:
@@ -189,12 +175,7 @@ def num_workers(wanted: int, processes: int) -> int:
     cores = len(os.sched_getaffinity(0))
     if wanted >= 0:
         if wanted * processes > cores:
-            logger.warning(
-                "DATA.NUM_WORKERS %d x %d processes are more than the %d cores here: they will wait for each other",
-                wanted,
-                processes,
-                cores,
-            )
+            logger.warning("DATA.NUM_WORKERS %d x %d processes are more than the %d cores", wanted, processes, cores)
         return wanted
     free = cores // processes
     return min(free, _MOST_WORKERS) if free > 1 else 0

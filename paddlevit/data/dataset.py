@@ -38,7 +38,7 @@ class ImageDataset:
         return len(self.source)
 
     def pixels(self, i: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """uint8 [H, W, C] of the i-th image. Raises UserError, naming it, where it cannot be read."""
+        """uint8 [H, W, C] of the i-th image."""
         image = self.source.image(i)
         return self.transform(image if image.mode == self.mode else image.convert(self.mode), rng)
 

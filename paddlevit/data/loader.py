@@ -78,10 +78,10 @@ def train_order(
 ) -> np.ndarray:
     """Indices int64 [num_samples] of the images of an epoch, shuffled.
 
-    With `repeats` above 1 each chosen image stands that often, one copy after the other, and an epoch keeps its length,
-    so it has num_samples / repeats different images (repeated augmentation, Hoffer et al. 2020; Berman et al. 2019).
-    `shares`, float64 [num_samples] with the sum num_samples, say how often an image stands there on average: each epoch
-    has that number, rounded down or up at random (systematic resampling).
+    With `repeats` above 1 each chosen image stands that often, one copy after the other, and there are fewer different
+    ones (repeated augmentation, Hoffer et al. 2020; Berman et al. 2019). `shares`, float64 [num_samples] with the sum
+    num_samples, say how often an image stands there on average: each epoch has that number, rounded down or up at
+    random (systematic resampling).
     """
     random = generator((seed, epoch), ORDER)
     order = random.permutation(num_samples)
@@ -92,8 +92,8 @@ def train_order(
 
 
 def balanced_shares(labels: np.ndarray, balance: float) -> np.ndarray:
-    """How often each image stands in an epoch, float64 [N] with the sum N: 1 with `balance` 0; 1 divided by the images
-    of its class, so that all classes are as frequent, with 1; in between by that number to the power of `balance`.
+    """How often each image stands in an epoch, float64 [N] with the sum N: equally often with `balance` 0, its class as
+    often as any other with 1.
     """
     shares = np.bincount(labels)[labels].astype("float64") ** -balance
     return shares * (len(labels) / shares.sum())
@@ -101,10 +101,8 @@ def balanced_shares(labels: np.ndarray, balance: float) -> np.ndarray:
 
 @dataclass
 class TrainBatchSampler:
-    """Batches of one process of several that train together.
-
-    A step's images are the same for every number of processes with the same number of images per step. Those left over
-    at the end of an epoch are dropped. Raises UserError where there are too few images for a step.
+    """Batches of one process of several that train together. A step's images are the same for every number of processes
+    with the same number of images per step; those left over at the end of an epoch are dropped.
     """
 
     num_samples: int
@@ -117,10 +115,10 @@ class TrainBatchSampler:
 
     def __post_init__(self) -> None:
         if not len(self):
+            step = f"{self.batch_size} x {self.world_size} processes = {self.batch_size * self.world_size}"
             raise UserError(
-                f"{self.num_samples} training images are fewer than a step takes, {self.batch_size} x "
-                f"{self.world_size} processes = {self.batch_size * self.world_size}: lower DATA.BATCH_SIZE "
-                "(-batch_size), or train on fewer processes"
+                f"{self.num_samples} training images are fewer than a step takes, {step}: lower -batch_size "
+                "(DATA.BATCH_SIZE), or train on fewer processes"
             )
 
     def __len__(self) -> int:
@@ -156,7 +154,16 @@ class EvalBatchSampler:
             yield [(int(i), None) for i in self.indices[first : first + self.batch_size]]
 
 
-class TrainLoader:
+class _Loader:
+    def __init__(self, stream: BatchStream, normalize: Normalize) -> None:
+        self.dataset, self.source = stream.dataset, stream.dataset.source
+        self.class_names = self.source.class_names
+        self.num_images = len(self.source)  # of all processes together
+        self.normalize = normalize
+        self._stream = stream
+
+
+class TrainLoader(_Loader):
     """Batches of augmented images of one process of several, endlessly reproducible: a batch depends on seed, epoch and
     step, not on the number of workers, nor on what was read before.
     """
@@ -169,21 +176,14 @@ class TrainLoader:
         normalize: Normalize,
         erase: Callable[..., Images] | None = None,  # (images, key)
     ) -> None:
-        self.dataset, self.source = stream.dataset, stream.dataset.source
-        self.class_names = self.source.class_names
-        self.num_images = len(self.source)  # of all processes together
+        super().__init__(stream, normalize)
         self.batch_size = sampler.batch_size  # per process and step
         self.steps_per_epoch = len(sampler)  # the batches of all processes at once are one step
-        self.normalize = normalize
-        self.erase = erase
-        self._stream = stream
-        self._sampler = sampler
+        self._erase, self._sampler = erase, sampler
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batch of each step of an epoch, counted from 0, from `first_step`.
-
-        An epoch may be left at any step; the next one that is asked for ends it. Raises UserError, naming the image,
-        where one cannot be read, or where more were replaced than may be.
+        """The batch of each step of an epoch, counted from 0, from `first_step`. An epoch may be left at any step; the
+        next one that is asked for ends it. Raises UserError where an image cannot be read.
         """
 
         def prepare(step: int, pixels: np.ndarray) -> Tensor:
@@ -193,9 +193,9 @@ class TrainLoader:
 
     def prepare(self, pixels: np.ndarray, key: Key) -> Tensor:
         """float32 [N, C, H, W] on the current device, normalized and erased, of uint8 [N, H, W, C]."""
-        if self.erase is None:
+        if self._erase is None:
             return self.normalize(pixels)
-        return self.normalize(pixels, functools.partial(self.erase, key=key))
+        return self.normalize(pixels, functools.partial(self._erase, key=key))
 
     def names(self, epoch: int, step: int) -> list[str]:
         """Paths of the images of a batch of this process, as if all could be read."""
@@ -209,17 +209,13 @@ class TrainLoader:
         return [thumbnail(Image.fromarray(each)) for each in pixels]
 
 
-class EvalLoader:
+class EvalLoader(_Loader):
     """Batches of this process's share of the images: those of all processes together are every image once."""
 
     def __init__(self, stream: BatchStream, sampler: EvalBatchSampler, *, normalize: Normalize) -> None:
-        self.dataset, self.source = stream.dataset, stream.dataset.source
-        self.class_names = self.source.class_names
-        self.num_images = len(self.source)  # of all processes together
+        super().__init__(stream, normalize)
         self.indices = sampler.indices  # which images this process has, in the order of its batches
         self.common_batches = sampler.common_batches  # that every process has
-        self.normalize = normalize
-        self._stream = stream
         self._sampler = sampler
 
     def __len__(self) -> int:
@@ -230,7 +226,7 @@ class EvalLoader:
         return self._stream.run(self._sampler, lambda step, pixels: self.normalize(pixels))
 
     def thumbnail(self, i: int) -> bytes:
-        """The i-th image of all, made small, as a PNG or JPEG file. Raises UserError where it cannot be read."""
+        """The i-th image of all, made small, as a PNG or JPEG file."""
         return thumbnail(self.source.image(i))
 
 
@@ -241,14 +237,14 @@ class BatchStream:
     """
 
     def __init__(
-        self, dataset: ImageDataset, batch_shape: Sequence[int], *, num_workers: int = 0, max_bad: int | None = None
+        self, dataset: ImageDataset, batch_shape: Sequence[int], *, num_workers: int = 0, max_bad: int = 0
     ) -> None:
-        """`batch_shape`: [N, H, W, C] of a full batch. `max_bad`: so many unreadable images are replaced by the next
-        readable one each; None: the first one is an error.
+        """`batch_shape`: [N, H, W, C] of a full batch. `max_bad`: how many unreadable images are replaced by the next
+        readable one each; the next one is an error.
         """
         self.dataset = dataset
         self._num_workers = num_workers
-        self._max_bad = max_bad or 0
+        self._max_bad = max_bad
         self._bad: set[str] = set()
         self._workers: list[_Worker] = []
         self._thread: ThreadPoolExecutor | None = None
@@ -261,9 +257,7 @@ class BatchStream:
 
     def run(self, batches: Iterable[list[Sample]], prepare: Prepare) -> Iterator[Batch]:
         """prepare(step, pixels), for steps from 0 and pixels uint8 [N, H, W, C] that are valid only during the call,
-        and the labels, of each list of samples.
-
-        Ends an earlier run. Raises UserError where an image cannot be read.
+        and the labels, of each list of samples. Ends an earlier run.
         """
         self._run += 1
         while len(self._workers) < self._num_workers:  # here, and not when the first batch is asked for, in a thread
@@ -318,17 +312,15 @@ class BatchStream:
             self._bad.add(message)
             logger.warning("skipping unreadable image (%d of max. %s): %s", len(self._bad), self._max_bad, message)
             if len(self._bad) > self._max_bad:
-                raise UserError(
-                    f"{len(self._bad)} images cannot be read, allowed: {self._max_bad} (DATA.MAX_BAD). The last one: "
-                    f"{message}. The log lists them; `paddlevit prepare check` finds all"
-                )
+                too_many = f"{len(self._bad)} images cannot be read, allowed: {self._max_bad} (DATA.MAX_BAD)"
+                raise UserError(f"{too_many}. The last one: {message}. `paddlevit prepare check` lists all")
 
 
 class _Worker:
     """A process that reads batches into memory that it shares with this one.
 
-    Paddle's DataLoader (seen in 3.3.1) keeps batches in named files of /dev/shm, which a container may not have room
-    for and a killed process leaves behind, copies each several times, and turns a worker's error into a SystemError.
+    Paddle's DataLoader (3.3.1) keeps batches in files of /dev/shm, which a container may not have room for and a killed
+    process leaves behind, copies each several times, and turns a worker's error into a SystemError.
     """
 
     def __init__(self, work: Callable[[Connection, Connection], None]) -> None:
@@ -345,7 +337,6 @@ class _Worker:
         theirs.close()
 
     def ask(self, slot: int, samples: Sequence[Sample]) -> None:
-        """Request a batch in a slot of the shared memory."""
         with contextlib.suppress(OSError):  # where it has died `answer` will say so
             self._pipe.send((slot, samples))
         self._pending += 1
@@ -368,9 +359,8 @@ class _Worker:
 
 
 def _work(dataset: ImageDataset, slots: np.ndarray, max_bad: int, pipe: Connection, parents: Connection) -> None:
-    """A worker's process: answer requests until the other end of the pipe is closed.
-
-    Workers that were started later hold that end too, and the last one ends first.
+    """Answer requests until the other end of the pipe is closed. Workers that were started later hold that end too, and
+    the last one ends first.
     """
     parents.close()
     gc.freeze()  # looking at what was inherited would copy it
