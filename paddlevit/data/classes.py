@@ -38,9 +38,8 @@ def folder_of(weights: str | os.PathLike[str]) -> Path:
 def changes_since_run(weights: str | os.PathLike[str], config: CfgNode) -> list[str]:
     """How `config` makes images otherwise than the run that `weights` lie in, a line a key; none without a run."""
     file = folder_of(weights) / "config.yaml"
-    return (
-        [f"in the run of these weights {line}" for line in changes(file, config, OF_IMAGES)] if file.is_file() else []
-    )
+    lines = changes(file, config, OF_IMAGES) if file.is_file() else []
+    return [f"in the run of these weights {line}" for line in lines]
 
 
 def classes_beside(weights: str | os.PathLike[str]) -> Classes | None:
@@ -79,15 +78,12 @@ def follow(source: Source, classes: Classes, root: Path, split: str) -> None:
     counts = np.bincount(source.labels, minlength=len(ours))
     for label in np.flatnonzero((new < 0) & (counts > 0))[:1]:
         instead = f": class {label} is '{theirs[label]}' there" if label < len(theirs) else ""
-        raise UserError(
-            f"class {label} of {root} is '{ours[label]}', which {classes.where} does not have{instead}{classes.advice}"
-        )
+        what = f"class {label} of {root} is '{ours[label]}', which {classes.where} does not have"
+        raise UserError(f"{what}{instead}{classes.advice}")
     missing = sorted(set(range(len(theirs))).difference(new[counts > 0].tolist()))
     if missing and classes.whole and split == "train":
-        raise UserError(
-            f"class {missing[0]} is '{theirs[missing[0]]}' in {classes.where}, but {root} has no image of it"
-            f"{classes.advice}"
-        )
+        what = f"class {missing[0]} is '{theirs[missing[0]]}' in {classes.where}, but {root} has no image of it"
+        raise UserError(f"{what}{classes.advice}")
     source.relabel(new[source.labels])
     source.class_names = classes.names
 

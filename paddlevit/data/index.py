@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import functools
 import io
+import math
 import os
 import re
 import unicodedata
@@ -33,7 +34,7 @@ _MAX_LABEL_DIGITS = 6
 
 
 def read_file(path: str | Path) -> bytes:
-    """What a file holds. Raises MissingFileError or UserError."""
+    """What a file holds."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()
@@ -43,16 +44,10 @@ def read_file(path: str | Path) -> bytes:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def read_text(file: Path) -> bytes:
-    """What a text file holds, as plain_text. Raises MissingFileError or UserError."""
-    return plain_text(read_file(file), str(file))
-
-
 def plain_text(content: bytes, name: str) -> bytes:
     """Text as editors and shells write it, UTF-16 too, without its byte order mark; every line ends with a line feed,
-    and maybe a carriage return before that. Bytes that are not UTF-8 stay: names of files need not be text.
-
-    Raises UserError, calling the text `name`, where it is not text.
+    and maybe a carriage return before that. Bytes that are not UTF-8 stay: names of files need not be text. Messages
+    call it `name`.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
@@ -67,9 +62,9 @@ def plain_text(content: bytes, name: str) -> bytes:
 
 
 def text_lines(file: Path) -> dict[int, str]:
-    """The lines of a text file that are not blank, as plain names, by number. Raises MissingFileError or UserError."""
+    """The lines of a text file that are not blank, as plain names, by number."""
     lines = {}
-    for number, line in enumerate(read_text(file).split(b"\n"), 1):
+    for number, line in enumerate(plain_text(read_file(file), str(file)).split(b"\n"), 1):
         try:
             lines[number] = plain_name(line.decode("utf-8"))
         except UnicodeDecodeError:
@@ -87,10 +82,7 @@ def plain_name(name: str) -> str:
 
 
 def read_class_names(file: Path) -> list[str] | None:
-    """The names in a file that has one a line; None where there is no such file.
-
-    Raises UserError where it has none, and as `refuse_namesakes`.
-    """
+    """The names in a file that has one a line; None where there is no such file."""
     if not file.exists():
         return None
     lines = text_lines(file)
@@ -100,16 +92,13 @@ def read_class_names(file: Path) -> list[str] | None:
     return list(lines.values())
 
 
-def refuse_namesakes(where: Path | str, names: dict[int, str], place: str = "line") -> None:
-    """Raises UserError where two classes have one name; of many two may be called alike, as ImageNet's cranes."""
-    if len(names) < _MANY_CLASSES:
-        _refuse_twice(where, names, place)
-
-
-def _refuse_twice(where: Path | str, names: dict[int, str], place: str = "line") -> None:
+def refuse_namesakes(
+    where: Path | str, names: dict[int, str], place: str = "line", *, many: float = _MANY_CLASSES
+) -> None:
+    """Raises UserError where two have one name; of `many` two may be called alike, as ImageNet's cranes."""
     first: dict[str, int] = {}
     for number, name in names.items():
-        if first.setdefault(name, number) != number:
+        if first.setdefault(name, number) != number and len(names) < many:
             raise UserError(f"{where}, {place} {number}: '{name}' is given twice, first in {place} {first[name]}")
 
 
@@ -142,21 +131,12 @@ def imagenet_names(root: Path) -> dict[str, str]:
     """Names by identifier, in the order of the labels: of the LOC_synset_mapping.txt in `root` or up to three folders
     above it, else those that the package has.
     """
-    for folder in [root, *list(root.absolute().parents)[:_FOLDERS_ABOVE]]:  # no slices of parents in Python 3.9
-        if (folder / _MAPPING_FILE).is_file():
-            return _synsets(folder / _MAPPING_FILE)
-    return _packages_synsets()
-
-
-@functools.cache
-def _packages_synsets() -> dict[str, str]:
-    return _synsets(Path(__file__).with_name("imagenet_classes.txt"))
-
-
-def _synsets(file: Path) -> dict[str, str]:
+    folders = [root, *list(root.absolute().parents)[:_FOLDERS_ABOVE]]  # no slices of parents in Python 3.9
+    own = (folder / _MAPPING_FILE for folder in folders if (folder / _MAPPING_FILE).is_file())
+    file = next(own, Path(__file__).with_name("imagenet_classes.txt"))
     pairs = {number: line.split(maxsplit=1) for number, line in text_lines(file).items()}
     pairs = {number: pair for number, pair in pairs.items() if len(pair) == 2 and pair[0] != "#"}
-    _refuse_twice(file, {number: identifier for number, (identifier, _) in pairs.items()})
+    refuse_namesakes(file, {number: identifier for number, (identifier, _) in pairs.items()}, many=math.inf)
     return dict(sorted(pairs.values()))
 
 
@@ -168,9 +148,7 @@ class Index:
     starts: np.ndarray  # int64 [N]
     lengths: np.ndarray  # int32 [N]
     labels: np.ndarray  # int32 [N]
-    places: Sequence[
-        tuple[int, bytes]
-    ] = ()  # of a list: each label with each folder that has images of it, as they come
+    places: Sequence[tuple[int, bytes]] = ()  # of a list: labels with each folder of their images, as they come
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -189,8 +167,8 @@ class Index:
         return dict(sorted(dict(reversed(self.places)).items()))
 
     def class_names(self) -> list[str] | None:
-        """Per label the name of the folder in which all its images lie, or the label where it has none; None where an
-        image lies in no folder, or two labels have the same. Images in folders of that folder count as its own.
+        """Per label the name of the folder in or below which all its images lie, or the label where it has none; None
+        where an image lies in no folder, or two labels have the same.
         """
         first = self.first_folders()
         names = [folder_name(first[label]) if label in first else str(label) for label in range(max(first) + 1)]
@@ -215,12 +193,7 @@ def index_of(paths: Sequence[bytes], labels: Sequence[int]) -> Index:
 
 
 def read_list(file: Path) -> Index:
-    """The index of a list file: per line a path, white space and a label; a path may hold spaces. Blank lines are left
-    out.
-
-    Raises MissingFileError where there is no such file, and UserError with the line's number for a line without a
-    label, a label that is not a number from 0 to 999999, and a file without any line.
-    """
+    """The index of a list file: per line a path, which may hold spaces, white space and a label."""
     return _read_list(file, stamp(file))
 
 
@@ -235,7 +208,7 @@ def stamp(file: Path) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=2)  # one run asks for the lists of both splits several times
 def _read_list(file: Path, _: tuple[int, int] | None) -> Index:
-    text = read_text(file)
+    text = plain_text(read_file(file), str(file))
     starts, lengths, labels, end = array("q"), array("i"), array("i"), 0
     places: dict[tuple[int, bytes], None] = {}
     windows = b"\\" in text

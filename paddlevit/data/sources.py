@@ -52,14 +52,14 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, i: int) -> bytes:
-        """What is stored of the i-th image. Raises UserError, naming it, where it cannot be read."""
+        """What is stored of the i-th image. Raises UserError where it cannot be read."""
 
     @abstractmethod
     def name(self, i: int) -> str:
         """Path of the i-th image, for messages."""
 
     def image(self, i: int) -> Image.Image:
-        """The i-th image in mode RGB. Raises UserError, naming it, where it cannot be read."""
+        """The i-th image in mode RGB."""
         return decode(self.read(i), self.name(i), self.decoding)
 
     def label(self, i: int) -> int:
@@ -112,10 +112,7 @@ class _IndexedSource(Source):
 
 
 class ListSource(_IndexedSource):
-    """Images named, with their labels, by a list file; paths are relative to `root`.
-
-    Raises MissingFileError where a file is missing and the list is short enough to look for all of them.
-    """
+    """Images named, with their labels, by a list file; paths are relative to `root`."""
 
     def __init__(self, root: Path, list_file: Path, class_names: Sequence[str]) -> None:
         self.class_names = class_names
@@ -157,10 +154,7 @@ class ListSource(_IndexedSource):
 
 
 class ZipSource(ListSource):
-    """Images that are members of a zip file, named, with their labels, by a map file.
-
-    Raises UserError where the file is not a zip file, or a member that the map names is not in it.
-    """
+    """Images that are members of a zip file, named, with their labels, by a map file."""
 
     def _find_files(self) -> None:
         self._archive = _mapped_archive(self._root, self._list_file, (stamp(self._root), stamp(self._list_file)))
@@ -186,10 +180,7 @@ def _mapped_archive(zip_file: Path, map_file: Path, _: object) -> ZipArchive:
 
 
 class FolderSource(_IndexedSource):
-    """Images in one folder per class, and in folders of it; a class's label is its folder's place in `folders`.
-
-    Raises UserError where there is a folder that is not in `folders`, or one without images.
-    """
+    """Images in one folder per class, and in folders of it; a class's label is its folder's place in `folders`."""
 
     def __init__(self, root: Path, folders: Sequence[str], class_names: Sequence[str]) -> None:
         self.class_names = class_names
@@ -228,10 +219,8 @@ class FolderSource(_IndexedSource):
 
 
 def open_imagenet(root: Path, split: str) -> Source:
-    """The images of a split ('train' or 'val') of the data set in the folder `root`.
-
-    List files are taken before zip files, and these before folders; splits are not mixed. Raises MissingFileError
-    where there is none of them, and UserError where what is there cannot be used.
+    """The images of a split ('train' or 'val') of the data set in the folder `root`: list files are taken before zip
+    files, and these before folders.
     """
     if not root.is_dir():
         named = f"{root} (it is a file)" if root.is_file() else root
@@ -252,7 +241,7 @@ def open_imagenet(root: Path, split: str) -> Source:
 
 
 def open_folder(root: Path, split: str) -> FolderSource:
-    """The images of a split in folders of classes. Raises MissingFileError or UserError where they cannot be used."""
+    """The images of a split in folders of classes."""
     folder = root / split
     if not folder.is_dir():
         hint = f"; `paddlevit prepare split {root / 'train'} -output {root}` takes some of train" * (split == "val")
@@ -311,16 +300,12 @@ def _nothing_found(root: Path, split: str) -> str:
     folders = [name for name in class_folders(root) if any(map(is_image, os.listdir(os.fsencode(root / name))))]
     if folders:
         some = ", ".join(folders[:_MOST_NAMED]) + ", ..." * (len(folders) > _MOST_NAMED)
-        return (
-            f"{root} has {len(folders)} class folders ({some}), but no train/ and val/. Divide them by\n"
-            f"  paddlevit prepare split {root}\n"
-            "which writes lists of images to train on and to validate with, and copies nothing"
-        )
+        divide = f"`paddlevit prepare split {root}` divides them by writing lists, and copies nothing"
+        return f"{root} has {len(folders)} class folders ({some}), but no train/ and val/: {divide}"
     return (
-        f"no images to {'train on' if split == 'train' else 'validate'} in {root}. Looked for, in this order:\n"
-        f"  {root}/{split}_list.txt, with a line 'relative/path label' for every image\n"
-        f"  {root}/{split}_map.txt and {root}/{split}.zip, with a line 'path/in/zip<TAB>label' for every image\n"
-        f"  {root}/{split}/<class>/*.jpg, *.png and other images"
+        f"no images to {'train on' if split == 'train' else 'validate'}: there is no {root}/{split}_list.txt (lines "
+        f"'relative/path label'), no {root}/{split}_map.txt (lines 'path/in/zip<TAB>label') with {root}/{split}.zip, "
+        f"and no {root}/{split}/<class>/ with images"
     )
 
 
@@ -331,7 +316,7 @@ def say_once(message: str) -> None:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in `folder`, without hidden ones and those of lists that a split has written."""
+    """Sorted names of the folders in `folder`, but for hidden ones and those with lists of a split."""
     with os.scandir(folder) as entries:
         found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     names = [name for name, is_dir in found if is_dir]
@@ -341,7 +326,7 @@ def class_folders(folder: Path) -> list[str]:
     lists = [name for name in names if (folder / name / f"{SPLITS[1]}_list.txt").exists()]
     if lists:
         say_once(f"{folder}: skipped {', '.join(lists)}, where lists are that a split has written")
-    names = [name for name in names if name not in lists]
+        names = [name for name in names if name not in lists]
     refuse_twins(folder, names)
     return names
 
@@ -397,7 +382,7 @@ def _other_forms(path: bytes) -> list[bytes]:
 
 
 def read_image(path: str) -> bytes:
-    """What a file holds, of those that find_images gives. Raises MissingFileError or UserError."""
+    """What a file holds, of those that find_images gives."""
     if os.path.isdir(path):
         raise UserError(f"the folder {path} holds no images ({KNOWN})")
     return read_file(path)

@@ -326,7 +326,7 @@ def test_a_folder_of_classes_is_recognised(tmp_path):
     with pytest.raises(MissingFileError) as caught:
         open_imagenet(tmp_path, "train")
     assert f"{tmp_path} has 4 class folders (b, c, d, ...), but no train/ and val/" in str(caught.value)
-    assert f"paddlevit prepare split {tmp_path}\n" in str(caught.value)
+    assert f"`paddlevit prepare split {tmp_path}`" in str(caught.value)
 
 
 COMPOSED, APART = "café", "cafe\u0301"
