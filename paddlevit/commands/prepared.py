@@ -43,13 +43,8 @@ def _split(args: argparse.Namespace) -> str:
 
 
 def _zip(args: argparse.Namespace) -> str:
-    output = args.output or args.folder
-    done = 0
-    with tqdm(unit="image", disable=None) as bar:
-        for done, total in prepare.write_zips(args.folder, output, force=args.force):
-            bar.total = total
-            bar.update(done - bar.n)
-    return f"{done} images are in zip files, with their maps, in {output}"
+    bar = functools.partial(tqdm, unit="image", disable=None)
+    return prepare.write_zips(args.folder, args.output or args.folder, bar=bar, force=args.force)
 
 
 def _check(args: argparse.Namespace) -> str:

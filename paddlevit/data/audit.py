@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -14,12 +14,11 @@ from PIL import Image
 
 from paddlevit.data.decode import decode, is_turned
 from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text
-from paddlevit.data.prepare import divided, list_text, look_at_images
+from paddlevit.data.prepare import Bar, divided, list_text, look_at_images
 from paddlevit.data.sources import SPLITS, Source, ZipSource, open_imagenet
 from paddlevit.errors import UserError
 from paddlevit.linear_probe import doubted, out_of_fold
 
-Bar = Callable[..., Iterable]  # as tqdm: (iterable, total=, desc=)
 Features = Callable[[Sequence[bytes]], np.ndarray]  # of image files: float32 [N, D]
 
 _SIDE = 16  # of the small image that stands for each
@@ -80,10 +79,8 @@ def audit(
     folder: Path, *, num_workers: int, seed: int, bar: Bar, features: Features | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What is found in a data set of list files or folders of classes, as audit.json has it; and the texts of lists
-    without images of train that cannot be read or stand elsewhere too.
-
-    The probe sees `features` of images, by default some of their pixels. Raises MissingFileError or UserError where the
-    data set cannot be opened.
+    without images of train that cannot be read or stand elsewhere too. The probe sees `features` of images, by default
+    some of their pixels.
     """
     images = _Images(folder, num_workers=num_workers, bar=bar)
     groups = _groups(images)

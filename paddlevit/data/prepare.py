@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Callable
@@ -20,10 +20,12 @@ import numpy as np
 from PIL import Image
 
 from paddlevit.data.index import CLASS_NAMES_FILE, class_names_text
-from paddlevit.data.sources import SPLITS, FolderSource, ListSource, Source, class_folders, open_folder, open_imagenet
+from paddlevit.data.sources import SPLITS, FolderSource, Source, class_folders, open_folder, open_imagenet
 from paddlevit.data.ziparchive import ZipArchive
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.runtime.files import write_bytes
+
+Bar = Callable[..., Iterable]  # as tqdm: (iterable, total=, desc=)
 
 _DIGIT_SIDE = 32
 _NUM_VAL_DIGITS = 360
@@ -239,13 +241,18 @@ def _groups(paths: Sequence[str], pattern: str | None) -> Sequence[str]:
     return [match.group(bool(match.re.groups)) or "" for match in found if match]
 
 
-def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[tuple[int, int]]:
+def write_zips(folder: Path, output: Path, *, bar: Bar, force: bool = False) -> str:
     """Write <split>.zip, its members stored, and <split>_map.txt for the images of every split, and class_names.txt.
+    Returns what was done.
 
-    Yields (images done, of so many). A zip file that is there with the same members stays; what was interrupted has no
-    maps.
+    A zip file that is there with the same members stays; what was interrupted has no maps.
     """
-    sources = {split: source for split in SPLITS for source in _file_sources(folder, split)}
+    sources: dict[str, Any] = {}
+    for split in SPLITS:
+        if (folder / f"{split}_list.txt").is_file():
+            sources[split] = open_imagenet(folder, split)
+        elif (folder / split).is_dir():
+            sources[split] = open_folder(folder, split)
     if not sources:
         raise MissingFileError(f"{folder} has no folders train and val, and no train_list.txt and val_list.txt")
     output.mkdir(parents=True, exist_ok=True)
@@ -256,24 +263,11 @@ def write_zips(folder: Path, output: Path, *, force: bool = False) -> Iterator[t
         texts[CLASS_NAMES_FILE] = class_names_text(source.class_names)
         texts[f"{split}_map.txt"] = list_text(names[split], source.labels, "\t")
     _refuse_other(output, texts, force)
-    total, before = sum(map(len, names.values())), 0
     for split, source in sources.items():
         if force or not _holds(output / f"{split}.zip", names[split]):
-            for done in _write_zip(output / f"{split}.zip", names[split], source):
-                yield before + done, total
-        before += len(source)
-        yield before, total
+            _write_zip(output / f"{split}.zip", bar(names[split], desc=split), source)
     write_texts(output, texts)
-
-
-def _file_sources(folder: Path, split: str) -> Iterator[ListSource | FolderSource]:
-    """The images of a split as files, if it has any."""
-    if (folder / f"{split}_list.txt").is_file():
-        source = open_imagenet(folder, split)
-        assert isinstance(source, ListSource), "there are lists"
-        yield source
-    elif (folder / split).is_dir():
-        yield open_folder(folder, split)
+    return f"{sum(map(len, names.values()))} images are in zip files, with their maps, in {output}"
 
 
 def _holds(path: Path, names: Sequence[str]) -> bool:
@@ -285,8 +279,8 @@ def _holds(path: Path, names: Sequence[str]) -> bool:
     return True
 
 
-def _write_zip(path: Path, names: Sequence[str], source: Source) -> Iterator[int]:
-    """Write all images under these names, stored, as they are compressed already; give the number of those done."""
+def _write_zip(path: Path, names: Iterable[str], source: Source) -> None:
+    """Write all images under these names, stored, as they are compressed already."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         with zipfile.ZipFile(unfinished, "w") as file:
@@ -294,7 +288,6 @@ def _write_zip(path: Path, names: Sequence[str], source: Source) -> Iterator[int
                 member = zipfile.ZipInfo(name)  # of 1980: the same images always make the same file
                 member.external_attr = 0o644 << 16
                 file.writestr(member, source.read(i))
-                yield i + 1
         os.replace(unfinished, path)
     except UnicodeEncodeError:
         raise UserError(f"{name!r}: names in a zip file are UTF-8; rename the file") from None
