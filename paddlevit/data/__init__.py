@@ -9,7 +9,6 @@ from paddlevit.data.build import (
     build_train_loader,
     num_workers,
     open_source,
-    resizer,
 )
 from paddlevit.data.loader import EvalLoader, TrainLoader
 
@@ -22,5 +21,4 @@ __all__ = [
     "build_train_loader",
     "num_workers",
     "open_source",
-    "resizer",
 ]

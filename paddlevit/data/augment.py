@@ -154,15 +154,9 @@ def _sign(rng: np.random.Generator) -> float:
 class RandAugment:
     """`layers` operations drawn uniformly with replacement, all at about the same level (Cubuk et al. 2020, section 3).
 
-    From the paper: the random choice and one magnitude for all operations, here from 0 to 10. From practice, and what
-    recipes call rand-m9-mstd0.5-inc1: an operation that was drawn is applied with probability 0.5, its level is normal
-    around `magnitude` with std `std`, clipped to [0, 10], levels change the image the more the higher they are
-    ("increasing"), translations are relative to the image's size, Invert and SolarizeAdd join the paper's operations
-    and the identity leaves, geometric operations use the filter that images are resized with, and fill with `fill`.
-
-    At level m: rotation by 3m degrees, shear by 0.03m, translation by 4.5m % of the side, each to either side;
-    color, contrast, brightness and sharpness times 1 +- 0.09m (at least 0.1); posterize to 4 - int(0.4m) bits;
-    solarize from 256 - int(25.6m); values below 128 plus int(11m).
+    From practice, and what recipes call rand-m9-mstd0.5-inc1: an operation that was drawn is applied with probability
+    0.5, its level is normal around `magnitude` with std `std`, clipped to [0, 10], levels change the image the more the
+    higher they are ("increasing"), Invert and SolarizeAdd join the paper's operations and the identity leaves.
     """
 
     layers: int
@@ -172,7 +166,6 @@ class RandAugment:
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
-        """An image of the same size and mode."""
         for index in rng.integers(len(RAND_OPS), size=self.layers):
             if rng.random() < 0.5:
                 level = min(max(rng.normal(self.magnitude, self.std), 0.0), MAX_LEVEL)
@@ -182,18 +175,15 @@ class RandAugment:
 
 @dataclass
 class AutoAugment:
-    """One of the 25 sub-policies that were found on ImageNet, drawn uniformly (Cubuk et al. 2019, table 9).
-
-    The paper's ranges (table 6) divided by 10 levels: posterize keeps 4 + int(0.4m) bits, solarize inverts from
-    int(25.6m), color, contrast and sharpness are multiplied by 0.1 + 0.18m. From practice: the side of rotations and
-    shears is drawn for each image, and `fill` is the images' mean color instead of grey.
+    """One of the 25 sub-policies that were found on ImageNet, drawn uniformly (Cubuk et al. 2019, table 9), with the
+    ranges of table 6. From practice: the side of rotations and shears is drawn for each image, and `fill` is the mean
+    color instead of grey.
     """
 
     fill: Fill
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
-        """An image of the same size and mode."""
         for name, probability, level in AUTO_AUGMENT_POLICY[rng.integers(len(AUTO_AUGMENT_POLICY))]:
             if rng.random() < probability:
                 image = perform(AUTO_OPS[name], image, level, Draw(_sign(rng), self.resample, self.fill))
@@ -207,7 +197,6 @@ class ColorJitter:
     strength: float
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
-        """An image of the same size and mode."""
         for index in rng.permutation(len(_BLENDS)):
             image = apply(_BLENDS[index], image, rng.uniform(max(0.0, 1.0 - self.strength), 1.0 + self.strength))
         return image
@@ -222,7 +211,6 @@ class ThreeAugment:
     jitter: float
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
-        """An image of the same size and mode."""
         choice = rng.integers(3)
         if choice == 0:
             image = apply("grey", image)
@@ -234,9 +222,7 @@ class ThreeAugment:
 
 
 def build_augmentation(config: CfgNode) -> Augmentation | None:
-    """What TRAIN asks for: AUTO_AUGMENT before THREE_AUGMENT before RAND_AUGMENT before COLOR_JITTER; None where all
-    are off.
-    """
+    """What TRAIN asks for; of several the first."""
     train, data = config.TRAIN, config.DATA
     resample, fill = FILTERS[data.INTERPOLATION], mean_color(data.IMAGENET_MEAN, data.IMAGE_CHANNELS)
     if train.AUTO_AUGMENT:

@@ -47,10 +47,7 @@ def is_image(name: bytes) -> bool:
 
 
 def decode(data: bytes, name: str, decoding: Decoding = AS_PUBLISHED) -> Image.Image:
-    """The image, or the first of several, as to_rgb makes it; `name` is what messages call it.
-
-    Raises UserError for what is not an image of FORMATS, is damaged, or has more pixels than allowed.
-    """
+    """The image, or the first of several, as to_rgb makes it; `name` is what messages call it."""
     if not data:
         raise UserError(f"{name} is empty")
     if Image.MAX_IMAGE_PIXELS and decoding.max_pixels > AS_PUBLISHED.max_pixels:
@@ -71,9 +68,7 @@ def decode(data: bytes, name: str, decoding: Decoding = AS_PUBLISHED) -> Image.I
 
 
 def to_rgb(image: Image.Image, decoding: Decoding = AS_PUBLISHED) -> Image.Image:
-    """An image in mode RGB. Grey, palette and CMYK ones are converted, and an alpha channel is dropped; grey of more
-    than 8 bits keeps its levels (see _eight_bits).
-    """
+    """An image in mode RGB; an alpha channel is dropped, and grey of more than 8 bits keeps its levels."""
     image.load()
     turn = _turn(image) if decoding.upright else None
     image = _eight_bits(image) if image.mode[0] in "IF" else image

@@ -20,7 +20,7 @@ _REAL_FILE = "real.json"
 
 
 def open_imagenet_set(root: Path, name: str) -> Source:
-    """The images of one of SETS, labelled from 0 to 999 as ImageNet is. Raises MissingFileError or UserError."""
+    """The images of one of SETS, labelled from 0 to 999 as ImageNet is."""
     if name == "imagenet-real" or not root.is_dir():  # which is said there
         return open_imagenet(root, "val")
     names = imagenet_names(root)
@@ -33,9 +33,8 @@ def open_imagenet_set(root: Path, name: str) -> Source:
 
 
 def real_labels(root: Path, names: Sequence[str]) -> list[list[int]]:
-    """The ReaL labels (Beyer et al. 2020) of validation images called ...ILSVRC2012_val_00000001.JPEG and so on.
-
-    They are in `root`/real.json, a list of lists by the number of the image; some have none. Raises UserError.
+    """The ReaL labels (Beyer et al. 2020) of validation images called ...ILSVRC2012_val_00000001.JPEG and so on: of
+    `root`/real.json, a list of lists by the number of the image, of which some have none.
     """
     file = root / _REAL_FILE
     if not file.exists():
@@ -57,10 +56,7 @@ def real_labels(root: Path, names: Sequence[str]) -> list[list[int]]:
 
 
 def real_accuracy(predicted: np.ndarray, labels: list[list[int]]) -> dict[str, Any]:
-    """{"acc1", "num_images", ...}: the percentage of images, of those with labels, whose prediction is one of them.
-
-    What else an evaluation gives is None.
-    """
+    """{"acc1", "num_images", ...}: the percentage of images, of those with labels, whose prediction is one of them."""
     right = [prediction in allowed for prediction, allowed in zip(predicted.tolist(), labels) if allowed]
     if not right:
         raise UserError(f"none of the images has a label in {_REAL_FILE}")

@@ -219,7 +219,10 @@ def _read_list(file: Path, _: tuple[int, int] | None) -> Index:
         if not words:
             continue
         if len(words) == 1 or not words[1].isdigit() or len(words[1]) > _MAX_LABEL_DIGITS:
-            raise _refused(f"{file}, line {text.count(10, 0, end - len(line)) + 1}", words)
+            word, number = quoted(words[-1].decode("utf-8", "replace")), text.count(10, 0, end - len(line)) + 1
+            said = f"the label is {word}, allowed: whole numbers, 0 to 999999"
+            said = said if len(words) == 2 else f"{word} has no label after it"
+            raise UserError(f"{file}, line {number}: {said}")
         label = int(words[1])
         starts.append(end - len(line))
         lengths.append(len(words[0]))
@@ -230,11 +233,3 @@ def _read_list(file: Path, _: tuple[int, int] | None) -> Index:
         raise UserError(f"{file} lists no images: a line holds a path, white space and a label")
     numbers = (np.frombuffer(starts, np.int64), np.frombuffer(lengths, np.int32), np.frombuffer(labels, np.int32))
     return Index(text, *numbers, list(places))
-
-
-def _refused(place: str, words: Sequence[bytes]) -> UserError:
-    """What is wrong with a line."""
-    word = quoted(words[-1].decode("utf-8", "replace"))
-    if len(words) == 1:
-        return UserError(f"{place}: {word} has no label after it")
-    return UserError(f"{place}: the label is {word}, allowed: whole numbers, 0 to 999999")

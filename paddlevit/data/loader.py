@@ -268,7 +268,10 @@ class BatchStream:
         return prepared if paddle.get_device() == "cpu" else self._ahead(prepared)
 
     def _prepared(self, run: int, batches: Iterable[list[Sample]], prepare: Prepare) -> Iterator[Batch]:
-        replies = self._by_workers(batches) if self._workers else self._here(batches)
+        here = (
+            (self.dataset.read(samples, self._slots[0], max_bad=self._max_bad), self._slots[0]) for samples in batches
+        )
+        replies = self._by_workers(batches) if self._workers else here
         for step, (reply, pixels) in enumerate(replies):
             if reply.error is not None:
                 raise reply.error
@@ -276,17 +279,13 @@ class BatchStream:
             yield prepare(step, pixels[: len(reply.labels)]), paddle.to_tensor(reply.labels, "int64")
             assert run == self._run, "another run was started in the meantime"
 
-    def _here(self, batches: Iterable[list[Sample]]) -> Iterator[tuple[Reply, np.ndarray]]:
-        for samples in batches:
-            yield self.dataset.read(samples, self._slots[0], max_bad=self._max_bad), self._slots[0]
-
     def _by_workers(self, batches: Iterable[list[Sample]]) -> Iterator[tuple[Reply, np.ndarray]]:
         for worker in self._workers:
-            worker.drop_answers()  # of a run that was left
+            while worker.pending:
+                worker.answer()  # of a run that was left
         asked: deque[tuple[_Worker, int]] = deque()
-        for worker, slot, samples in zip(
-            itertools.cycle(self._workers), itertools.cycle(range(len(self._slots))), batches
-        ):
+        turns = zip(itertools.cycle(self._workers), itertools.cycle(range(len(self._slots))))
+        for (worker, slot), samples in zip(turns, batches):
             worker.ask(slot, samples)
             asked.append((worker, slot))
             if len(asked) == len(self._slots):
@@ -326,7 +325,7 @@ class _Worker:
     def __init__(self, work: Callable[[Connection, Connection], None]) -> None:
         fork = multiprocessing.get_context("fork")  # nothing there touches Paddle or a GPU
         self._pipe, theirs = fork.Pipe()
-        self._pending = 0
+        self.pending = 0  # requests without an answer
         self.process = fork.Process(target=work, args=(theirs, self._pipe))
         # Ctrl-C and others reach all processes, but training goes on to the end of its step: workers inherit this.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -339,7 +338,7 @@ class _Worker:
     def ask(self, slot: int, samples: Sequence[Sample]) -> None:
         with contextlib.suppress(OSError):  # where it has died `answer` will say so
             self._pipe.send((slot, samples))
-        self._pending += 1
+        self.pending += 1
 
     def answer(self) -> Reply:
         """The answer to the oldest request."""
@@ -349,13 +348,8 @@ class _Worker:
             raise RuntimeError(
                 "a data worker has died, often for lack of memory: lower DATA.NUM_WORKERS or the batch size"
             ) from None
-        self._pending -= 1
+        self.pending -= 1
         return reply
-
-    def drop_answers(self) -> None:
-        """Wait for the requests that are under way, and forget them."""
-        while self._pending:
-            self.answer()
 
 
 def _work(dataset: ImageDataset, slots: np.ndarray, max_bad: int, pipe: Connection, parents: Connection) -> None:

@@ -26,10 +26,8 @@ _POOL_SIZE = 1 << 20
 
 
 class _Mix(NamedTuple):
-    """How an image is mixed: the share of its own label, and the box that comes from its partner (CutMix)."""
-
-    lam: float = 1.0
-    box: _Box | None = None
+    lam: float = 1.0  # the share of an image's own label
+    box: _Box | None = None  # that comes from its partner (CutMix)
 
 
 @dataclass
@@ -40,7 +38,7 @@ class SmoothTargets:
     smoothing: float = 0.0
 
     def __call__(self, images: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor]:
-        """(images [N, C, H, W], float32 targets [N, K]) for integer labels [N]; `key` is not used."""
+        """(images [N, C, H, W], float32 targets [N, K]) for integer labels [N]."""
         return images, self._smooth(F.one_hot(labels, self.num_classes))
 
     def _smooth(self, targets: Tensor) -> Tensor:
@@ -72,10 +70,7 @@ class Mixup(SmoothTargets):
 
     @paddle.no_grad()
     def __call__(self, images: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor]:
-        """(mixed images [N, C, H, W], float32 targets [N, K]) for integer labels [N].
-
-        The same key gives the same mix. The input is left as it is; there is no host sync.
-        """
+        """(mixed images [N, C, H, W], float32 targets [N, K]) for integer labels [N]; the input stays as it is."""
         if self.until_epoch is not None and key[1] >= self.until_epoch:
             return super().__call__(images, labels, key)
         rng = generator(key, MIXUP)
@@ -94,17 +89,11 @@ class Mixup(SmoothTargets):
             images = _mix_each(images, partner, mixes)
         return images, self._smooth(paddle.gather(targets, partner) * (1.0 - lam) + targets * lam)
 
-    @property
-    def cutmix_prob(self) -> float:
-        """How often what is mixed is mixed by CutMix."""
-        if not self.mixup_alpha:
-            return 1.0
-        return self.switch_prob if self.cutmix_alpha or self.cutmix_minmax else 0.0
-
     def _draw(self, height: int, width: int, rng: np.random.Generator) -> _Mix:
         if rng.random() >= self.prob:
             return _Mix()
-        if rng.random() >= self.cutmix_prob:
+        both = self.mixup_alpha and (self.cutmix_alpha or self.cutmix_minmax)
+        if rng.random() >= (self.switch_prob if both else not self.mixup_alpha):
             return _Mix(lam=float(rng.beta(self.mixup_alpha, self.mixup_alpha)))
         top, bottom, left, right = box = self._box(height, width, rng)
         return _Mix(lam=1.0 - (bottom - top) * (right - left) / (height * width), box=box)
@@ -154,10 +143,7 @@ def _column(values: list[float], *, like: Tensor) -> Tensor:
 
 
 def build_mixup(config: CfgNode) -> Callable[[Tensor, Tensor, Key], tuple[Tensor, Tensor]]:
-    """Mixup as TRAIN asks for it; SmoothTargets where neither MIXUP_ALPHA, CUTMIX_ALPHA nor CUTMIX_MINMAX does.
-
-    Raises UserError where there are no classes, or CUTMIX_MINMAX is not a range.
-    """
+    """Mixup as TRAIN asks for it; SmoothTargets where neither MIXUP_ALPHA, CUTMIX_ALPHA nor CUTMIX_MINMAX does."""
     train, num_classes = config.TRAIN, config.MODEL.NUM_CLASSES
     if num_classes < 1:
         raise UserError(f"MODEL.NUM_CLASSES must be 1 or more in training, got {num_classes}")
@@ -199,10 +185,7 @@ class RandomErasing:
 
     @paddle.no_grad()
     def __call__(self, images: Images, key: Key) -> Images:
-        """`images` [N, C, H, W], written in place; the same key erases the same rectangles with the same values.
-
-        Copying a batch would cost more than all the rest, and only rectangles are touched. No host sync.
-        """
+        """`images` [N, C, H, W], written in place: copying a batch would cost more than all the rest."""
         num, channels, height, width = images.shape
         rng = generator(key, ERASING)
         for index in np.flatnonzero(rng.random(num) < self.prob).tolist():
@@ -225,10 +208,9 @@ class RandomErasing:
                     break
 
     def _normal(self, shape: Sequence[int], images: Images, rng: np.random.Generator) -> Images:
-        """Standard normal numbers from a random place of a pool on the images' device.
+        """Standard normal numbers from a random place of a pool on the images' device, which is always the same.
 
-        Drawing new ones costs several times what everything else costs here, and on a GPU a transfer. The pool is
-        always the same, so that values depend on the key alone; two rectangles may share a stretch of it.
+        Drawing new ones costs several times what everything else costs here, and on a GPU a transfer.
         """
         num_values = math.prod(images.shape[1:])
         if self._pool is None or self._pool.shape[0] != _POOL_SIZE + num_values:
@@ -241,8 +223,7 @@ class RandomErasing:
 
 
 def build_erasing(config: CfgNode) -> Callable[[Images, Key], Images] | None:
-    """Random erasing as TRAIN asks for it: erase(images, key) -> images; None where its probability is 0."""
+    """Random erasing as TRAIN asks for it; None where its probability is 0."""
     train = config.TRAIN
-    if train.RANDOM_ERASE_PROB == 0.0:
-        return None
-    return RandomErasing(prob=train.RANDOM_ERASE_PROB, mode=train.RANDOM_ERASE_MODE, count=train.RANDOM_ERASE_COUNT)
+    erasing = RandomErasing(train.RANDOM_ERASE_PROB, train.RANDOM_ERASE_MODE, train.RANDOM_ERASE_COUNT)
+    return erasing if train.RANDOM_ERASE_PROB else None

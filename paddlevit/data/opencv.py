@@ -38,7 +38,6 @@ class OpenCVDataset(ImageDataset):
     transform: TrainTransform
 
     def __init__(self, source: Source, transform: TrainTransform, *, channels: int = 3, fast: bool = True) -> None:
-        """`fast`: see read_part."""
         super().__init__(source, transform, channels=channels)
         self._fast = fast
 
@@ -58,8 +57,7 @@ class OpenCVDataset(ImageDataset):
 
 
 def read_part(source: Source, i: int, choose: Callable[[int, int], Box], *, side: int, fast: bool = True) -> np.ndarray:
-    """Pixels uint8 [h, w, 3] of a box of the i-th image; choose(width, height) says which. Raises UserError, naming the
-    image, where it cannot be read.
+    """Pixels uint8 [h, w, 3] of a box of the i-th image; choose(width, height) says which.
 
     JPEG files are decoded by simplejpeg, where it is installed, no further than the last row of the box, and where both
     of its sides are at least 2, 4 or 8 times `side`, at 1/2, 1/4 or 1/8 of their size. `fast`: more coarsely, which
@@ -109,9 +107,8 @@ def resize(pixels: np.ndarray, side: int, resample: Image.Resampling) -> np.ndar
     """Pixels [side, side, ...].
 
     OpenCV's filters look at 2 or 4 pixels however much an image shrinks, so that fine patterns turn into coarse ones. A
-    Gaussian blur first, as wide as the difference between OpenCV's filter and one that grows with the reduction,
-    removes them: 0.8 levels away from Pillow's bicubic on average, against 2.2 without, at twice the speed of averages
-    over areas.
+    Gaussian blur first, as wide as the difference to a filter that grows with the reduction, removes them, at twice the
+    speed of averages over areas.
     """
     height, width = pixels.shape[:2]
     if height == width == side:
@@ -162,21 +159,11 @@ def _rotate(pixels: np.ndarray, degrees: float, resample: Image.Resampling, fill
     return _warped(pixels, inverse, resample, fill)
 
 
-def _shear(pixels: np.ndarray, x: float, y: float, resample: Image.Resampling, fill: Fill) -> np.ndarray:
-    # OpenCV counts from the centre of the first pixel, Pillow from its corner.
-    return _warped(pixels, np.array([[1.0, x, x / 2], [y, 1.0, y / 2]]), resample, fill)
-
-
 def _warped(pixels: np.ndarray, inverse: np.ndarray, resample: Image.Resampling, fill: Fill) -> np.ndarray:
     """The pixel at (x, y) comes from inverse @ (x, y, 1). Filters of 16 values are faster on float32 than on uint8."""
     flags = _FILTERS[resample] | cv2.WARP_INVERSE_MAP
     warped = cv2.warpAffine(pixels.astype(np.float32), inverse, pixels.shape[1::-1], flags=flags, borderValue=fill)
     return cv2.addWeighted(warped, 1.0, warped, 0.0, 0.0, dtype=cv2.CV_8U)
-
-
-def _translate(pixels: np.ndarray, x: float, y: float, resample: Image.Resampling, fill: Fill) -> np.ndarray:
-    """By whole pixels."""
-    return moved(pixels, round(x * pixels.shape[1]), round(y * pixels.shape[0]), fill=fill)
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
@@ -195,8 +182,9 @@ OPS: dict[str, Callable[..., Any]] = {
     "brightness": lambda pixels, factor: cv2.LUT(pixels, _to_levels(factor * _VALUES)),
     "sharpness": _sharpness,
     "rotate": _rotate,
-    "shear": _shear,
-    "translate": _translate,
+    # OpenCV counts from the centre of the first pixel, Pillow from its corner.
+    "shear": lambda pixels, x, y, *how: _warped(pixels, np.array([[1.0, x, x / 2], [y, 1.0, y / 2]]), *how),
+    "translate": lambda p, x, y, _, fill: moved(p, round(x * p.shape[1]), round(y * p.shape[0]), fill=fill),
     "grey": _grey,
     "blur": lambda pixels, radius: cv2.GaussianBlur(pixels, (0, 0), radius, borderType=cv2.BORDER_REPLICATE),
     "mirror": lambda pixels: cv2.flip(pixels, 1),

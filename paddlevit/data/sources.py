@@ -45,7 +45,7 @@ SPLITS = ("train", "val")
 class Source(ABC):
     """N images with labels from 0 to num_classes - 1."""
 
-    class_names: Sequence[str]
+    class_names: Sequence[str]  # of all splits together
     encoded = True  # what `read` gives is an image file
     decoding = AS_PUBLISHED
     labels: np.ndarray  # of all images, whole numbers [N]
@@ -79,7 +79,6 @@ class Source(ABC):
 
     @property
     def num_classes(self) -> int:
-        """How many classes the data set has, in all its splits together."""
         return len(self.class_names)
 
 
@@ -119,7 +118,9 @@ class ListSource(_IndexedSource):
         self._root = root
         self._list_file = list_file
         self._index = read_list(list_file)
-        self._stay_inside()
+        for i in range(len(self)) if b".." in self._index.text else ():  # absolute paths are meant as they are
+            if os.path.normpath(self._index.path(i).replace(b"\\", b"/")).split(b"/")[0] == b"..":
+                raise UserError(f"{self.label_place(i)}: '{self.relative_path(i)}' leads out of {self._root}")
         self._find_files()
 
     def _find_files(self) -> None:
@@ -136,13 +137,6 @@ class ListSource(_IndexedSource):
             return super().read(i)
         except MissingFileError:
             return read_file(self._found(i))
-
-    def _stay_inside(self) -> None:
-        """Raises UserError for a relative path that leads out of the root. Absolute ones are meant as they are."""
-        if b".." in self._index.text:
-            for i in range(len(self)):
-                if os.path.normpath(self._index.path(i).replace(b"\\", b"/")).split(b"/")[0] == b"..":
-                    raise UserError(f"{self.label_place(i)}: '{self.relative_path(i)}' leads out of {self._root}")
 
     def _found(self, i: int) -> str:
         """Where the file of the i-th image is, if it is not where the list says."""
@@ -254,20 +248,14 @@ def open_folder(root: Path, split: str) -> FolderSource:
         if all(name.isdecimal() for name in classes) and classes != sorted(classes, key=int):
             say_once(f"{folder}: labels follow the folders' names as text, 10 before 2; a {file.name} would order them")
         return FolderSource(folder, classes, readable([plain_name(name) for name in classes], root))
-    return FolderSource(folder, _in_the_order_of(names, classes, file), readable(names, root))
-
-
-def _in_the_order_of(names: Sequence[str], folders: Sequence[str], file: Path) -> list[str]:
-    """A folder per name: those of the same names, or, if there is none, `folders` in their own order."""
-    by_name = {plain_name(folder): folder for folder in folders}
+    by_name = {plain_name(name): name for name in classes}
     unknown = [name for name in by_name if name not in names]
-    if not unknown:
-        return [by_name.get(name, name) for name in names]
-    if len(unknown) < len(folders):
+    if unknown and len(unknown) < len(classes):
         raise UserError(f"{file} has no class '{unknown[0]}', though there is a folder of that name")
-    if len(names) != len(folders):
-        raise UserError(f"{file} has {len(names)} names, but there are {len(folders)} class folders")
-    return list(folders)
+    if unknown and len(names) != len(classes):
+        raise UserError(f"{file} has {len(names)} names, but there are {len(classes)} class folders")
+    # Where no folder is called by a name, names are in the order of the folders.
+    return FolderSource(folder, classes if unknown else [by_name.get(n, n) for n in names], readable(names, root))
 
 
 def _names_of_lists(root: Path, files: Sequence[Path]) -> Sequence[str]:

@@ -20,7 +20,6 @@ from paddlevit.errors import UserError
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 _TRIES = 10
-
 # An image of 1 x 100,000 pixels, whole, would take gigabytes once its shorter side has 256.
 _MAX_RESIZED_PIXELS = 1 << 25
 
@@ -36,9 +35,9 @@ class EvalTransform:
     """The usual evaluation: the shorter side becomes int(size / crop_pct), then the centre is cut out. Without a
     `crop_pct` both sides become `size`, and nothing is cut off, as CvT is evaluated at 384 pixels.
 
-    The longer side is truncated, int(short * long / shorter), and the offsets are rounded half to even, so that pixels
-    are those that published accuracies were measured with. One exception: where the resized image would have over 33
-    million pixels (sides 1 : 500 and more), only the part that is kept is resized, which moves values by a few levels.
+    The longer side is truncated, and the offsets are rounded half to even, so that pixels are those that published
+    accuracies were measured with; but of a very long image, over 33 million pixels then, only the part that is kept is
+    resized, which moves values by a few levels.
     """
 
     size: int
@@ -80,10 +79,8 @@ class RandomResizedCrop:
     resample: Image.Resampling
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
-        """The part to keep.
-
-        The area is uniform, the ratio log-uniform, the place uniform. After ten parts that do not fit, the largest
-        centred one whose ratio is within the bounds.
+        """The part to keep: its area is uniform, its ratio log-uniform, its place uniform. After ten that do not fit,
+        the largest centred one whose ratio is within the bounds.
         """
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(_TRIES):
@@ -147,15 +144,14 @@ class TrainTransform:
 
 
 def build_eval_transform(config: CfgNode) -> EvalTransform:
-    """The transform of validation and test images; it needs no generator."""
+    """The transform of validation and test images."""
     data = config.DATA
-    return EvalTransform(
-        data.IMAGE_SIZE, None if data.RESIZE_MODE == "squash" else data.CROP_PCT, FILTERS[data.INTERPOLATION]
-    )
+    crop_pct = None if data.RESIZE_MODE == "squash" else data.CROP_PCT
+    return EvalTransform(data.IMAGE_SIZE, crop_pct, FILTERS[data.INTERPOLATION])
 
 
 def build_train_transform(config: CfgNode) -> TrainTransform:
-    """The transform of training images. Raises UserError where CROP_SCALE or CROP_RATIO is not a range."""
+    """The transform of training images."""
     train, size, resample = config.TRAIN, config.DATA.IMAGE_SIZE, FILTERS[config.DATA.INTERPOLATION]
     for key in ("CROP_SCALE", "CROP_RATIO"):
         if len(train[key]) != 2 or not 0.0 < train[key][0] <= train[key][1]:

@@ -27,7 +27,9 @@ class ZipArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         members = self._members()
-        self.names = {_name(member): i for i, member in enumerate(members)}
+        # As they stand in the file: maps hold bytes, and not all writers say that theirs are UTF-8.
+        codes = ("utf-8" if member.flag_bits & _UTF8 else "cp437" for member in members)
+        self.names = {m.orig_filename.encode(code): i for i, (m, code) in enumerate(zip(members, codes))}
         places = ((member.header_offset, member.compress_size, bool(member.compress_type)) for member in members)
         self._places = np.fromiter(places, _PLACE, len(members))
         offsets = self._places["offset"]
@@ -85,11 +87,6 @@ def top_folder(names: Iterable[bytes]) -> bytes:
     """The one folder, with its slash, in which all members lie; empty where there is none."""
     tops = {name[: name.find(b"/") + 1] for name in names} - {b"__MACOSX/"}  # that macOS adds for itself
     return tops.pop() if len(tops) == 1 else b""
-
-
-def _name(member: zipfile.ZipInfo) -> bytes:
-    """As it stands in the file: maps hold bytes, and not all writers say that theirs are UTF-8."""
-    return member.orig_filename.encode("utf-8" if member.flag_bits & _UTF8 else "cp437")
 
 
 def _inflated(data: bytes) -> bytes:

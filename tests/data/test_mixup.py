@@ -288,7 +288,7 @@ class TestBuild:
         opts = {"MIXUP_ALPHA": 0.3, "CUTMIX_ALPHA": 0.6, "MIXUP_PROB": 0.9, "MIXUP_SWITCH_PROB": 0.2, "SMOOTHING": 0.05}
         flat = [item for key, value in opts.items() for item in (f"TRAIN.{key}", value)]
         built = build_mixup(get_config(None, [*flat, "TRAIN.MIXUP_MODE", "pair", "MODEL.NUM_CLASSES", 37]))
-        assert (built.mixup_alpha, built.cutmix_alpha, built.prob, built.cutmix_prob) == (0.3, 0.6, 0.9, 0.2)
+        assert (built.mixup_alpha, built.cutmix_alpha, built.prob, built.switch_prob) == (0.3, 0.6, 0.9, 0.2)
         assert (built.smoothing, built.mode, built.num_classes) == (0.05, "pair", 37)
 
     @pytest.mark.parametrize(
