@@ -48,10 +48,13 @@ def inside_map(height: int, width: int, window: int, dtype: paddle.dtype) -> Ten
 
 
 class RelativeAttention(nn.Layer):
-    """Multi-head self-attention with a bias for each relative position; [B, window^2, dim] -> the same shape.
+    """Local-window self-attention (section 3, figure 1 a) with a bias for each relative position, that of Swin (Liu et
+    al. 2021, section 3.2); [N, windows, window^2, dim] -> the same shape.
 
-    The bias is that of Swin (Liu et al. 2021, section 3.2). B counts the windows of all images. The attention
-    probabilities [B, heads, window^2, window^2] pass through `attn_dropout`, where a forward hook can read them.
+    The attention probabilities [N * windows, heads, window^2, window^2] pass through `attn_dropout`, where a forward
+    hook can read them. Padding is zero between normalisation and projections (`inside` makes it so) and is not masked
+    in the softmax: its keys and values are the biases of their projections. The official code for dense prediction does
+    the same; its classification code fails at sizes that need padding.
     """
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
@@ -79,33 +82,17 @@ class RelativeAttention(nn.Layer):
         bias = paddle.gather(self.relative_position_bias_table, self.relative_position_index)
         return bias.transpose([1, 0]).reshape([self.num_heads, self.length, self.length])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, inside: Tensor | None = None) -> Tensor:
+        if inside is not None:
+            tokens = tokens * inside
+        x = tokens.flatten(0, 1)
         q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
         out = attention(q * self.scale, k, v, self.attn_dropout, self.position_bias())
-        return self.out_proj(out.transpose([0, 2, 1, 3]).reshape(x.shape))
+        return self.out_proj(out.transpose([0, 2, 1, 3]).reshape(x.shape)).reshape([-1, *tokens.shape[1:]])
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, L, dim] -> [B, heads, L, dim / heads]."""
         return x.reshape([-1, self.length, self.num_heads, x.shape[-1] // self.num_heads]).transpose([0, 2, 1, 3])
-
-
-class WindowAttention(nn.Layer):
-    """Local-window self-attention (section 3, figure 1 a); [N, windows, window^2, dim] -> the same shape.
-
-    Padding is zero between normalisation and projections (`inside` makes it so) and is not masked in the softmax: its
-    keys and values are the biases of their projections. The official code for dense prediction does the same; its
-    classification code fails at sizes that need padding.
-    """
-
-    def __init__(self, dim: int, num_heads: int, window: int) -> None:
-        super().__init__()
-        self.attn = RelativeAttention(dim, num_heads, window)
-
-    def forward(self, tokens: Tensor, inside: Tensor | None = None) -> Tensor:
-        if inside is not None:
-            tokens = tokens * inside
-        shape = [-1, *tokens.shape[1:]]
-        return self.attn(tokens.flatten(0, 1)).reshape(shape)
 
 
 class ConvMlp(nn.Layer):
@@ -137,7 +124,7 @@ class Block(nn.Layer):
     def __init__(self, dim: int, num_heads: int, *, window: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
         self.window = window
-        self.attn = WindowAttention(dim, num_heads, window)
+        self.attn = nn.Sequential(("attn", RelativeAttention(dim, num_heads, window)))
         self.norm1 = LayerNorm(dim, epsilon=1e-6)
         self.norm2 = LayerNorm(dim, epsilon=1e-6)
         self.mlp = ConvMlp(dim, int(dim * mlp_ratio))
@@ -149,6 +136,6 @@ class Block(nn.Layer):
         tokens = split_windows(x, self.window)
         normed = self.norm1(tokens)
         inside = inside_map(height, width, self.window, normed.dtype)
-        tokens = tokens + self.drop_path(self.attn(normed, inside))
+        tokens = tokens + self.drop_path(self.attn.attn(normed, inside))
         normed = join_windows(self.norm2(tokens), height, width, self.window)
         return join_windows(tokens, height, width, self.window) + self.drop_path(self.mlp(normed))

@@ -25,18 +25,6 @@ from paddlevit.pit.convert import SOURCES
 from paddlevit.views import PIXELS, AttentionView, StageView, Window
 
 
-class PatchEmbed(nn.Layer):
-    """Overlapping patches by a convolution without padding; [N, C, S, S] -> map [N, dim, P, P]."""
-
-    def __init__(self, in_channels: int, dim: int, patch_size: int, stride: int) -> None:
-        super().__init__()
-        self.window = Window(patch_size, stride, padding=0)
-        self.conv = Conv2D(in_channels, dim, kernel_size=patch_size, stride=stride)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.conv(images)
-
-
 class Pooling(nn.Layer):
     """Section 3.2, figure 4: a depthwise convolution halves the map and widens it, a linear layer widens the tokens."""
 
@@ -104,7 +92,8 @@ class PiT(nn.Layer):
         block: dict[str, Any] = {"mlp_ratio": mlp_ratio, "dropout": dropout, "attention_dropout": attention_dropout}
         side = (image_size - patch_size) // stride + 1
         self.distilled = distilled
-        self.patch_embed = PatchEmbed(in_channels, dims[0], patch_size, stride)
+        self.patch_window = Window(patch_size, stride, padding=0)
+        self.patch_embed = nn.Sequential(("conv", Conv2D(in_channels, dims[0], patch_size, stride)))  # they overlap
         self.pos_embed = create_parameter([1, dims[0], side, side])
         self.cls_token = create_parameter([1, 2 if distilled else 1, dims[0]])
         self.pos_dropout = nn.Dropout(dropout)
@@ -149,7 +138,7 @@ class PiT(nn.Layer):
         """Its stages; the class token, and with `distilled` a second one, comes first in all of them."""
         views = []
         halved = Window(kernel=3, stride=2, padding=1)
-        grid = PIXELS.pooled(self.patch_embed.window)
+        grid = PIXELS.pooled(self.patch_window)
         for i, transformer in enumerate(self.transformers):
             views.append(
                 StageView(

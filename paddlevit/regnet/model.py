@@ -33,18 +33,6 @@ class SqueezeExcitation(nn.Layer):
         return x * F.sigmoid(gate)
 
 
-class Downsample(nn.Layer):
-    """The shortcut of a block that changes the map's size or width."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1x1 = conv(in_channels, out_channels, stride=stride)
-        self.bn = nn.BatchNorm2D(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv1x1(x))
-
-
 class Block(nn.Layer):
     """The Y block: a residual bottleneck of ratio 1, group convolution and squeeze-excitation (figure 4, section 4).
 
@@ -62,7 +50,8 @@ class Block(nn.Layer):
         self.se = SqueezeExcitation(width, round(in_channels * se_ratio))
         self.downsample = None
         if in_channels != width or stride != 1:
-            self.downsample = Downsample(in_channels, width, stride)
+            shortcut = conv(in_channels, width, stride=stride)
+            self.downsample = nn.Sequential(("conv1x1", shortcut), ("bn", nn.BatchNorm2D(width)))
         self.conv3 = conv(width, width)
         self.bn3 = nn.BatchNorm2D(width)
 
@@ -73,20 +62,11 @@ class Block(nn.Layer):
         return F.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-class Stage(nn.Layer):
+def make_stage(in_channels: int, width: int, depth: int, *, group_width: int, se_ratio: float) -> nn.Sequential:
     """`depth` blocks, of which the first halves the map; [N, C, H, W] -> [N, width, H / 2, W / 2], rounded up."""
-
-    def __init__(self, in_channels: int, width: int, depth: int, *, group_width: int, se_ratio: float) -> None:
-        super().__init__()
-        self.blocks = nn.LayerList(
-            Block(before, width, stride=stride, group_width=group_width, se_ratio=se_ratio)
-            for before, stride in [(in_channels, 2), *[(width, 1)] * (depth - 1)]
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
+    shapes = [(in_channels, 2), *[(width, 1)] * (depth - 1)]
+    blocks = [Block(before, width, stride=by, group_width=group_width, se_ratio=se_ratio) for before, by in shapes]
+    return nn.Sequential(("blocks", nn.Sequential(*blocks)))
 
 
 class RegNet(nn.Layer):
@@ -122,7 +102,7 @@ class RegNet(nn.Layer):
         self.stem = nn.Sequential(conv(in_channels, stem_width, 3, stride=2), nn.BatchNorm2D(stem_width), nn.ReLU())
         self.stages = nn.Sequential(
             *(
-                Stage(in_width, width, depth, group_width=group_width, se_ratio=se_ratio)
+                make_stage(in_width, width, depth, group_width=group_width, se_ratio=se_ratio)
                 for in_width, width, depth in zip([stem_width, *widths], widths, depths)
             )
         )

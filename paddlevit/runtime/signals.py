@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from typing import Any, Callable
 
 # Sent by terminals, ssh and the schedulers of clusters; the processes save and exit with 128 + the number.
@@ -15,13 +15,11 @@ _SECONDS_TO_REPEAT = 2.0
 
 
 @contextlib.contextmanager
-def stop_signals(
-    ask: Callable[[int], object], end: Callable[[int], object], *, but: Container[int] = ()
-) -> Iterator[dict[int, Any]]:
+def stop_signals(ask: Callable[[int], object], end: Callable[[int], object]) -> Iterator[dict[int, Any]]:
     """Meanwhile the first of STOP_SIGNALS calls `ask`, and one more than two seconds later `end`.
 
-    Those in between are repetitions: `timeout`, systemd and Slurm send one to all processes. Left alone are those in
-    `but`, and those that are ignored, as by nohup. Yields what takes each of them otherwise.
+    Those in between are repetitions: `timeout`, systemd and Slurm send one to all processes. Left alone are those
+    that are ignored, as by nohup. Yields what takes each of them otherwise.
     """
     first: float | None = None
 
@@ -33,7 +31,7 @@ def stop_signals(
         elif time.monotonic() - first > _SECONDS_TO_REPEAT:
             end(signum)
 
-    taken = [each for each in STOP_SIGNALS if each not in but and signal.getsignal(each) is not signal.SIG_IGN]
+    taken = [each for each in STOP_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
     previous: dict[int, Any] = {signum: signal.signal(signum, handle) for signum in taken}
     try:
         yield previous

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import logging
 import math
@@ -99,16 +98,11 @@ class Journal:
     def evaluation(self, epoch: int, weights: str, result: dict[str, float], **extra: Any) -> None:
         """An evaluation after `epoch` epochs; `weights` is "model" or "ema"."""
         self._write({"phase": "val", "epoch": epoch, "weights": weights, **result, **extra})
-        logger.info(
-            "epoch %d/%d  %s: %s, loss %.4f on %d images%s",
-            epoch,
-            self.num_epochs,
-            "validation" if weights == "model" else f"validation, {weights}",
-            accuracies(result, self.num_classes, digits=2),
-            result["loss"],
-            result["num_images"],
-            " (best, from the saved file)" if extra.get("best") else "",
-        )
+        what = "validation" if weights == "model" else f"validation, {weights}"
+        scores = accuracies(result, self.num_classes, digits=2)
+        best = " (best, from the saved file)" if extra.get("best") else ""
+        found = f"{what}: {scores}, loss {result['loss']:.4f} on {result['num_images']} images{best}"
+        logger.info("epoch %d/%d  %s", epoch, self.num_epochs, found)
 
     def _report(self, lr: float) -> list[int]:
         loss, not_finite = self._read_losses()
@@ -180,8 +174,18 @@ def open_scalars(kind: str, folder: Path) -> Callable[[dict[str, float], int], N
     package is missing or the folder cannot be written.
     """
     try:
-        module = importlib.import_module(_PACKAGES[kind])
-        writer = _writer(kind, module, folder / kind)
+        if kind == "tensorboard":
+            from tensorboardX import SummaryWriter
+
+            # Step 0 withdraws all earlier points; a TensorBoard that is running would not notice that files are gone. A
+            # queue without an end: where the disk is full nobody empties it, and training would wait for that.
+            writer = SummaryWriter(str(folder / kind), purge_step=0, max_queue=0, flush_secs=10)
+        else:
+            from visualdl import LogWriter
+
+            for file in (folder / kind).glob("vdlrecords.*"):  # it has no other way to withdraw points
+                file.unlink()
+            writer = LogWriter(str(folder / kind))
     except ImportError as error:
         raise UserError(f"LOG_TO is {kind}, but: {error} (pip install {_PACKAGES[kind]})") from None
     except OSError as error:
@@ -196,13 +200,3 @@ def open_scalars(kind: str, folder: Path) -> Callable[[dict[str, float], int], N
                 writer.flush()  # at the end of the program nobody else does
 
     return write
-
-
-def _writer(kind: str, module: Any, folder: Path) -> Any:
-    if kind == "tensorboard":
-        # Step 0 withdraws all earlier points; a TensorBoard that is running would not notice that files are gone. A
-        # queue without an end: where the disk is full nobody empties it, and training would wait for that.
-        return module.SummaryWriter(str(folder), purge_step=0, max_queue=0, flush_secs=10)
-    for file in folder.glob("vdlrecords.*"):  # it has no other way to withdraw points
-        file.unlink()
-    return module.LogWriter(str(folder))

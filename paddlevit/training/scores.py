@@ -12,14 +12,10 @@ def class_scores(images: np.ndarray, predicted: np.ndarray, right: np.ndarray) -
 
     Of each class: `images` that are of it, `predicted` as it, and `right`, which are both; integers [K].
     """
-
-    def percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        return 100.0 * part / np.maximum(whole, 1)
-
     return {
-        "precision": percent(right, predicted),
-        "recall": percent(right, images),
-        "f1": percent(2 * right, images + predicted),
+        "precision": 100.0 * right / np.maximum(predicted, 1),
+        "recall": 100.0 * right / np.maximum(images, 1),
+        "f1": 200.0 * right / np.maximum(images + predicted, 1),
     }
 
 
