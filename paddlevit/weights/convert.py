@@ -12,7 +12,6 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from paddlevit.safe_pickle import LazyArray
 from paddlevit.weights.report import WeightsError, listing
 from paddlevit.weights.unwrap import unwrap
 
@@ -91,7 +90,7 @@ class Translated:
 
     source: str
     table: Table
-    arrays: dict[str, LazyArray]
+    arrays: dict[str, np.ndarray]
     origin: dict[str, str]
     fitting: set[str]
     score: tuple[int, int]
@@ -110,8 +109,8 @@ def convert_state_dict(state: Mapping[str, Any], model: nn.Layer, source: str = 
     strange = [translated.origin[name] for name in translated.arrays if name not in target.shapes]
     if strange:
         raise WeightsError(f"{len(strange)} arrays have no counterpart in the model: {listing(strange)}")
-    dtypes = {name: flat[translated.origin[name]].read().dtype for name in translated.arrays}
-    return {name: np.asarray(array.read(), dtypes[name], order="C") for name, array in translated.arrays.items()}
+    dtypes = {name: flat[translated.origin[name]].dtype for name in translated.arrays}
+    return {name: np.asarray(array, dtypes[name], order="C") for name, array in translated.arrays.items()}
 
 
 def export_state_dict(model: nn.Layer, layout: str) -> dict[str, np.ndarray]:
@@ -134,7 +133,7 @@ def export_state_dict(model: nn.Layer, layout: str) -> dict[str, np.ndarray]:
     return exported
 
 
-def recognise(state: dict[str, LazyArray], target: Target, source: str) -> Translated:
+def recognise(state: dict[str, np.ndarray], target: Target, source: str) -> Translated:
     """`state` translated from `source`, or for 'auto' from the source whose names and shapes fit best.
 
     Raises WeightsError for an unknown source, a state that fits none, or one that fits two in different layouts.
@@ -150,9 +149,9 @@ def recognise(state: dict[str, LazyArray], target: Target, source: str) -> Trans
     return best
 
 
-def _translate(state: dict[str, LazyArray], source: str, target: Target) -> Translated:
+def _translate(state: dict[str, np.ndarray], source: str, target: Target) -> Translated:
     table = target.tables[source]
-    arrays: dict[str, LazyArray] = {}
+    arrays: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
     for theirs, array in state.items():
         ours = table.ours(theirs)
@@ -160,22 +159,17 @@ def _translate(state: dict[str, LazyArray], source: str, target: Target) -> Tran
             continue
         if ours in arrays:
             raise WeightsError(f"{theirs} and {origin[ours]} both stand for {ours}")
-        if table.torch and ours in target.linear and len(array.shape) == 2:
-            array = array.then(np.transpose, array.shape[::-1])
-        arrays[ours], origin[ours] = array, theirs
+        transposed = table.torch and ours in target.linear and array.ndim == 2
+        arrays[ours], origin[ours] = array.T if transposed else array, theirs
     for end, other in table.subtracted.items():
         for name in [name for name in arrays if name.endswith(end)]:
             partner = name[: -len(end)] + other
             if partner in arrays and arrays[partner].shape == arrays[name].shape:
-                arrays[partner] = _difference(arrays[partner], arrays.pop(name))
+                # In float64, so that nothing is rounded before it is known how exact the model is.
+                arrays[partner] = arrays[partner].astype(np.float64) - arrays.pop(name)
     known = [name for name in arrays if name in target.shapes]
     fitting = {name for name in known if target.shapes[name] == arrays[name].shape}
     return Translated(source, table, arrays, origin, fitting, (2 * len(known) - len(arrays), len(fitting)))
-
-
-def _difference(array: LazyArray, term: LazyArray) -> LazyArray:
-    """In float64, so that nothing is rounded before it is known how exact the model is."""
-    return array.then(lambda values: values.astype(np.float64) - term.read(), term.shape)
 
 
 def _renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
@@ -200,7 +194,7 @@ def _rule(old: str, new: str) -> Callable[[str], str]:
 
 
 def _check_recognised(
-    best: Translated, candidates: list[Translated], state: dict[str, LazyArray], target: Target
+    best: Translated, candidates: list[Translated], state: dict[str, np.ndarray], target: Target
 ) -> None:
     if best.score[0] <= 0:
         raise WeightsError(
@@ -219,11 +213,11 @@ def _check_recognised(
             )
 
 
-def _check_computed(best: Translated, state: dict[str, LazyArray], target: Target) -> None:
+def _check_computed(best: Translated, state: dict[str, np.ndarray], target: Target) -> None:
     for end, (other, content) in best.table.computed.items():
         for name, array in state.items():
             ours = best.table.ours(name)
             beside = ours[: -len(end)] + other
             known = ours.endswith(end) and beside in best.fitting
-            if known and not np.array_equal(array.read(), content(target.shapes[beside])):
+            if known and not np.array_equal(array, content(target.shapes[beside])):
                 raise WeightsError(f"{name} is not what the model computes from its shapes")

@@ -105,7 +105,7 @@ def _download(address: str, file: Path, expected: str) -> None:
             if not found.startswith(digits):
                 part.unlink()
                 raise UserError(f"{address} came with the sha256 {found}, not {digits}: it is deleted; try again")
-        _checksum_file(file).write_text(f"{found}  {file.name}\n", encoding="utf-8")
+        Path(f"{file}.sha256").write_text(f"{found}  {file.name}\n", encoding="utf-8")
         part.replace(file)
 
 
@@ -144,11 +144,7 @@ class _Redirects(HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _checksum_file(file: Path) -> Path:
-    return file.with_name(f"{file.name}.sha256")
-
-
 def changed(file: Path) -> bool:
     """Whether a file of the cache is another than was fetched; nothing is known of one put there by hand."""
-    noted = _checksum_file(file)
+    noted = Path(f"{file}.sha256")
     return noted.is_file() and not noted.read_text(encoding="utf-8").startswith(sha256(file))

@@ -11,7 +11,6 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from paddlevit.safe_pickle import LazyArray
 from paddlevit.weights.convert import Target, Translated, recognise
 from paddlevit.weights.readers import find, naming, open_state_dict
 from paddlevit.weights.report import LoadReport, WeightsError, listing
@@ -38,8 +37,7 @@ def load_weights(
     `reinit` keep their values, whatever the file has for them; with `new_head` so does the classifier where the file
     has none or one of other classes, which a warning says. Where anything else is missing, unexpected or of another
     shape, WeightsError lists it and the model stays as it was; `strict=False` loads what fits and logs the rest.
-    WeightsError also for a damaged file (which may be noticed when some parameters are filled already),
-    MissingFileError where there is none. One array is in memory at a time.
+    WeightsError also for a damaged file, MissingFileError where there is none.
     """
     where, state = _open(path_or_state, which)
     target = Target.of(model)
@@ -59,7 +57,7 @@ def load_weights(
             raise WeightsError(f"{where} (source {translated.source}) does not fit the model\n{text}", but_heads)
         logger.warning("%s: loaded in part\n%s", where, text)
     report.notes = [*state.notes, *translated.table.notes]
-    _fill(model, arrays, report, where)
+    _fill(model, arrays, report)
     return report
 
 
@@ -83,7 +81,7 @@ def _prefixes(reinit: str | Sequence[str], heads: tuple[str, ...], names: list[s
 
 def _compare(
     translated: Translated, target: Target, kept: tuple[str, ...]
-) -> tuple[LoadReport, dict[str, LazyArray], dict[str, dict[str, str]]]:
+) -> tuple[LoadReport, dict[str, np.ndarray], dict[str, dict[str, str]]]:
     """What becomes of each parameter, what to fill it with, and what to say of each misfit by its kind and our name."""
     report, arrays = LoadReport(translated.source), {}
     missing, unknown, misshapen = {}, {}, {}
@@ -96,7 +94,7 @@ def _compare(
         elif array.shape == shape:
             arrays[name] = array
         elif can_resize(name, array.shape, shape):
-            arrays[name] = _resized(name, array, shape)
+            arrays[name] = resize_position_embedding(name, array.astype(np.float64), shape)
             report.resized.append(name)
         else:
             misshapen[name] = f"{name} {list(array.shape)} (model: {list(shape)})"
@@ -108,10 +106,6 @@ def _compare(
     report.loaded, report.missing, report.mismatched = list(arrays), list(missing), list(misshapen)
     misfits = {"missing in the file": missing, "unknown to the model": unknown}
     return report, arrays, {**misfits, "of another shape in the file": misshapen}
-
-
-def _resized(name: str, array: LazyArray, shape: tuple[int, ...]) -> LazyArray:
-    return array.then(lambda values: resize_position_embedding(name, values.astype(np.float64), shape), shape)
 
 
 def _only(heads: tuple[str, ...], misfits: dict[str, dict[str, str]]) -> tuple[str, ...]:
@@ -149,11 +143,9 @@ def _classes(shapes: Mapping[str, tuple[int, ...]], heads: tuple[str, ...]) -> i
     return next((shape[-1] for name, shape in shapes.items() if name.startswith(heads)), 0)
 
 
-def _fill(model: nn.Layer, arrays: dict[str, LazyArray], report: LoadReport, where: str) -> None:
+def _fill(model: nn.Layer, arrays: dict[str, np.ndarray], report: LoadReport) -> None:
     parameters = model.state_dict()
-    for name, array in arrays.items():
-        with naming(where):
-            values = array.read()
+    for name, values in arrays.items():
         if not np.isfinite(values).all():
             report.nonfinite.append(name)
         dtype = str(parameters[name].dtype).rsplit(".", 1)[-1]

@@ -38,41 +38,29 @@ SAFETENSORS = {
     **{"F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2", "BOOL": "b1"},
     **{f"{kind.upper()}{8 * width}": f"{kind}{width}" for kind in "iu" for width in (1, 2, 4, 8)},
 }
-# How many times larger than its file the arrays may be: some are stored once and used under several names, or repeat
-# what is stored. Beyond that, a small file is about to fill the memory.
-_MOST_REPEATED = 8
 
 
 def read_state_dict(path: PathLike, *, which: str = "model") -> dict[str, np.ndarray]:
     """The weights of a file as arrays, under the file's own names and in its own layout; bfloat16 as float32.
 
-    Takes what `open_state_dict` takes. Raises MissingFileError, and WeightsError (both UserErrors) for a file that is
-    damaged, of an unknown kind, or made to do harm.
-    """
-    lazy = open_state_dict(path, which).arrays
-    with naming(str(path)):
-        return {name: array.read() for name, array in lazy.items()}
-
-
-def open_state_dict(path: PathLike, which: str = "model") -> StateDict:
-    """As `read_state_dict`, but the arrays stay in the file until each is read.
-
     `path` may lack its `.pdparams` suffix, be a folder or the index of a sharded file, or what `hub.fetch` takes.
     Weights may lie in the dicts of a training checkpoint and have the prefixes of wrappers, which are taken off;
     `which` 'ema' takes their average; of our own <name>.pdparams and <name>_ema.pdparams, either of which may be named,
-    it is the latter.
+    it is the latter. Raises MissingFileError, and WeightsError (both UserErrors) for a file that is damaged, of an
+    unknown kind, or made to do harm.
     """
-    path = find(path)
+    return open_state_dict(find(path), which).arrays
+
+
+def open_state_dict(path: str, which: str) -> StateDict:
+    """As `read_state_dict`, of a file that `find` has found, with what to say of it."""
     stem = path.removesuffix(".pdparams").removesuffix("_ema")
     ours = (f"{stem}.pdparams", f"{stem}_ema.pdparams")
     if which == "ema" and path in ours and all(map(os.path.isfile, ours)):
         path, which = ours[1], "model"
     with naming(path):
         content, size = _read_shards(path) if path.endswith(".index.json") else _read(path)
-        state = unwrap(content, which)
-        if sum(4 * prod(array.shape) for array in state.arrays.values()) > _MOST_REPEATED * size + (1 << 24):
-            raise WeightsError(f"{path} has {size} bytes, too few for the arrays that it describes")
-    return state
+        return unwrap(content, which, size=size)
 
 
 def find(path: PathLike) -> str:

@@ -31,7 +31,7 @@ def resize_position_embedding(name: str, embedding: np.ndarray, shape: Sequence[
     [1, L, C] inside HVT's layers belong to tokens that max pooling has shortened as a sequence: linearly along L.
     """
     if _is_sequence(name):
-        return _resize(embedding, 1, shape[1], _linear)
+        return _resize(embedding, 1, shape[1], lambda x: np.maximum(1 - x, 0))
     if embedding.ndim == 4:
         return _resize(_resize(embedding, 2, shape[2], _cubic), 3, shape[3], _cubic)
     side, new_side = isqrt(embedding.shape[1]), isqrt(shape[1])
@@ -52,10 +52,6 @@ def _resize(array: np.ndarray, axis: int, size: int, kernel: Callable[[np.ndarra
     inside = np.zeros((old, size))
     np.add.at(inside, np.clip(position, 0, old - 1), weights.T)
     return np.moveaxis(np.tensordot(inside.astype(array.dtype), array, axes=(0, axis)), 0, axis)
-
-
-def _linear(x: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - x, 0)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

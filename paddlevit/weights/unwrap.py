@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,21 @@ _EMA_PREFIXES = ("model_ema.", "ema_model.")
 _INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _DEEPEST = 4  # wrappers around each other
 _PADDLE_NAMES = "StructuredToParameterName@@"  # an entry of Paddle's files with the names of its tensors
+# How many times larger than its file the arrays may be: some are stored once and used under several names, or repeat
+# what is stored. Beyond that, a small file is about to fill the memory.
+_MOST_REPEATED = 8
 
 
 @dataclass
 class StateDict:
     """Weights by name; `notes` say where they were found and what was left out."""
 
-    arrays: dict[str, LazyArray]
+    arrays: dict[str, np.ndarray]
     notes: list[str]
 
 
-def unwrap(content: Any, which: str = "model") -> StateDict:
-    """The weights inside of whatever a file or a caller gave, or with `which` 'ema' their moving average.
+def unwrap(content: Any, which: str = "model", *, size: int | None = None) -> StateDict:
+    """The weights inside of whatever a file of `size` bytes or a caller gave, or with `which` 'ema' their average.
 
     'model' takes the average where there is nothing else. Raises WeightsError where there are no weights.
     """
@@ -53,7 +57,9 @@ def unwrap(content: Any, which: str = "model") -> StateDict:
     if strange or not weights:
         what = f"entries that are not arrays: {listing(strange)}" if strange else "no entries"
         raise WeightsError(f"the state dict has {what}; weights are looked for in {', '.join(_MODEL)} or at the top")
-    return StateDict({short: weights[name] for name, short in names.items()}, notes)
+    if size is not None and sum(4 * prod(array.shape) for array in weights.values()) > _MOST_REPEATED * size + 2**24:
+        raise WeightsError(f"the file has {size} bytes, too few for the arrays that it describes")
+    return StateDict({short: weights[name].read() for name, short in names.items()}, notes)
 
 
 def _innermost(content: Mapping, which: str) -> tuple[Mapping, bool, list[str]]:
@@ -109,9 +115,9 @@ def _array(value: Any) -> Any:
         value = value[1]
     if not hasattr(value, "shape"):
         return value
-    array = value if isinstance(value, LazyArray) else LazyArray(value.shape, lambda: np.asarray(value))
-    return array.then(_from_bits, array.shape)
 
+    def read() -> np.ndarray:
+        array = value.read() if isinstance(value, LazyArray) else np.asarray(value)
+        return np.left_shift(array, 16, dtype=np.uint32).view(np.float32) if array.dtype == np.uint16 else array
 
-def _from_bits(array: np.ndarray) -> np.ndarray:
-    return np.left_shift(array, 16, dtype=np.uint32).view(np.float32) if array.dtype == np.uint16 else array
+    return LazyArray(value.shape, read)

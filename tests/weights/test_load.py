@@ -14,6 +14,7 @@ from paddlevit import build_model
 from paddlevit.config import get_config
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.weights import WeightsError, load_weights
+from paddlevit.weights.writers import WRITERS
 
 TINY = ["DATA.IMAGE_SIZE", 32]
 
@@ -258,3 +259,17 @@ def test_every_reinit_that_an_error_offers_works():
     for number in (3, 0):
         error = misfit(state, **{"MODEL.NUM_CLASSES": number})
         load_weights(build_model(get_config("pit_digits", ["MODEL.NUM_CLASSES", number])), state, reinit=error.reinit)
+
+
+def test_a_damaged_file_leaves_the_model_as_it_was(tmp_path):
+    """The damage is in the last array: all the others could have been filled."""
+    model, path = tiny(), tmp_path / "w.pth"
+    state = arrays(model)
+    WRITERS[".pth"](path, state)
+    data = bytearray(path.read_bytes())
+    data[data.index(list(state.values())[-1].tobytes()) + 1] ^= 4
+    path.write_bytes(data)
+    before = values(model)
+    with pytest.raises(WeightsError, match="CRC"):
+        load_weights(model, path)
+    assert_filled(model, before)
