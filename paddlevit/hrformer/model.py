@@ -86,11 +86,6 @@ class Upsample(nn.Layer):
         return F.interpolate(x, [side * self.scale for side in x.shape[2:]], mode="nearest")
 
 
-def fuse_up(in_channels: int, channels: int, steps: int) -> nn.Sequential:
-    """From a branch `steps` resolutions lower: first the channels, then upsampling by 2^steps."""
-    return nn.Sequential(*conv_bn(in_channels, channels), Upsample(2**steps))
-
-
 def fuse_down(in_channels: int, channels: int, steps: int) -> nn.Sequential:
     """From a branch `steps` resolutions higher: a strided depthwise and a pointwise convolution per step."""
     layers = []
@@ -108,8 +103,10 @@ def fuse_layer(source: int, target: int, channels: Sequence[int]) -> nn.Layer:
     """The way from branch `source` to branch `target` (Wang et al. 2020, section 3.2)."""
     if source == target:
         return nn.Identity()
-    fuse = fuse_up if source > target else fuse_down
-    return fuse(channels[source], channels[target], abs(source - target))
+    if source < target:
+        return fuse_down(channels[source], channels[target], target - source)
+    # From a lower resolution first the channels, then upsampling.
+    return nn.Sequential(*conv_bn(channels[source], channels[target]), Upsample(2 ** (source - target)))
 
 
 def interpolation(size: int, new_size: int) -> np.ndarray:

@@ -6,6 +6,8 @@ import math
 import time
 from typing import Callable
 
+from tqdm import tqdm
+
 
 def _number(text: str) -> Callable[[float], str]:
     return lambda value: "–" if math.isnan(value) else text.format(value)
@@ -13,21 +15,13 @@ def _number(text: str) -> Callable[[float], str]:
 
 loss = _number("{:.4g}")
 percent = _number("{:.2f} %")
+rate = _number("{:.3g}")
 speed = _number("{:,.0f}")  # images per second
 
 
-def rate(value: float) -> str:
-    """A learning rate."""
-    return f"{value:.3g}".replace("e-0", "e-")
-
-
 def duration(seconds: float) -> str:
-    """Hours and minutes, or minutes and seconds."""
-    if math.isnan(seconds):
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    """Hours, minutes and seconds, as the log has them."""
+    return "–" if math.isnan(seconds) else tqdm.format_interval(round(seconds))
 
 
 def date(seconds: float) -> str:

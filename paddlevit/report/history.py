@@ -40,10 +40,6 @@ class Record:
         # What is larger than any metric would only flatten the rest of its curve.
         return float(value) if abs(value) < 1e30 else math.nan
 
-    def has_gap(self) -> bool:
-        """Whether a value is null, NaN or infinite."""
-        return any(value is None or value in (math.inf, -math.inf) or value != value for value in self.values.values())
-
 
 @dataclass(frozen=True)
 class Run:

@@ -77,9 +77,6 @@ def _notes(run: Run) -> list[str]:
         notes.append(f"This run has not finished: its last line is from epoch {run.last_epoch}{of}.")
     if run.unread:
         notes.append(f"Damaged lines of metrics.jsonl, left out: {run.unread:,}.")
-    gaps = sum(record.has_gap() for record in run.records())
-    if gaps:
-        notes.append(f"Lines of metrics.jsonl with NaN or infinity, shown as gaps: {gaps:,}.")
     return notes
 
 

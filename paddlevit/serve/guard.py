@@ -65,7 +65,9 @@ class Guard:
             self._observe(scope["path"], status, time.perf_counter() - start)
 
     def _refusal(self, host: str | None, origin: str | None) -> JSONResponse | None:
-        if host is not None and not self._any_host and not self._is_ours(_split(f"//{host}").hostname or ""):
+        name = _split(f"//{host}").hostname or ""
+        ours = self._any_host or host is None or name == "localhost" or name in self._hosts or is_loopback(name)
+        if not ours:
             message = f"this server is not known as {host!r} (-allowed_hosts names further ones)"
             return JSONResponse({"error": message}, 421)
         if origin is None or _split(origin).netloc.lower() == (host or "").lower() != "":
@@ -73,9 +75,6 @@ class Guard:
         if _split(origin).hostname in self._hosts:  # behind a proxy that has put its own name into Host
             return None
         return JSONResponse({"error": f"requests from pages of {origin!r} are refused"}, 403)
-
-    def _is_ours(self, name: str) -> bool:
-        return name == "localhost" or name in self._hosts or is_loopback(name)
 
 
 def is_loopback(address: str) -> bool:

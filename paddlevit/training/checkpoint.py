@@ -140,8 +140,7 @@ def load(path: Path, read_weights: Callable[[Path], dict[str, np.ndarray]]) -> d
     try:
         with np.load(path, allow_pickle=False) as archive:
             progress = json.loads(str(archive["progress"]))
-            kept = [key for key in archive.files if key.startswith("optimizer/")]
-            optimizer = {key[len("optimizer/") :]: archive[key] for key in kept}
+            optimizer = {key[len("optimizer/") :]: archive[key] for key in archive.files if key != "progress"}
     except Exception as error:  # what a damaged archive makes zipfile and NumPy raise is not documented
         raise UserError(f"{path} cannot be read ({error})") from None
     model, ema = (path.with_name(f"{path.stem}{suffix}") for suffix in _WEIGHTS)

@@ -121,17 +121,12 @@ def _text(misfits: dict[str, dict[str, str]], reason: str) -> str:
 
 
 def _reason(translated: Translated, target: Target, but_heads: tuple[str, ...]) -> str:
-    """The usual reason of a misfit, where it is one: the classifier, if only `but_heads` misfit, grey images, or
-    distillation."""
+    """The usual reason of a misfit, where it is one: the classifier, if only `but_heads` misfit, or distillation."""
     theirs, ours = {name: array.shape for name, array in translated.arrays.items()}, target.shapes
     if but_heads:
         file, model = _classes(theirs, but_heads), _classes(ours, but_heads)
         known = f"the file has {file} classes, the model {model} (MODEL.NUM_CLASSES)" if file != model else ""
         return known if file else "the file has no classifier"
-    # Of a convolution, [out, in, height, width], the second size; of others none.
-    channels = {theirs[name][1:-2] + shape[1:-2] for name, shape in ours.items() if name in theirs}
-    for file, model in channels & {(1, 3), (3, 1)}:
-        return f"the file's model sees images of {file} channels, this model those of {model} (DATA.IMAGE_CHANNELS)"
     distilled = [any(name.startswith("head_dist.") for name in of) for of in (theirs, ours)]
     if distilled[0] == distilled[1]:
         return ""

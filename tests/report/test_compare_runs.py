@@ -52,7 +52,7 @@ def page_of(capsys, tmp_path, runs):
 HEAD = ["run", "model", "epochs", "best top-1", "weights", "last top-1", "macro F1", "training loss", "images/s"]
 HEAD += ["training time"]
 RESULTS = [
-    ["plain", "pit_digits", "3 of 3", "90.00 %", "ema, epoch 2", "85.00 %", "–", "0", "2,000", "2 min 30 s"],
+    ["plain", "pit_digits", "3 of 3", "90.00 %", "ema, epoch 2", "85.00 %", "–", "0", "2,000", "02:30"],
     ["fast", "pit_digits", "1.5 of 3", "65.50 %", "model, epoch 1", "65.50 %", "–", "0.5", "1,000", "–"],
     ["young", "pit_digits", "0.5 of 9", "–", "–", "–", "–", "–", "1,000", "–"],
 ]

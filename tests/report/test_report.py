@@ -54,7 +54,7 @@ def test_date_is_that_of_the_last_line(tmp_path):
 
 def test_training_time_adds_up_the_seconds(tmp_path):
     page = report(tmp_path, [train(1, 5, seconds=30.0), train(1, seconds=45.5), val(1, 50.0, best=True)])
-    assert page.headline["training time"] == ["1 min 16 s", "without validation"]
+    assert page.headline["training time"] == ["01:16", "without validation"]
 
 
 def test_points_of_the_curves(tmp_path):

@@ -46,7 +46,7 @@ ODD = [math.nan, math.inf, -math.inf, None, "0.5", True, [1.0], 10**400, 1e300, 
 @pytest.mark.parametrize("key", ["loss", "lr", "images_per_sec", "data_wait", "step", "steps_per_epoch"])
 def test_odd_training_value_leaves_a_gap(tmp_path, key, odd):
     page = report(tmp_path, [train(1), train(2, **{key: odd}), train(3), val(3, 50.0)])
-    assert "nan" not in page.source.replace("with NaN or", "").lower() and "inf " not in page.text
+    assert "nan" not in page.source.lower() and "inf " not in page.text
     assert len([t for t in page.titles if t.startswith("epoch 1: ")]) == 4
     assert len([t for t in page.titles if t.startswith("epoch 3: ")]) == 7
     if not key.startswith("step"):
@@ -58,7 +58,6 @@ def test_gap_breaks_the_line(tmp_path):
     page = report(tmp_path, [train(epoch, loss=math.nan if epoch == 3 else epoch) for epoch in range(1, 7)])
     path = re.search(r'<g class="curve train"><path d="([^"]*)"', page.source).group(1)
     assert [len(part.split("L")) for part in path.split("M")[1:]] == [2, 3]
-    assert "with NaN or infinity, shown as gaps: 1." in page.text
 
 
 def test_all_values_odd(tmp_path):

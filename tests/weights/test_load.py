@@ -170,12 +170,6 @@ def test_features_only_network_drops_the_head_when_asked():
     assert_filled(model, arrays(whole), report.loaded)
 
 
-def test_weights_for_grey_images_are_told_apart():
-    color, grey = (build_model(get_config("pit_digits", ["DATA.IMAGE_CHANNELS", channels])) for channels in (3, 1))
-    with pytest.raises(WeightsError, match=r"sees images of 3 channels, this model those of 1 \(DATA.IMAGE_CHANNELS"):
-        load_weights(grey, arrays(color))
-
-
 def test_distilled_and_plain_files_are_told_apart():
     plain, distilled = tiny(DISTILLED=False), tiny(DISTILLED=True)
     with pytest.raises(WeightsError, match="the file is of a distilled model, this model is not distilled.*MODEL"):
