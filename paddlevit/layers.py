@@ -104,6 +104,13 @@ def init_conv_like_torch_linear_trunc_normal(layer: nn.Layer) -> None:
         init_like_torch(layer)
 
 
+def patches_along(image_size: int, patch_size: int, stride: int) -> int:
+    """How many patches there are along a side of an image. Raises UserError where not even one fits."""
+    if image_size < patch_size:
+        raise UserError(f"image_size must be at least patch_size {patch_size}, got {image_size}")
+    return (image_size - patch_size) // stride + 1
+
+
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Stochastic-depth rates of `depth` blocks, linear from 0 to `rate` (Huang et al. 2016, section 3)."""
     return [rate * i / max(depth - 1, 1) for i in range(depth)]

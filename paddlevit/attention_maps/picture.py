@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from paddlevit.attention_maps.heat import stretched
 
@@ -53,17 +53,14 @@ def tiles(feature_map: np.ndarray, count: int, side: int) -> list[Image.Image]:
     The longer side has `side` pixels; places stay squares, so that the resolution shows.
     """
     channels = feature_map[np.argsort(-feature_map.std(axis=(1, 2)), kind="stable")[:count]]
-    height, width = channels.shape[1:]
-    size = (round(side * width / max(height, width)), round(side * height / max(height, width)))
-    return [Image.fromarray(x).resize(size, Image.Resampling.NEAREST) for x in colored(stretched(channels))]
+    pictures = map(Image.fromarray, colored(stretched(channels)))
+    return [ImageOps.contain(picture, (side, side), Image.Resampling.NEAREST) for picture in pictures]
 
 
 def fitted(image: Image.Image, box: Box, side: int) -> tuple[Image.Image, Box]:
     """`image` with its longer side at `side`, and `box` as it lies there."""
-    factor = side / max(image.size)
-    width, height = (max(1, round(edge * factor)) for edge in image.size)
-    left, top, right, bottom = (edge * factor for edge in box)
-    return image.resize((width, height), Image.Resampling.BICUBIC), (left, top, right, bottom)
+    left, top, right, bottom = (edge * side / max(image.size) for edge in box)
+    return ImageOps.contain(image, (side, side)), (left, top, right, bottom)
 
 
 def sheet(rows: Sequence[Sequence[Captioned]]) -> Image.Image:

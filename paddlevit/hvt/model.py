@@ -21,6 +21,7 @@ from paddlevit.layers import (
     from_config,
     init_conv_like_torch_linear_trunc_normal,
     names_by_layer,
+    patches_along,
 )
 from paddlevit.views import PIXELS, AttentionView, StageView, Window, spread_back
 
@@ -86,9 +87,7 @@ class HVT(nn.Layer):
         drop_path: float = 0.1,
     ) -> None:
         super().__init__()
-        if image_size < patch_size:
-            raise UserError(f"image_size must be at least patch_size {patch_size}, got {image_size}")
-        length = (image_size // patch_size) ** 2
+        length = patches_along(image_size, patch_size, patch_size) ** 2
         self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size)
         self.pos_embed = create_parameter([1, length, embed_dim])
         self.pos_dropout = nn.Dropout(dropout)

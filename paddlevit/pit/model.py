@@ -20,6 +20,7 @@ from paddlevit.layers import (
     from_config,
     init_like_torch,
     names_by_layer,
+    patches_along,
 )
 from paddlevit.pit.convert import SOURCES
 from paddlevit.views import PIXELS, AttentionView, StageView, Window
@@ -84,13 +85,11 @@ class PiT(nn.Layer):
         drop_path: float = 0.1,
     ) -> None:
         super().__init__()
-        if image_size < patch_size:
-            raise UserError(f"image_size must be at least patch_size {patch_size}, got {image_size}")
         dims = _widths(base_dims, depth, num_heads)
         # Block i has rate * i / total, so the rate itself is never reached: the official schedule.
         rates = iter([drop_path * i / sum(depth) for i in range(sum(depth))])
         block: dict[str, Any] = {"mlp_ratio": mlp_ratio, "dropout": dropout, "attention_dropout": attention_dropout}
-        side = (image_size - patch_size) // stride + 1
+        side = patches_along(image_size, patch_size, stride)
         self.distilled = distilled
         self.patch_window = Window(patch_size, stride, padding=0)
         self.patch_embed = nn.Sequential(("conv", Conv2D(in_channels, dims[0], patch_size, stride)))  # they overlap

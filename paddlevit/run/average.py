@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from paddlevit.data import build_eval_loader, build_train_loader
 from paddlevit.data.classes import Classes, changes_since_run, classes_beside, folder_of, refuse_difference
 from paddlevit.errors import UserError
+from paddlevit.metrics import rank
 from paddlevit.models import build_model
 from paddlevit.run.build import autocast, with_classes
 from paddlevit.run.folder import best_path
@@ -23,7 +24,6 @@ from paddlevit.training.engine import evaluate
 from paddlevit.training.journal import progress
 from paddlevit.training.optim import freeze
 from paddlevit.training.running_statistics import changing_norms, estimate
-from paddlevit.training.scores import rank
 from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)

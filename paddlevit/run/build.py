@@ -38,10 +38,9 @@ from paddlevit.training.objectives import (
     binary_cross_entropy,
     soft_cross_entropy,
 )
-from paddlevit.training.optim import build_optimizer, decay_split, freeze, layer_rates
+from paddlevit.training.optim import Shards, build_optimizer, decay_split, freeze, layer_rates
 from paddlevit.training.recompute import recompute_blocks
 from paddlevit.training.schedule import build_lr_schedule, peak_lr
-from paddlevit.training.sharding import Shards
 from paddlevit.weights import WeightsError, load_weights
 from paddlevit.weights.hub import official
 

@@ -27,6 +27,7 @@ from paddlevit.data.imagenet_sets import SETS, SUBSETS, real_accuracy, real_labe
 from paddlevit.data.tta import Averaged
 from paddlevit.errors import UserError
 from paddlevit.export.engines import CompiledLayer, compiled_for
+from paddlevit.metrics import accuracies, class_scores
 from paddlevit.models import build_model
 from paddlevit.report.predictions import Predictions
 from paddlevit.run.build import autocast, compare_count, known_classes, load_pretrained, with_classes
@@ -37,7 +38,6 @@ from paddlevit.runtime.launcher import heartbeat
 from paddlevit.training.engine import evaluate
 from paddlevit.training.journal import progress, with_nulls
 from paddlevit.training.objectives import Restricted
-from paddlevit.training.scores import accuracies, class_scores
 
 logger = logging.getLogger(__name__)
 

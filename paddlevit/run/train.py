@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
 from paddlevit.errors import UserError
+from paddlevit.metrics import rank
 from paddlevit.models import build_model
 from paddlevit.report.history import read_run
 from paddlevit.report.page import write_report
@@ -39,7 +40,6 @@ from paddlevit.training import checkpoint
 from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.journal import Journal, open_scalars, progress
 from paddlevit.training.objectives import Distilled
-from paddlevit.training.scores import rank
 from paddlevit.weights import load_weights
 
 logger = logging.getLogger(__name__)

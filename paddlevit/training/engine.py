@@ -15,6 +15,7 @@ from paddle import Tensor, nn
 
 from paddlevit.errors import UserError
 from paddlevit.layers import evaluating
+from paddlevit.metrics import averages
 from paddlevit.paddle_internals import master_weights
 from paddlevit.runtime.launcher import heartbeat
 from paddlevit.runtime.process import all_reduce_max, all_reduce_sum, world_size
@@ -23,10 +24,8 @@ from paddlevit.runtime.settings import turn_off_stride_kernels
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.gradients import LossScale, clip
 from paddlevit.training.objectives import Objective
-from paddlevit.training.optim import load_optimizer_arrays, optimizer_arrays, set_lr
+from paddlevit.training.optim import Shards, load_optimizer_arrays, optimizer_arrays, set_lr
 from paddlevit.training.running_statistics import RunningStatistics
-from paddlevit.training.scores import averages
-from paddlevit.training.sharding import Shards
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

@@ -19,10 +19,9 @@ from paddle import Tensor
 from tqdm import tqdm
 
 from paddlevit.errors import UserError
-from paddlevit.metrics import read_metrics
+from paddlevit.metrics import accuracies, read_metrics
 from paddlevit.runtime.files import write_text
 from paddlevit.runtime.process import all_reduce_sum, is_main, peak_memory, world_size
-from paddlevit.training.scores import accuracies
 
 logger = logging.getLogger(__name__)
 

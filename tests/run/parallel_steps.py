@@ -27,9 +27,8 @@ from paddlevit.runtime import process
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.engine import Trainer, evaluate
 from paddlevit.training.objectives import Supervised
-from paddlevit.training.optim import build_optimizer, optimizer_arrays
+from paddlevit.training.optim import Shards, build_optimizer, optimizer_arrays
 from paddlevit.training.recompute import recompute_blocks
-from paddlevit.training.sharding import Shards
 
 STEPS, IMAGES = 8, 32
 CONFIG = get_config("pit_digits", ["MODEL.DROPPATH", 0.0, "DATA.IMAGE_SIZE", 16, "MODEL.NUM_CLASSES", 10])

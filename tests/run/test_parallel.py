@@ -18,7 +18,7 @@ from tiny import image_folder
 
 from paddlevit.config import get_config
 from paddlevit.run.build import build_trainer
-from paddlevit.training.sharding import owners
+from paddlevit.training.optim import owners
 
 HERE = Path(__file__).parent
 

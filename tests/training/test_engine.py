@@ -17,12 +17,12 @@ from tiny import arrays, batch, network, trainer_of
 from paddlevit.config import get_config
 from paddlevit.data.mixup import SmoothTargets
 from paddlevit.errors import UserError
+from paddlevit.metrics import averages, class_scores
 from paddlevit.training.ema import ModelEma
 from paddlevit.training.engine import Stopped, Trainer, evaluate
 from paddlevit.training.gradients import LossScale
 from paddlevit.training.objectives import Supervised
 from paddlevit.training.optim import build_optimizer
-from paddlevit.training.scores import averages, class_scores
 
 
 def tiny_trainer(*, accum_iter=1, steps=8, ema=False, seed=0):
