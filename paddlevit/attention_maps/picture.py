@@ -59,8 +59,10 @@ def tiles(feature_map: np.ndarray, count: int, side: int) -> list[Image.Image]:
 
 def fitted(image: Image.Image, box: Box, side: int) -> tuple[Image.Image, Box]:
     """`image` with its longer side at `side`, and `box` as it lies there."""
-    left, top, right, bottom = (edge * side / max(image.size) for edge in box)
-    return ImageOps.contain(image, (side, side)), (left, top, right, bottom)
+    factor = side / max(image.size)
+    left, top, right, bottom = (edge * factor for edge in box)
+    size = [max(1, round(edge * factor)) for edge in image.size]  # contain() refuses to make 0 pixels of a thin image
+    return image.resize(size, Image.Resampling.BICUBIC), (left, top, right, bottom)
 
 
 def sheet(rows: Sequence[Sequence[Captioned]]) -> Image.Image:

@@ -22,7 +22,7 @@ from paddlevit.attention_maps import (
     overlay,
 )
 from paddlevit.attention_maps.heat import on_pixels
-from paddlevit.attention_maps.picture import colored
+from paddlevit.attention_maps.picture import colored, fitted
 from paddlevit.config import get_config
 from paddlevit.errors import UserError
 from paddlevit.views import Grid
@@ -407,3 +407,10 @@ def test_heat_points_at_the_object(name, steps, found):
         for heat, (row, column) in zip(heat_map(model, images, method), corners):
             inside.append(heat[row : row + 12, column : column + 12].mean() / max(heat.mean(), 1e-6))
         assert np.mean(np.array(inside) > 1.5) >= share, (method, inside)
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (1, 2000)])
+def test_the_thinnest_image_still_has_a_pixel(size):
+    image, box = fitted(Image.new("RGB", size), (0, 0, *size), 200)
+    assert sorted(image.size) == [1, 200]
+    assert max(box) == 200
