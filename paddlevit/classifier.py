@@ -23,14 +23,14 @@ from paddlevit.data import build_decoding, build_preparation, open_source
 from paddlevit.data.classes import Classes, changes_since_run, classes_beside, folder_of, refuse_difference
 from paddlevit.data.decode import decode, to_rgb
 from paddlevit.data.index import imagenet_names, plain_name, read_class_names, refuse_namesakes
-from paddlevit.data.sources import read_image
+from paddlevit.data.sources import Source, read_image
 from paddlevit.data.tta import averaged
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.export import open_exported
 from paddlevit.export.description import DESCRIPTION_FILE, data_values, read_description
 from paddlevit.export.engines import compiled_for
 from paddlevit.export.read import Exported, exported_file
-from paddlevit.models import build_model
+from paddlevit.models import autocast, build_model
 from paddlevit.runtime import process, settings
 from paddlevit.runtime.files import sha256
 from paddlevit.schema import TTA, refuse_keys_of_evaluation
@@ -88,11 +88,15 @@ class Classifier:
             self._read_run(weights, cfg, opts or (), labels)
             self._load(best if best.is_file() else weights, engine, precision)
         elif cfg or opts or engine != "paddle":
-            raise UserError(f"{cfg or opts or engine} cannot be combined with {file}: its export.json defines it")
+            given = cfg or " ".join(map(str, opts or ())) or f"engine {engine}"
+            raise UserError(f"{given} cannot be combined with {file}: its {DESCRIPTION_FILE} defines it")
         else:
             self._open(file, labels, precision)
+        by = self._exported
+        self.engine, self.precision = (by.engine, by.precision) if by else ("paddle", "f32")
         self._decoding = build_decoding(self.config)
-        self._prepare, self._normalize = build_preparation(self.config)
+        # The second makes float32 [N, C, H, W] of pixels uint8 [N, H, W, C].
+        self._prepare, self.normalize = build_preparation(self.config)
 
     def _read_run(
         self, weights: FilePath, cfg: str | Path | None, opts: Sequence[Any], labels: FilePath | Sequence[str] | None
@@ -104,9 +108,16 @@ class Classifier:
             own += ["DATA.EXIF_ORIENTATION", "apply"]  # as photographs are meant; a run has its own
         config = get_config(cfg, [*own, *opts])
         self.classes = classes_beside(weights) or (classes_beside(cfg) if Path(cfg).is_file() else None)
-        self.config, self.class_names = _with_names(config, labels, self.classes)
+        known = labels or self.classes
+        self.class_names = _chosen(labels, self.classes, config) if known else _names_of_data(config)
+        if self.class_names and config.DATA.INFER_NUM_CLASSES:
+            inferred = {"MODEL.NUM_CLASSES": len(self.class_names), "DATA.INFER_NUM_CLASSES": False}
+            config = with_values(config, inferred)
+        if not config.MODEL.NUM_CLASSES:
+            raise UserError("MODEL.NUM_CLASSES is 0: a model without a head predicts nothing")
         if self.classes and "DATA.DATA_PATH" in opts[::2]:
-            _compare_with_data(self.config, self.classes)
+            _data(config, self.classes)  # complains about other names
+        self.config = config
         for line in changes_since_run(weights, self.config):
             logger.warning("%s", line)
         self.calibration = _calibration_beside(weights, config.MODEL.WEIGHTS)
@@ -120,10 +131,6 @@ class Classifier:
         load_weights(self.model, official(weights, self.config.MODEL.NAME), which=self.config.MODEL.WEIGHTS)
         self.model.eval()
         self._exported = compiled_for(self.model, self.image_shape, engine, precision)
-        if self._exported is None:
-            self.engine, self.precision = "paddle", "f32"
-        else:
-            self.engine, self.precision = self._exported.engine, self._exported.precision
 
     def _open(self, file: Path, labels: FilePath | Sequence[str] | None, precision: str) -> None:
         """An exported file, with what its export.json says."""
@@ -135,12 +142,10 @@ class Classifier:
         exported_for = description["precision"].get(file.name, "f32")
         wanted = exported_for if precision == "auto" else precision
         if wanted != exported_for and "int8" in (wanted, exported_for):
-            raise UserError(
-                f"precision {precision} of {file}, allowed: auto, {exported_for} (it was exported for that)"
-            )
+            allowed = f"allowed: auto, {exported_for} (it was exported for that)"
+            raise UserError(f"precision {precision} of {file}, {allowed}")
         self._exported = open_exported(file, device=paddle.device.get_device().split(":")[0], precision=wanted)
         self.name = f"{file.parent.name}/{file.name}"
-        self.engine, self.precision = self._exported.engine, self._exported.precision
 
     @property
     def image_shape(self) -> list[int]:
@@ -190,10 +195,6 @@ class Classifier:
         """What evaluation sees of an image: uint8 [H, W, C]."""
         return self._prepare(self.opened(image))
 
-    def normalize(self, pixels: np.ndarray) -> Tensor:
-        """float32 [N, C, H, W] of pixels uint8 [N, H, W, C]."""
-        return self._normalize(pixels)
-
     def forward(self, images: Tensor) -> np.ndarray:
         """Logits float32 [N, K] of normalised images [N, C, H, W]."""
         logits = averaged(self._computed, images, self.tta)
@@ -205,13 +206,8 @@ class Classifier:
         if self._exported:
             return self._exported(images.numpy())
         assert self.model is not None
-        with self._lock, paddle.no_grad(), self._autocast():
+        with self._lock, paddle.no_grad(), autocast(self.config)():
             return self.model(images).astype("float32").numpy()
-
-    def _autocast(self) -> Any:
-        config = self.config
-        enable = config.AMP and process.half_precision(config.AMP_DTYPE)
-        return paddle.amp.auto_cast(enable=enable, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL)
 
     def ranked(self, logits: np.ndarray, topk: int) -> list[Prediction]:
         """The `topk` most likely classes by the logits [K] of an image. Raises UserError where these are not finite."""
@@ -240,7 +236,9 @@ def config_beside(weights: FilePath) -> str | Path:
             return variant
         if not folder_of(weights).is_dir() and not str(weights).startswith("hf:"):
             find(weights)  # raises where the weights themselves are missing
-        raise UserError(f"-cfg FILE is missing, and there is no {cfg} of a run beside the weights")
+        raise UserError(
+            f"-cfg FILE is missing: {weights} is no exported model, and has no {cfg.name} of a run beside it"
+        )
     return cfg
 
 
@@ -258,18 +256,6 @@ def _calibration_beside(weights: FilePath, which: str) -> Calibration:
         return found
     logger.info("not calibrated: %s is of other weights", path)
     return Calibration()
-
-
-def _with_names(
-    config: CfgNode, labels: FilePath | Sequence[str] | None, known: Classes | None
-) -> tuple[CfgNode, Sequence[str]]:
-    """`config`, with the number of classes where it infers that, and the names: `labels`, `known`, or those of data."""
-    names = _chosen(labels, known, config) if labels or known else _names_of_data(config)
-    if names and config.DATA.INFER_NUM_CLASSES:
-        config = with_values(config, {"MODEL.NUM_CLASSES": len(names), "DATA.INFER_NUM_CLASSES": False})
-    if not config.MODEL.NUM_CLASSES:
-        raise UserError("MODEL.NUM_CLASSES is 0: a model without a head predicts nothing")
-    return config, names
 
 
 def _chosen(labels: FilePath | Sequence[str] | None, known: Classes | None, config: CfgNode) -> Sequence[str]:
@@ -291,21 +277,18 @@ def _chosen(labels: FilePath | Sequence[str] | None, known: Classes | None, conf
     return chosen.names
 
 
-def _compare_with_data(config: CfgNode, classes: Classes) -> None:
+def _data(config: CfgNode, classes: Classes | None = None) -> Source | None:
+    """The images in DATA.DATA_PATH to validate with, or else to train on. Raises UserError for other `classes`."""
     for split in ("val", "train"):
         with contextlib.suppress(MissingFileError):
-            open_source(config, split, classes)
-            return
+            return open_source(config, split, classes)
+    return None
 
 
 def _names_of_data(config: CfgNode) -> Sequence[str]:
-    """The names of the classes of the data in DATA.DATA_PATH, or ImageNet's; where there are as many as the model has
-    classes. Or none.
-    """
-    for split in ("val", "train"):
-        with contextlib.suppress(UserError):
-            names = open_source(config, split).class_names
-            if len(names) == config.MODEL.NUM_CLASSES:
-                return names
-    names = list(imagenet_names(Path(config.DATA.DATA_PATH)).values())
-    return names if len(names) == config.MODEL.NUM_CLASSES else []
+    """The names of the classes in DATA.DATA_PATH, or ImageNet's, if they are as many as the model has; or none."""
+    found = [list(imagenet_names(Path(config.DATA.DATA_PATH)).values())]
+    with contextlib.suppress(UserError):
+        source = _data(config)
+        found.insert(0, [*source.class_names] if source else [])
+    return next((names for names in found if len(names) == config.MODEL.NUM_CLASSES), [])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from contextlib import AbstractContextManager
 from typing import Any, Callable, Protocol, runtime_checkable
 
+import paddle
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
@@ -16,6 +19,7 @@ from paddlevit.hvt import build_hvt
 from paddlevit.pit import build_pit
 from paddlevit.regnet import build_regnet
 from paddlevit.runtime import settings
+from paddlevit.runtime.process import half_precision
 from paddlevit.weights import load_weights
 from paddlevit.weights.hub import official
 
@@ -77,6 +81,12 @@ def build_model(
     if weights is not None:
         load_weights(model, official(weights, config.MODEL.NAME), new_head=True)
     return model
+
+
+def autocast(config: CfgNode) -> Callable[[], AbstractContextManager]:
+    """The context for forward passes; nothing on a CPU, where Paddle would warn that it does nothing."""
+    enable = config.AMP and half_precision(config.AMP_DTYPE)
+    return functools.partial(paddle.amp.auto_cast, enable=enable, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL)
 
 
 def list_models(pattern: str = "*") -> list[str]:

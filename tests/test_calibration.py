@@ -20,7 +20,7 @@ from paddlevit.calibration import Calibration, calibrate, energy, fit_temperatur
 from paddlevit.commands import export_model, predict, prepare_data, train, visualize_attention
 from paddlevit.errors import UserError
 from paddlevit.report.predictions import Predictions
-from paddlevit.run.evaluation import calibrated
+from paddlevit.run.evaluation import Outputs
 from paddlevit.runtime import process
 
 
@@ -111,8 +111,10 @@ def test_several_processes_fit_what_one_does(tmp_path, monkeypatch):
         others[indices] = 0
         monkeypatch.setattr(process, "all_reduce_sum", lambda mine, others=others: mine + paddle.to_tensor(others))
         loader = SimpleNamespace(num_images=50, indices=indices)
-        parts = [logits[indices][:9], logits[indices][9:]]
-        found.append(calibrated(tmp_path, "0f", loader, parts, predictions))
+        outputs = Outputs(loader, keep_logits=True)
+        for batch in (logits[indices][:9], logits[indices][9:]):
+            outputs(paddle.to_tensor(batch))
+        found.append(outputs.calibrated(predictions, tmp_path, "0f"))
         assert json.loads((tmp_path / "calibration.json").read_text()) == {
             **found[-1].calibration._asdict(),
             "weights_sha256": "0f",
@@ -120,7 +122,7 @@ def test_several_processes_fit_what_one_does(tmp_path, monkeypatch):
     assert found[0].calibration == found[1].calibration == calibrate(logits, labels)
     np.testing.assert_array_equal(found[0].confidence, found[1].confidence)
     (tmp_path / "calibration.json").unlink()
-    assert calibrated(tmp_path, "0f", loader, [], predictions) is predictions and not list(tmp_path.iterdir())
+    assert Outputs(loader).calibrated(predictions, tmp_path, "0f") is predictions and not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from paddlevit.data import build_eval_loader, build_train_loader
 from paddlevit.data.classes import Classes, changes_since_run, classes_beside, folder_of, refuse_difference
 from paddlevit.errors import UserError
 from paddlevit.metrics import rank
-from paddlevit.models import build_model
-from paddlevit.run.build import autocast, with_classes
+from paddlevit.models import autocast, build_model
+from paddlevit.run.build import with_classes
 from paddlevit.run.folder import best_path
 from paddlevit.runtime.files import fingerprint
 from paddlevit.training import checkpoint

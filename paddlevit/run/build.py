@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Callable
 
@@ -24,7 +22,7 @@ from paddlevit.data.mixup import build_mixup
 from paddlevit.data.sources import Source
 from paddlevit.errors import UserError
 from paddlevit.layers import learnable
-from paddlevit.models import build_model
+from paddlevit.models import autocast, build_model
 from paddlevit.run.probe import fit_heads
 from paddlevit.runtime import process
 from paddlevit.training.ema import ModelEma
@@ -57,7 +55,7 @@ def build_trainer(
     train, processes = config.TRAIN, process.world_size()
     if train.LAST_EPOCH > train.NUM_EPOCHS:
         raise UserError(
-            f"TRAIN.LAST_EPOCH must be at most TRAIN.NUM_EPOCHS, which is {train.NUM_EPOCHS}, got {train.LAST_EPOCH}"
+            f"TRAIN.LAST_EPOCH must be at most TRAIN.NUM_EPOCHS, {train.NUM_EPOCHS}, got {train.LAST_EPOCH}"
         )
     model = _starting_model(config, pretrained=pretrained)
     ema = ModelEma(model, decay=train.MODEL_EMA_DECAY, warmup=train.MODEL_EMA_WARMUP) if train.MODEL_EMA else None
@@ -149,9 +147,8 @@ def _teacher(config: CfgNode) -> nn.Layer:
     except UserError as error:
         only_head = isinstance(error, WeightsError) and error.reinit
         must = f" must be trained on the same {config.MODEL.NUM_CLASSES} classes" if only_head else ""
-        raise UserError(
-            f"the teacher (-teacher {config.TRAIN.TEACHER_MODEL}, -teacher_model_path){must}: {error}"
-        ) from None
+        what = f"the teacher (-teacher {config.TRAIN.TEACHER_MODEL}, -teacher_model_path)"
+        raise UserError(f"{what}{must}: {error}") from None
     logger.info("teacher %s: %s", config.TRAIN.TEACHER_MODEL, report)
     of_its_run = folder_of(config.TRAIN.TEACHER_MODEL_PATH) / "config.yaml"
     own = get_config(of_its_run) if of_its_run.is_file() else own
@@ -164,9 +161,8 @@ def _objective(config: CfgNode, labels: np.ndarray | None) -> Objective:
     if train.DISTILLATION_TYPE == "none":
         return Supervised(weights, binary_cross_entropy if train.LOSS == "bce" else soft_cross_entropy)
     if train.LOSS != "cross_entropy":
-        raise UserError(
-            f"TRAIN.LOSS {train.LOSS} cannot be combined with TRAIN.DISTILLATION_TYPE {train.DISTILLATION_TYPE}"
-        )
+        distillation = f"TRAIN.DISTILLATION_TYPE {train.DISTILLATION_TYPE}"
+        raise UserError(f"TRAIN.LOSS {train.LOSS} cannot be combined with {distillation}")
     how = {"kind": train.DISTILLATION_TYPE, "alpha": train.DISTILLATION_ALPHA, "tau": train.DISTILLATION_TAU}
     return Distilled(_teacher(config), **how, class_weights=weights)
 
@@ -187,20 +183,13 @@ def _class_weights(config: CfgNode, labels: np.ndarray | None) -> Tensor | None:
         except ValueError as error:
             raise UserError(f"TRAIN.CLASS_WEIGHTS {how}: every line must be a number, {error}") from None
         if len(weights) != num_classes or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
-            raise UserError(
-                f"TRAIN.CLASS_WEIGHTS {how}: it must hold one number of 0 or more for each of {num_classes} classes, "
-                f"not all of them 0, got {len(weights)}, the smallest {weights.min(initial=0):g}"
-            )
+            must = f"it must hold one number of 0 or more for each of {num_classes} classes, not all of them 0"
+            got = f"got {len(weights)}, the smallest {weights.min(initial=0):g}"
+            raise UserError(f"TRAIN.CLASS_WEIGHTS {how}: {must}, {got}")
     if config.TRAIN.BALANCE:
         logger.warning("TRAIN.CLASS_WEIGHTS and TRAIN.BALANCE are both on: rare classes are weighted twice")
     logger.info("class weights (TRAIN.CLASS_WEIGHTS %s): %.3g to %.3g", how, weights.min(), weights.max())
     return paddle.to_tensor(weights.astype("float32"))
-
-
-def autocast(config: CfgNode) -> Callable[[], AbstractContextManager]:
-    """The context for forward passes; nothing on a CPU, where Paddle would warn that it does nothing."""
-    enable = config.AMP and process.half_precision(config.AMP_DTYPE)
-    return functools.partial(paddle.amp.auto_cast, enable=enable, dtype=config.AMP_DTYPE, level=config.AMP_OPT_LEVEL)
 
 
 def known_classes(config: CfgNode, resumed: Path | None) -> Classes | None:
@@ -298,10 +287,8 @@ def _log_optimizer(config: CfgNode, trainer: Trainer) -> None:
         stem = min(layer_rates(trainer.model, train.LAYER_DECAY).values())
         logger.info(f"learning rate x {train.LAYER_DECAY:g} from each layer to the one below: x {stem:.3g} at the stem")
     if train.WARMUP_EPOCHS > train.NUM_EPOCHS:
-        logger.warning(
-            f"the warm-up (TRAIN.WARMUP_EPOCHS {train.WARMUP_EPOCHS:g}) is longer than the run (TRAIN.NUM_EPOCHS "
-            f"{train.NUM_EPOCHS}): the learning rate does not reach TRAIN.BASE_LR"
-        )
+        longer = f"TRAIN.WARMUP_EPOCHS {train.WARMUP_EPOCHS:g} is more than TRAIN.NUM_EPOCHS {train.NUM_EPOCHS}"
+        logger.warning(f"{longer}: the learning rate does not reach TRAIN.BASE_LR")
     decayed, spared = decay_split(trainer.model, train.NO_WEIGHT_DECAY)
     names = sorted({name.rsplit(".", 1)[-1] for name, param in spared.items() if param.ndim > 1})
     logger.info(

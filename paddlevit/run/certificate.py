@@ -20,13 +20,14 @@ from paddlevit.data.sources import Source
 from paddlevit.errors import MissingFileError, UserError
 from paddlevit.report.history import read_run
 from paddlevit.run.build import build_trainer, known_classes
+from paddlevit.run.folder import load_state
 from paddlevit.runtime import kernels, process
 from paddlevit.runtime.files import fingerprint, sha256, write_text
 from paddlevit.runtime.settings import processor
 from paddlevit.training import checkpoint
 from paddlevit.training.engine import Batches, Trainer
 from paddlevit.training.journal import progress
-from paddlevit.weights import load_weights, read_state_dict
+from paddlevit.weights import read_state_dict
 
 FILE = "certificate.json"
 _TOLERANCE = 1e-3  # of losses, where the device does not repeat itself bit for bit
@@ -99,11 +100,7 @@ def verify(
     start, lines = _start(folder, config.TRAIN.LAST_EPOCH)
     trainer = build_trainer(config, loader.steps_per_epoch, pretrained=start is None, labels=loader.source.labels)
     if start is not None:
-        state = checkpoint.load(start, read_state_dict)
-        load_weights(trainer.model, state["model"])
-        if trainer.ema is not None:
-            load_weights(trainer.ema.model, state["ema"] or state["model"])
-        trainer.load_state(state["optimizer"], state["progress"])
+        load_state(trainer, checkpoint.load(start, read_state_dict), start)
     yield _replay(trainer, loader.epoch(trainer.epoch), lines, steps or 1)
 
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.calibration import CALIBRATION_FILE, calibrate
+from paddlevit.calibration import CALIBRATION_FILE, Calibration, calibrate
 from paddlevit.config import dumped, with_values
 from paddlevit.data import EvalLoader, build_eval_loader
 from paddlevit.data.imagenet_sets import SETS, SUBSETS, real_accuracy, real_labels
@@ -28,9 +28,9 @@ from paddlevit.data.tta import Averaged
 from paddlevit.errors import UserError
 from paddlevit.export.engines import CompiledLayer, compiled_for
 from paddlevit.metrics import accuracies, class_scores
-from paddlevit.models import build_model
+from paddlevit.models import autocast, build_model
 from paddlevit.report.predictions import Predictions
-from paddlevit.run.build import autocast, compare_count, known_classes, load_pretrained, with_classes
+from paddlevit.run.build import compare_count, known_classes, load_pretrained, with_classes
 from paddlevit.run.folder import open_folder
 from paddlevit.runtime import process
 from paddlevit.runtime.files import write_text
@@ -58,14 +58,10 @@ def validate(config: CfgNode) -> int:
             raise UserError(f"imagenet-real is for models of ImageNet's 1,000 classes, not {config.MODEL.NUM_CLASSES}")
         compare_count(config, loader.source)
         model, how = _model(config, loader)
-        outputs: list[tuple[Tensor, Tensor]] = []
-        result = evaluate(
-            model,
-            progress(loader, len(loader), "evaluation"),
-            autocast=autocast(config),
-            on_batch=lambda logits: outputs.append(top1(logits)),
-        )
-        predictions = gathered(loader, outputs, config.DATA.DATA_PATH)
+        outputs = Outputs(loader)
+        batches = progress(loader, len(loader), "evaluation")
+        result = evaluate(model, batches, autocast=autocast(config), on_batch=outputs)
+        predictions = outputs.predictions(config.DATA.DATA_PATH)
         if config.DATA.DATASET == "imagenet-real":
             names = [predictions.names(i) for i in range(len(predictions.labels))]
             predicted = np.where(np.isfinite(predictions.confidence), predictions.predicted, -1)
@@ -117,77 +113,79 @@ def _log(result: dict[str, Any], config: CfgNode) -> None:
     if result["loss"] is None:
         logger.info("ReaL top-1 %.3f %% on the %d images that have labels%s", result["acc1"], result["num_images"], how)
         return
-    logger.info(
-        "%s, loss %.4f on %d images; balanced accuracy %.3f %%, macro F1 %.3f %%%s",
-        accuracies(result, config.MODEL.NUM_CLASSES, digits=3),
-        *(result[k] for k in ("loss", "num_images", "balanced_acc", "macro_f1")),
-        how,
-    )
+    top = accuracies(result, config.MODEL.NUM_CLASSES, digits=3)
+    averages = "balanced accuracy {balanced_acc:.3f} %, macro F1 {macro_f1:.3f} %".format(**result)
+    logger.info("%s, loss %.4f on %d images; %s%s", top, result["loss"], result["num_images"], averages, how)
     if not math.isfinite(result["loss"]):
         logger.warning("images whose logits are not finite count as wrong")
 
 
-def top1(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability and number of the top-1 class, [N] each, of logits [N, K]."""
-    return F.softmax(logits.astype("float32")).max(axis=-1), logits.argmax(axis=-1)
+class Outputs:
+    """What a model says of the images of `loader`, of which every process has a share; called with each batch's logits.
 
-
-def gathered(loader: EvalLoader, outputs: list[tuple[Tensor, Tensor]], root: str) -> Predictions:
-    """What was predicted for every validation image, gathered from all processes; images are called as below `root`."""
-    confidence = np.zeros(loader.num_images, dtype="float32")
-    predicted = np.zeros(loader.num_images, dtype="int64")
-    if outputs:
-        confidence[loader.indices] = np.concatenate([values.numpy() for values, _ in outputs])
-        predicted[loader.indices] = np.concatenate([classes.numpy() for _, classes in outputs])
-    source = loader.source
-    labels = np.asarray([source.label(i) for i in range(loader.num_images)], dtype="int64")
-    predicted = process.all_reduce_sum(paddle.to_tensor(predicted)).numpy()
-    confidence = process.all_reduce_sum(paddle.to_tensor(confidence)).numpy()
-    known = np.isfinite(confidence)  # without finite logits there is no prediction
-    classes = max(len(loader.class_names), labels.max(initial=0) + 1, predicted.max(initial=0) + 1)
-    right = labels[known & (labels == predicted)]
-    counts = [np.bincount(each, minlength=classes) for each in (labels, predicted[known], right)]
-    return Predictions(
-        labels=labels,
-        predicted=predicted,
-        confidence=confidence,
-        scores=class_scores(*counts),
-        class_names=loader.class_names,
-        names=lambda i: source.name(i).removeprefix(f"{Path(root)}/"),
-        thumbnail=loader.thumbnail,
-    )
-
-
-def calibrated(
-    folder: Path, sha256: str, loader: EvalLoader, logits: list[np.ndarray], predictions: Predictions
-) -> Predictions:
-    """`predictions` with calibrated probabilities, and calibration.json in `folder` for the weights with this checksum.
-
-    `logits` [N, K] are those of this process's batches; none, where they were too many to keep.
+    `keep_logits` for `calibrated`.
     """
-    classes = process.all_reduce_max(logits[0].shape[1] if logits else 0)
-    if not classes:
-        logger.info("not calibrated: %d images have too many logits to keep", loader.num_images)
-        return predictions
-    everything = np.zeros([loader.num_images, classes], "float32")
-    if logits:
-        everything[loader.indices] = np.concatenate(logits)
-    everything = process.all_reduce_sum(paddle.to_tensor(everything)).numpy()
-    if not process.is_main():
-        return predictions
-    found = calibrate(everything, predictions.labels)
-    if not found.num_images:
-        return predictions
-    record = {**found._asdict(), "weights_sha256": sha256}
-    write_text(folder / CALIBRATION_FILE, json.dumps(record, indent=1) + "\n")
-    logger.info(
-        "calibrated on %d images: temperature %.3f, calibration error %.2f %% (%.2f %% before)",
-        *(found.num_images, found.temperature, found.ece_after, found.ece_before),
-    )
-    confidence = found.probabilities(everything).max(axis=1)
-    return dataclasses.replace(
-        predictions, confidence=confidence, uncalibrated=predictions.confidence, calibration=found
-    )
+
+    def __init__(self, loader: EvalLoader, *, keep_logits: bool = False) -> None:
+        self._loader, self._keep_logits = loader, keep_logits
+        self._logits: list[np.ndarray] = []
+        self._confidence: list[Tensor] = []  # left on the device, for which nobody waits
+        self._predicted: list[Tensor] = []
+
+    def __call__(self, logits: Tensor) -> None:
+        logits = logits.astype("float32")
+        self._confidence.append(F.softmax(logits).max(axis=-1))
+        self._predicted.append(logits.argmax(axis=-1))
+        if self._keep_logits:
+            self._logits.append(logits.numpy())
+
+    def predictions(self, root: str) -> Predictions:
+        """What was predicted for every image, which is called as below `root`."""
+        source, names = self._loader.source, self._loader.class_names
+        labels = np.asarray([source.label(i) for i in range(self._loader.num_images)], dtype="int64")
+        predicted, confidence = self._gathered(self._predicted, "int64"), self._gathered(self._confidence, "float32")
+        known = np.isfinite(confidence)  # without finite logits there is no prediction
+        classes = max(len(names), labels.max(initial=0) + 1, predicted.max(initial=0) + 1)
+        right = labels[known & (labels == predicted)]
+        counts = [np.bincount(each, minlength=classes) for each in (labels, predicted[known], right)]
+        return Predictions(
+            labels=labels,
+            predicted=predicted,
+            confidence=confidence,
+            scores=class_scores(*counts),
+            class_names=names,
+            names=lambda i: source.name(i).removeprefix(f"{Path(root)}/"),
+            thumbnail=self._loader.thumbnail,
+        )
+
+    def calibrated(self, predictions: Predictions, folder: Path, sha256: str) -> Predictions:
+        """`predictions` at the temperature that calibration.json, in `folder`, notes for weights of that checksum."""
+        classes = process.all_reduce_max(self._logits[0].shape[1] if self._logits else 0)
+        if not classes:
+            logger.info("not calibrated: %d images have too many logits to keep", self._loader.num_images)
+            return predictions
+        logits = self._gathered(self._logits, "float32", classes)
+        found = calibrate(logits, predictions.labels) if process.is_main() else Calibration()
+        if not found.num_images:
+            return predictions
+        write_text(
+            folder / CALIBRATION_FILE, json.dumps({**found._asdict(), "weights_sha256": sha256}, indent=1) + "\n"
+        )
+        logger.info(
+            f"calibrated on {found.num_images} images: temperature {found.temperature:.3f}, calibration error "
+            f"{found.ece_after:.2f} % ({found.ece_before:.2f} % before)"
+        )
+        confidence = found.probabilities(logits).max(axis=1)
+        return dataclasses.replace(
+            predictions, confidence=confidence, uncalibrated=predictions.confidence, calibration=found
+        )
+
+    def _gathered(self, batches: Sequence[Any], dtype: str, *width: int) -> np.ndarray:
+        """The rows of all processes, each at its image."""
+        rows = np.zeros([self._loader.num_images, *width], dtype)
+        if batches:
+            rows[self._loader.indices] = np.concatenate([np.asarray(batch) for batch in batches])
+        return process.all_reduce_sum(paddle.to_tensor(rows)).numpy()
 
 
 def write_per_class(folder: Path, predictions: Predictions) -> None:

@@ -33,50 +33,39 @@ def open_folder(config: CfgNode) -> Iterator[Path]:
     """The run's folder, made if need be, with the log going there, and to train in it locked until the end.
 
     Refused where another run trains, or has left its checkpoints. A run has begun when config.yaml is written: where a
-    UserError comes before, a folder that was made here is removed again.
+    UserError comes before, a folder that was new or empty is removed again.
     """
-    folder = Path(config.OUTPUT)
-    made: list[Path] = []
+    folder, fresh = Path(config.OUTPUT), False
     with contextlib.ExitStack() as stack:
         try:
-            with path_mistakes():
+            with _writable(folder):
                 if process.is_main():
-                    made += _make(folder)
+                    folder.mkdir(parents=True, exist_ok=True)
                     if not config.EVAL:
                         stack.enter_context(_locked(folder))
                         _refuse_another_run(folder, config.MODEL.RESUME)
+                    fresh = set(os.listdir(folder)) <= {".lock"}
                 _log_to(folder)
-                say_once.cache_clear()  # another run's log has what was said before
+            say_once.cache_clear()  # another run's log has what was said before
+            with path_mistakes():
                 yield folder
         except BaseException as error:
             mistake = isinstance(error, UserError)
             why = f"{type(error).__name__}: {error}"
             logger.error("ended by %s", why, exc_info=not mistake, extra={"file_only": True})
-            if mistake and made and not (folder / "config.yaml").exists():
+            if mistake and fresh and not (folder / "config.yaml").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-                for parent in made[1:]:
-                    with contextlib.suppress(OSError):  # others use it by now
-                        parent.rmdir()
             raise
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make the folder and those that it lies in; those that were made for this run, innermost first."""
-    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # no error where forbidden
-    made: list[Path] = []
-    with contextlib.suppress(OSError):
-        (folder / ".new").unlink()  # the command has just made it, under a name that nobody else has
-        made.append(folder)
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
     try:
-        for path in reversed(missing):
-            with contextlib.suppress(FileExistsError):  # another run has just made it
-                path.mkdir()
-                made.insert(0, path)
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
+        yield
     except OSError as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
-    return made
 
 
 @contextlib.contextmanager
@@ -85,11 +74,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
     To close the file anywhere in this process would give it up.
     """
-    try:
-        file = (folder / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
-    with file:
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
         try:
             import fcntl
 
@@ -127,10 +112,7 @@ def _log_to(folder: Path) -> None:
     """The log of every process goes to the folder; rank 0 begins, and the others find its log there."""
     for mine in (process.is_main(), not process.is_main()):
         if mine:
-            try:
-                process.setup_logging(folder)
-            except OSError as error:
-                raise UserError(f"-output {folder} cannot be written: {error.strerror}") from None
+            process.setup_logging(folder)
         process.barrier()
         if not process.agree(str((folder / "log.txt").is_file())):
             raise UserError(f"-output {folder}: the processes see different folders; machines must share the run's")
@@ -197,22 +179,25 @@ def resumed_state(config: CfgNode, folder: Path) -> dict[str, Any] | None:
     return {**checkpoint.load(path, read_state_dict), "path": path}
 
 
-def restore(trainer: Trainer, resumed: dict[str, Any], folder: Path) -> None:
-    """Put a resumed state into the trainer and make `folder` look as it did then."""
-    path = resumed["path"]
+def load_state(trainer: Trainer, state: dict[str, Any], path: Path) -> None:
+    """Put the state of the checkpoint `path` into the trainer."""
     weights = path.with_suffix(".pdparams")
     try:
-        report = load_weights(trainer.model, resumed["model"])
+        report = load_weights(trainer.model, state["model"])
         if trainer.ema is not None:
-            load_weights(trainer.ema.model, resumed["ema"] or resumed["model"])
+            load_weights(trainer.ema.model, state["ema"] or state["model"])
     except UserError as error:
         raise UserError(f"{weights} does not fit the configuration's model: {error}") from None
     if report.resized:
-        raise UserError(
-            f"{weights} is of a model for another DATA.IMAGE_SIZE ({', '.join(report.resized)}): resume with the same "
-            f"size, or start another run with -pretrained {weights}"
-        )
-    trainer.load_state(resumed["optimizer"], resumed["progress"])
+        what = f"{weights} is of a model for another DATA.IMAGE_SIZE ({', '.join(report.resized)})"
+        raise UserError(f"{what}: resume with the same size, or start another run with -pretrained {weights}")
+    trainer.load_state(state["optimizer"], state["progress"])
+
+
+def restore(trainer: Trainer, resumed: dict[str, Any], folder: Path) -> None:
+    """Put a resumed state into the trainer and make `folder` look as it did then."""
+    path = resumed["path"]
+    load_state(trainer, resumed, path)
     gone = process.is_main() and not _restore_best(trainer.best, best_path(path.parent), best_path(folder))
     if process.all_reduce_max(int(gone)):  # all processes forget it, or they part ways at the next comparison
         kept = ("by", "to_beat", "improved")  # or a run that was killed would be patient for longer

@@ -7,22 +7,19 @@ import itertools
 import logging
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-import numpy as np
 from paddle import Tensor, nn
 from yacs.config import CfgNode
 
-from paddlevit.data import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from paddlevit.data import build_eval_loader, build_train_loader
 from paddlevit.errors import UserError
 from paddlevit.metrics import rank
-from paddlevit.models import build_model
+from paddlevit.models import autocast, build_model
 from paddlevit.report.history import read_run
 from paddlevit.report.page import write_report
 from paddlevit.run.build import (
-    autocast,
     build_trainer,
     check_teacher,
     known_classes,
@@ -30,7 +27,7 @@ from paddlevit.run.build import (
     with_classes,
 )
 from paddlevit.run.certificate import certify
-from paddlevit.run.evaluation import calibrated, gathered, top1, write_per_class
+from paddlevit.run.evaluation import Outputs, write_per_class
 from paddlevit.run.folder import best_path, describe, open_folder, restore, resumed_state, save, save_after_error
 from paddlevit.runtime import process
 from paddlevit.runtime.files import fingerprint, sha256
@@ -54,7 +51,7 @@ _MOST_LOGITS = 2**26  # of all validation images: 256 MiB, 67,000 images of 1,00
 def train(config: CfgNode) -> int:
     """Train as `config` says, or resume; 0, or 128 + the signal that stopped it after saving."""
     with open_folder(config) as folder:
-        run = _prepare(config, folder)
+        run = _Run(config, folder)
         trainer, updates = run.trainer, run.trainer.updates
         with _stop_signals(trainer):
             try:
@@ -71,53 +68,47 @@ def train(config: CfgNode) -> int:
     return 0
 
 
-def _prepare(config: CfgNode, folder: Path) -> _Run:
-    if config.AMP:
-        process.check_amp(config.AMP_DTYPE)
-    resumed = resumed_state(config, folder)
-    classes = known_classes(config, None if resumed is None else resumed["path"])
-    config, classes = with_classes(config, "train", classes)
-    options: Any = {"rank": process.rank(), "world_size": process.world_size(), "classes": classes}
-    train_loader, eval_loader = build_train_loader(config, **options), build_eval_loader(config, **options)
-    check_teacher(config, train_loader.class_names)
-    every = -(-len(eval_loader.indices) // _IMAGES_TO_TRY)
-    for i in eval_loader.indices[:: max(every, 1)]:  # or an epoch is trained before one that cannot be read is met
-        eval_loader.source.image(int(i))
-    labels = train_loader.source.labels
-    trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None, labels=labels)
-    if resumed is not None:
-        restore(trainer, resumed, folder)
-    log_start(config, trainer, train_loader, eval_loader)
-    journal = Journal(
-        folder / "metrics.jsonl",
-        report_freq=config.REPORT_FREQ,
-        num_epochs=config.TRAIN.NUM_EPOCHS,
-        steps_per_epoch=trainer.steps_per_epoch,
-        images_per_batch=config.DATA.BATCH_SIZE * process.world_size(),
-        num_classes=config.MODEL.NUM_CLASSES,
-        fingerprint=lambda: fingerprint(trainer.model.state_dict()),
-        write_curves=open_scalars(config.LOG_TO, folder) if config.LOG_TO != "none" and process.is_main() else None,
-    )
-    run = _Run(config, folder, trainer, train_loader, eval_loader, journal)
-    if isinstance(trainer.objective, Distilled):
-        run.try_teacher(trainer.objective.teacher)
-    describe(folder, config, train_loader.class_names, resumed)
-    journal.rewind(trainer.epoch, trainer.step, evaluated=trainer.epoch - trainer.to_evaluate)
-    if config.TRAIN.PROBE != "none" and resumed is None:
-        run.evaluate_epoch()
-    return run
-
-
-@dataclass
 class _Run:
     """A training run: its parts, and the folder that it fills."""
 
-    config: CfgNode
-    folder: Path
-    trainer: Trainer
-    train_loader: TrainLoader
-    eval_loader: EvalLoader
-    journal: Journal
+    def __init__(self, config: CfgNode, folder: Path) -> None:
+        if config.AMP:
+            process.check_amp(config.AMP_DTYPE)
+        resumed = resumed_state(config, folder)
+        classes = known_classes(config, None if resumed is None else resumed["path"])
+        config, classes = with_classes(config, "train", classes)
+        options: Any = {"rank": process.rank(), "world_size": process.world_size(), "classes": classes}
+        train_loader, eval_loader = build_train_loader(config, **options), build_eval_loader(config, **options)
+        check_teacher(config, train_loader.class_names)
+        every = -(-len(eval_loader.indices) // _IMAGES_TO_TRY)
+        for i in eval_loader.indices[:: max(every, 1)]:  # or an epoch is trained before one that cannot be read is met
+            eval_loader.source.image(int(i))
+        labels = train_loader.source.labels
+        trainer = build_trainer(config, train_loader.steps_per_epoch, pretrained=resumed is None, labels=labels)
+        if resumed is not None:
+            restore(trainer, resumed, folder)
+        log_start(config, trainer, train_loader, eval_loader)
+        self.config, self.folder, self.trainer = config, folder, trainer
+        self.train_loader, self.eval_loader, self.journal = train_loader, eval_loader, self._journal()
+        if isinstance(trainer.objective, Distilled):
+            self._try_teacher(trainer.objective.teacher)
+        describe(folder, config, train_loader.class_names, resumed)
+        self.journal.rewind(trainer.epoch, trainer.step, evaluated=trainer.epoch - trainer.to_evaluate)
+        if config.TRAIN.PROBE != "none" and resumed is None:
+            self.evaluate_epoch()
+
+    def _journal(self) -> Journal:
+        config, folder, trainer = self.config, self.folder, self.trainer
+        return Journal(
+            folder / "metrics.jsonl",
+            report_freq=config.REPORT_FREQ,
+            num_epochs=config.TRAIN.NUM_EPOCHS,
+            steps_per_epoch=trainer.steps_per_epoch,
+            images_per_batch=config.DATA.BATCH_SIZE * process.world_size(),
+            num_classes=config.MODEL.NUM_CLASSES,
+            fingerprint=lambda: fingerprint(trainer.model.state_dict()),
+            write_curves=open_scalars(config.LOG_TO, folder) if config.LOG_TO != "none" and process.is_main() else None,
+        )
 
     def fit(self) -> None:
         """Train until the last epoch, evaluating and saving on the way."""
@@ -140,11 +131,10 @@ class _Run:
                 trainer.check_stop()
         if trainer.epoch < config.TRAIN.NUM_EPOCHS:
             train = config.TRAIN
-            logger.warning(
-                f"training ends after epoch {trainer.epoch} of {train.NUM_EPOCHS}: {train.BEST_BY} has not improved "
-                f"for {train.PATIENCE} epochs (TRAIN.PATIENCE). The learning rate is still {trainer.lr:.3g}, "
-                f"TRAIN.END_LR {train.END_LR:.3g}: with fewer TRAIN.NUM_EPOCHS it comes down to that"
-            )
+            waited = f"{train.BEST_BY} has not improved for {train.PATIENCE} epochs (TRAIN.PATIENCE)"
+            logger.warning(f"training ends after epoch {trainer.epoch} of {train.NUM_EPOCHS}: {waited}")
+            rates = f"the learning rate is still {trainer.lr:.3g}, TRAIN.END_LR {train.END_LR:.3g}"
+            logger.warning(f"{rates}: with fewer TRAIN.NUM_EPOCHS it comes down to that")
 
     def _ends(self) -> bool:
         """Whether all epochs are done, or TRAIN.PATIENCE is over."""
@@ -187,9 +177,8 @@ class _Run:
         value, minus_loss = rank(result, train.BEST_BY)
         before = trainer.best if trainer.best.get("by") == train.BEST_BY else {}
         if trainer.best and not before:
-            logger.warning(
-                "TRAIN.BEST_BY was %s, now %s: the next evaluation decides anew", trainer.best.get("by"), train.BEST_BY
-            )
+            by = f"TRAIN.BEST_BY was {trainer.best.get('by')}, now {train.BEST_BY}"
+            logger.warning(f"{by}: the next evaluation decides anew")
         if "value" not in before or (value, minus_loss) > (before["value"], -before["loss"]):
             if process.is_main():
                 checkpoint.write_weights(path, model.state_dict())
@@ -216,7 +205,7 @@ class _Run:
 
         return check
 
-    def try_teacher(self, teacher: nn.Layer) -> None:
+    def _try_teacher(self, teacher: nn.Layer) -> None:
         """Say how good the teacher is on some images: with wrong weights or another order of classes it is not."""
         result = evaluate(teacher, itertools.islice(self.eval_loader, _BATCHES_FOR_THE_TEACHER))
         logger.info("teacher: top-1 %.1f %% on the first %d validation images", result["acc1"], result["num_images"])
@@ -229,19 +218,12 @@ class _Run:
         best, path = self.trainer.best, best_path(self.folder)
         model = build_model(self.config)
         load_weights(model, path)
-        outputs: list[tuple[Tensor, Tensor]] = []
-        logits: list[np.ndarray] = []
         few = self.eval_loader.num_images * self.config.MODEL.NUM_CLASSES <= _MOST_LOGITS
-
-        def keep(batch: Tensor) -> None:
-            outputs.append(top1(batch))
-            if few:
-                logits.append(batch.astype("float32").numpy())
-
-        result = self._evaluate(model, "evaluating the best", keep)
+        outputs = Outputs(self.eval_loader, keep_logits=few)
+        result = self._evaluate(model, "evaluating the best", outputs)
         self.journal.evaluation(best["epoch"], best["weights"], result, best=True)
-        predictions = gathered(self.eval_loader, outputs, self.config.DATA.DATA_PATH)
-        predictions = calibrated(self.folder, best["sha256"], self.eval_loader, logits, predictions)
+        predictions = outputs.predictions(self.config.DATA.DATA_PATH)
+        predictions = outputs.calibrated(predictions, self.folder, best["sha256"])
         if process.is_main():
             write_per_class(self.folder, predictions)
             certify(self.folder, self.config, self.train_loader.source)
