@@ -43,7 +43,7 @@ def cell(value: Any) -> str:
 
 
 def table(rows: list[tuple[str, Any, str, str]]) -> str:
-    flags = {key: f"`-{flag}`" for flag, key in FLAGS.items()}
+    flags = {key: f"`-{flag}`" for flag, (key, _) in FLAGS.items()}
     lines = ["| key | meaning | default | allowed | flag |", "|---|---|---|---|---|"]
     for name, default, allowed, meaning in rows:
         row = f"| `{name}` | {meaning} | {cell(default)} | {allowed} | {flags.get(name, '')} |"

@@ -82,10 +82,10 @@ def update_config(config: CfgNode, args: Namespace) -> CfgNode:
     recipe = getattr(args, "recipe", None) or "official"
     if recipe != "official":
         start += _read(CONFIG_DIR / f"_{recipe}.yaml")
-    given = {flag: getattr(args, flag, None) for flag in FLAGS}
+    given = {flag: (key, getattr(args, flag, None)) for flag, (key, _) in FLAGS.items()}
     flags = [
-        _Source(FLAGS[flag], value, f"-{flag}")
-        for flag, value in given.items()
+        _Source(key, value, f"-{flag}")
+        for flag, (key, value) in given.items()
         if value is not None and value is not False
     ]
     return _resolve([*start, *flags, *_pairs(getattr(args, "opts", None) or [])])

@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and activations of one image."""
+"""Parameters, and multiply-accumulates of one image."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from paddle import Tensor, nn
 from paddlevit.layers import evaluating, learnable
 from paddlevit.paddle_internals import conv_options
 
-Counts = dict[str, int]
-
 _OUTSIDE = "(outside)"  # of all parts
 
 
 def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
-    """{"params", "macs", "attention_macs", "activations", "parts"} for one square image of `image_size` pixels.
+    """{"params", "macs", "attention_macs", "parts"} for one square image of `image_size` pixels.
 
     Multiply-accumulates are counted in convolutions, linear layers and matrix products, those of attention included
     (query with key, probabilities with value); not in norms, activations, softmax, pooling and biases. A matrix product
-    must be a call of `paddle.matmul`; the operator @ is not counted. Activations are the elements that convolutions,
-    linear layers and matrix products return. "parts" has params, macs and activations by stage or layer, in order.
+    must be a call of `paddle.matmul`; the operator @ is not counted. "parts" has params and macs by stage or layer, in
+    order.
     """
     counter = _Counter()
     removers = [hook for name, part in _parts(model) for hook in counter.follow(name, part)]
@@ -43,9 +41,10 @@ def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
     params = parameters(model)
     inside = {name: parameters(part) for name, part in _parts(model)}
     sizes = {_OUTSIDE: params - sum(inside.values()), **inside}
-    parts = {name: {"params": size, **counter.parts[name]} for name, size in sizes.items()}
+    parts = {name: {"params": size, "macs": counter.macs[name]} for name, size in sizes.items()}
     parts = {name: part for name, part in parts.items() if any(part.values())}
-    return {"params": params, **counter.totals, "parts": parts}
+    macs = sum(counter.macs.values())
+    return {"params": params, "macs": macs, "attention_macs": counter.attention_macs, "parts": parts}
 
 
 def parameters(model: nn.Layer) -> int:
@@ -55,8 +54,8 @@ def parameters(model: nn.Layer) -> int:
 
 class _Counter:
     def __init__(self) -> None:
-        self.totals: Counts = {"macs": 0, "attention_macs": 0, "activations": 0}
-        self.parts: dict[str, Counts] = collections.defaultdict(lambda: {"macs": 0, "activations": 0})
+        self.macs: collections.Counter[str] = collections.Counter()  # by part
+        self.attention_macs = 0
         self._inside = [_OUTSIDE]
 
     def follow(self, name: str, part: nn.Layer) -> tuple[Any, Any]:
@@ -68,7 +67,9 @@ class _Counter:
     def layer(self, layer: nn.Layer, inputs: Any, output: Tensor) -> None:
         """Count a convolution [out, in / groups, height, width] or a linear layer [in, out]."""
         shape = layer.weight.shape
-        self._add(output.size * (shape[0] if isinstance(layer, nn.Linear) else math.prod(shape[1:])), output)
+        self.macs[self._inside[-1]] += output.size * (
+            shape[0] if isinstance(layer, nn.Linear) else math.prod(shape[1:])
+        )
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -78,8 +79,8 @@ class _Counter:
             output = real_matmul(x, y, *args, **options)
             transposed = options.get("transpose_x", args[0] if args else False)
             macs = output.size * x.shape[-2 if transposed else -1]
-            self._add(macs, output)
-            self.totals["attention_macs"] += macs
+            self.macs[self._inside[-1]] += macs
+            self.attention_macs += macs
             return output
 
         real_matmul: Callable = paddle.matmul
@@ -88,11 +89,6 @@ class _Counter:
             yield
         finally:
             paddle.matmul = real_matmul
-
-    def _add(self, macs: int, output: Tensor) -> None:
-        for counts in (self.totals, self.parts[self._inside[-1]]):
-            counts["macs"] += macs
-            counts["activations"] += output.size
 
 
 def _parts(model: nn.Layer) -> list[tuple[str, nn.Layer]]:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
 
 from paddlevit.errors import UserError, quoted
@@ -50,10 +49,15 @@ class Key(NamedTuple):
         if isinstance(self.allowed, tuple):
             if typed not in self.allowed:
                 raise ValueError(f"must be one of {', '.join(self.allowed)}, got {quoted(typed)}")
-        elif self.allowed and not all(_in_range(number, self.allowed) for number in np.ravel(typed)):
+        elif self.allowed and not all(_in_range(number, self.allowed) for number in _numbers(typed)):
             be = "have entries" if type(typed) is list else "be"
             raise ValueError(f"must {be} {self.allowed}{or_null}, got {quoted(typed)}")
         return typed
+
+
+def _numbers(value: Any) -> list[float]:
+    """A number, or those of nested lists."""
+    return [number for each in value for number in _numbers(each)] if isinstance(value, list) else [value]
 
 
 def _in_range(number: float, allowed: str) -> bool:
@@ -62,7 +66,7 @@ def _in_range(number: float, allowed: str) -> bool:
 
 def _typed(value: Any, like: Any) -> Any:
     """`value` in the type of `like`. What YAML 1.1 makes of 010 (8), 1:30 (90) or `on` (true) is nowhere assumed."""
-    if isinstance(value, (np.generic, np.ndarray)):
+    if hasattr(value, "tolist"):  # NumPy's
         value = value.tolist()
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -228,44 +232,56 @@ PATHS = (
     "OUTPUT",
 )
 
-# Command-line flag -> configuration key.
-FLAGS: dict[str, str] = {
-    "dataset": "DATA.DATASET",
-    "data_path": "DATA.DATA_PATH",
-    "batch_size": "DATA.BATCH_SIZE",
-    "batch_size_eval": "DATA.BATCH_SIZE_EVAL",
-    "image_size": "DATA.IMAGE_SIZE",
-    "num_workers": "DATA.NUM_WORKERS",
-    "num_classes": "MODEL.NUM_CLASSES",
-    "pretrained": "MODEL.PRETRAINED",
-    "weights": "MODEL.WEIGHTS",
-    "reinit_head": "MODEL.REINIT_HEAD",
-    "resume": "MODEL.RESUME",
-    "epochs": "TRAIN.NUM_EPOCHS",
-    "lr": "TRAIN.BASE_LR",
-    "warmup_epochs": "TRAIN.WARMUP_EPOCHS",
-    "weight_decay": "TRAIN.WEIGHT_DECAY",
-    "freeze": "TRAIN.FREEZE",
-    "patience": "TRAIN.PATIENCE",
-    "accum_iter": "TRAIN.ACCUM_ITER",
-    "last_epoch": "TRAIN.LAST_EPOCH",
-    "teacher": "TRAIN.TEACHER_MODEL",
-    "teacher_model_path": "TRAIN.TEACHER_MODEL_PATH",
-    "output": "OUTPUT",
-    "eval": "EVAL",
-    "engine": "ENGINE",
-    "precision": "PRECISION",
-    "tta": "TTA",
-    "amp": "AMP",
-    "amp_dtype": "AMP_DTYPE",
-    "device": "DEVICE",
-    "nprocs": "NPROCS",
-    "max_restarts": "MAX_RESTARTS",
-    "hang_timeout": "HANG_TIMEOUT",
-    "seed": "SEED",
+# Command-line flags: the key that each sets, and its help.
+FLAGS: dict[str, tuple[str, str]] = {
+    "dataset": ("DATA.DATASET", "imagenet2012 (default; or folder: your own images), cifar10, imagenet-v2 and so on"),
+    "data_path": ("DATA.DATA_PATH", "folder of the data set"),
+    "batch_size": ("DATA.BATCH_SIZE", "images per process and step"),
+    "batch_size_eval": ("DATA.BATCH_SIZE_EVAL", "images per process and step of the evaluation"),
+    "image_size": ("DATA.IMAGE_SIZE", "side of the square input image"),
+    "num_workers": ("DATA.NUM_WORKERS", "decoding processes per process (-1: chosen by the cores)"),
+    "num_classes": ("MODEL.NUM_CLASSES", "number of classes (default: what the data or the weights have)"),
+    "pretrained": (
+        "MODEL.PRETRAINED",
+        "weights of any source: a file, a run's folder, hf:OWNER/NAME, a variant, official",
+    ),
+    "weights": ("MODEL.WEIGHTS", "model (default) or ema, where -pretrained has both"),
+    "reinit_head": ("MODEL.REINIT_HEAD", "start with a new classifier, not with that of -pretrained"),
+    "resume": ("MODEL.RESUME", "checkpoint, run's folder, or auto: the newest in -output (-eval: the weights)"),
+    "epochs": ("TRAIN.NUM_EPOCHS", "epochs to train"),
+    "lr": ("TRAIN.BASE_LR", "learning rate, scaled by the images of a step where the recipe does so"),
+    "warmup_epochs": ("TRAIN.WARMUP_EPOCHS", "epochs in which the learning rate rises"),
+    "weight_decay": ("TRAIN.WEIGHT_DECAY", "weight decay"),
+    "freeze": ("TRAIN.FREEZE", "parameters that stay as they are, such as 'patch_embed*'"),
+    "patience": ("TRAIN.PATIENCE", "epochs without a better validation after which training ends"),
+    "accum_iter": ("TRAIN.ACCUM_ITER", "batches per optimizer step"),
+    "last_epoch": ("TRAIN.LAST_EPOCH", "completed epochs; training starts after them"),
+    "teacher": ("TRAIN.TEACHER_MODEL", "variant of the teacher (default regnety_160)"),
+    "teacher_model_path": ("TRAIN.TEACHER_MODEL_PATH", "weights of the teacher (default: ./<teacher>.pdparams)"),
+    "output": ("OUTPUT", "folder of the run (default: output/<variant>-<train or eval>-<time>, or the evaluated run)"),
+    "eval": ("EVAL", "evaluate and stop"),
+    "engine": ("ENGINE", "computed by paddle (default), openvino, onnx, or auto: openvino on a CPU that has it"),
+    "precision": ("PRECISION", "auto (default: as exported, or f32), f32, or with openvino bf16 or int8"),
+    "tta": ("TTA", "test-time augmentation: none (default), flip or shift"),
+    "amp": ("AMP", "mixed precision"),
+    "amp_dtype": ("AMP_DTYPE", "float16 (default) or bfloat16"),
+    "device": ("DEVICE", "auto (default: a GPU where there is one), gpu, cpu, custom:NAME"),
+    "nprocs": ("NPROCS", "processes to start (default: one per visible GPU)"),
+    "max_restarts": ("MAX_RESTARTS", "times that a run which died, failed or hung is started again (default 0)"),
+    "hang_timeout": ("HANG_TIMEOUT", "seconds without progress after which a process counts as hung (0: never)"),
+    "seed": ("SEED", "seed of everything random (default 0)"),
 }
 
 OF_EVALUATION = ("ENGINE", "PRECISION", "TTA", "SAVE_PREDICTIONS")  # used with EVAL alone
+
+
+def type_of(key: str) -> type:
+    """The type of the values of a dotted key."""
+    row: Any = KEYS
+    for name in key.split("."):
+        row = row[name]
+    row = row if isinstance(row, Key) else Key(row)
+    return type(row.default if row.like is None else row.like)
 
 
 def refuse_keys_of_evaluation(opts: Sequence[Any] | None, why: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.commands.parser import Parser, exit_code, table
 from paddlevit.errors import UserError
 from paddlevit.runtime.streams import only_results
 
@@ -35,12 +35,11 @@ def main(argv: list[str]) -> int:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 2
-    said = [_aligned(result_table(runs))] if runs else []
+    said = [table(_cut(result_table(runs)))] if runs else []
     if len(runs) > 1:
-        table = difference_table(runs)
-        both_ways = _aligned(table), _aligned([list(row) for row in zip(*table)])
-        narrower = min(both_ways, key=lambda text: max(map(len, text.splitlines())))
-        said.append(narrower if table[1:] else "The configurations are the same.")
+        rows = _cut(difference_table(runs))
+        narrower = min(table(rows), table([*zip(*rows)]), key=lambda text: max(map(len, text.splitlines())))
+        said.append(narrower if rows[1:] else "The configurations are the same.")
     if runs and args.output is not None:
         said.append(f"written to {write_comparison(runs, args.output)}")
     with only_results() as out:
@@ -48,7 +47,5 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _aligned(table: list[list[str]]) -> str:
-    cut = [[cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 1]}…" for cell in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*cut)]
-    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in cut)
+def _cut(rows: list[list[str]]) -> list[list[str]]:
+    return [[cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 1]}…" for cell in row] for row in rows]

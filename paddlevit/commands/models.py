@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 
-from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.commands.parser import Parser, exit_code, table
+from paddlevit.config import CONFIG_DIR, get_config, variant_names
 from paddlevit.errors import UserError
 from paddlevit.runtime.streams import only_results
 
@@ -13,34 +14,21 @@ _FIGURES = (r"([\d.]+ M) parameters", r"([\d.]+ G) multiply-accumulates", r"Publ
 
 
 @exit_code
-def main(argv: list[str]) -> int:
-    """Print a table of the variants that match the pattern in `argv`; the exit code."""
-    parser = Parser(
-        description="List the shipped variants.",
-        usage="%(prog)s [PATTERN]",
-        examples=("'pit_*'", "'*384*'"),
-    )
+def main(argv: list[str]) -> None:
+    """Print a table of the variants that match the pattern in `argv`."""
+    parser = Parser(description="List the shipped variants.", examples=("'pit_*'", "'*384*'"))
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="of names, such as 'pit_*'")
     args = parser.parse_args(argv)
-    from paddlevit.config import variant_names
-
     names = variant_names(args.pattern)
     if not names:
         raise UserError(f"no variant is called '{args.pattern}'; paddlevit models lists all")
     head = ("variant", "image", "parameters", "MACs", "published top-1")
-    rows = [head, *((name, *figures(name)) for name in names)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
     with only_results() as out:
-        for name, *rest in rows:
-            cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:]))
-            print("  ".join([f"{name:{widths[0]}}", *cells]), file=out)
-    return 0
+        print(table([head, *((name, *figures(name)) for name in names)], ">"), file=out)
 
 
 def figures(name: str) -> tuple[str, ...]:
     """Image size, parameters, multiply-accumulates and published top-1 of a variant; "-" for what is not known."""
-    from paddlevit.config import CONFIG_DIR, get_config
-
     lines = next(CONFIG_DIR.glob(f"*/{name}.yaml")).read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
     found = (re.search(pattern, comment) for pattern in _FIGURES)

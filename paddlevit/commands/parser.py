@@ -9,18 +9,50 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Callable, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, NoReturn, Optional
 
 import paddlevit
+from paddlevit.config import flat, get_config
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import settings, streams
+from paddlevit.schema import FLAGS, OF_EVALUATION, PATHS, type_of
 
-Main = Callable[..., int]
+Main = Callable[..., Optional[int]]
 
 _BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 
+_OF_TYPE: dict[type, dict[str, Any]] = {
+    int: {"type": int, "metavar": "N"},
+    float: {"type": float, "metavar": "X"},
+    bool: {"action": "store_true"},
+    list: {"nargs": "+", "metavar": "PATTERN"},
+}
+_WITHOUT_KEY: dict[str, dict[str, Any]] = {
+    "cfg": {"metavar": "PATH", "help": "yaml file, or a variant such as pit_ti_224 (default: that of the weights)"},
+    "labels": {"metavar": "PATH", "help": "names of the classes, one a line (default: those of the weights or data)"},
+    "json": {"action": "store_true", "help": "print JSON instead of a table"},
+    "recipe": {
+        "choices": ("official", "finetune", "probe"),
+        "help": "finetune: for few images; probe: a linear classifier",
+    },
+    "drop_path": {"type": float, "help": "stochastic depth of the deepest block"},
+}
+
 program = f"python {sys.argv[0]}"  # what the user has called, for the usage and the examples
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """The usage does not repeat every flag."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *rest: Any) -> None:
+        required = [action for action in actions if action.required]
+        flags = [f"{action.option_strings[0]} {action.metavar}" for action in required if action.option_strings]
+        words = [str(action.metavar) for action in actions if not action.option_strings]
+        super().add_usage(usage or " ".join(["%(prog)s", *flags, "[flags]", *words]), [], *rest)
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,40 +74,40 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("prog", program)
         if examples:
             options["epilog"] = "\n".join(["examples:", *(f"  %(prog)s {example}" for example in examples)])
-        formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32)
         self._flags: list[str] = []
-        self._words: list[str] = []
         self._has_commands = False
-        super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **options)
-        self._synonyms = {"help": "h", **(synonyms or {})}
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=_Formatter, **options)
+        self._synonyms = {"help": "h", "exported": "pretrained", **(synonyms or {})}
         self._meant = meant or {}
         self.flag("h", action="help", help="show this")
         self.flag("version", action="version", version=f"paddlevit {paddlevit.__version__}", help="show the version")
 
     def flag(self, name: str, *, group: Any = None, least: int | None = None, **options: Any) -> None:
-        """Add the flag -name, to one of argparse's groups if `group` is given; `least` is the smallest number."""
+        """Add the flag -name, to one of argparse's groups if `group` is given; `least` is the smallest number.
+
+        `options` take the place of those that it has in all commands.
+        """
         self._flags.append(name)
+        options = {**_of_all(name), **options}
         if options.get("type") in (int, float):
             options.setdefault("metavar", "N" if options["type"] is int else "X")
         if least is not None:
             options["type"] = _at_least(least, options["type"])
         (group or self).add_argument(f"-{name}", **options)
 
+    def flags(self, names: str, title: str = "") -> None:
+        """Add flags that are the same in all commands, under a title if there is one."""
+        group = self.add_argument_group(title) if title else None
+        for name in names.split():
+            self.flag(name, group=group)
+
     def opts(self) -> None:
         """Add -opts, for any keys of the configuration."""
         self.flag("opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="any configuration keys")
 
-    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
-        """Words without a flag are shown in the usage."""
-        action = super().add_argument(*names, **options)
-        if not action.option_strings:
-            self._words.append(f"{action.metavar}{' ...' if action.nargs == '+' else ''}")
-        return action
-
     def add_subparsers(self, **options: Any) -> Any:
         self._has_commands = True
-        self._words.append(options["metavar"])
-        return super().add_subparsers(**options)
+        return super().add_subparsers(prog=self.prog, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """An unknown flag is a UserError here already."""
@@ -84,11 +116,6 @@ class Parser(argparse.ArgumentParser):
     def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Before Python 3.13 it comes through the above as well."""
         return super().parse_known_intermixed_args(list(self._in_our_words(args)), namespace)
-
-    def format_help(self) -> str:
-        """The usage does not repeat every flag."""
-        self.usage = self.usage or " ".join(["%(prog)s [flags]", *self._words])
-        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse where the command line makes no sense."""
@@ -117,13 +144,23 @@ class Parser(argparse.ArgumentParser):
         """A flag that is misspelt, a key that has the words of `name`, or else whatever is nearest."""
         name = name.lower()
         candidates = {**dict(zip(self._flags, self._flags)), **self._synonyms, **self._meant}
-        flags = {other: f"-opts {ours} VALUE" if ours.isupper() else f"-{ours}" for other, ours in candidates.items()}
-        near = difflib.get_close_matches(name, flags, n=1, cutoff=0.85)
+        known = {other: ours for other, ours in candidates.items() if ours in self._flags or ours.isupper()}
+        said = {other: f"-opts {ours} VALUE" if ours.isupper() else f"-{ours}" for other, ours in known.items()}
+        near = difflib.get_close_matches(name, said, n=1, cutoff=0.85)
         keys = _keys(self._flags) if "opts" in self._flags and not near else {}  # which take longer than all else
         near = near or sorted((key for key in keys if set(name.split("_")) <= set(key.split("_"))), key=len)
-        near = near or difflib.get_close_matches(name, flags, n=1, cutoff=0.7)
+        near = near or difflib.get_close_matches(name, said, n=1, cutoff=0.7)
         near = near or difflib.get_close_matches(name, keys, n=1, cutoff=0.7)
-        return f"; did you mean {({**keys, **flags})[near[0]]}?" if near else ""
+        return f"; did you mean {({**keys, **said})[near[0]]}?" if near else ""
+
+
+def _of_all(name: str) -> dict[str, Any]:
+    """What argparse is told of a flag in every command that has it; nothing where that differs."""
+    if name not in FLAGS:
+        return _WITHOUT_KEY.get(name, {})
+    key, text = FLAGS[name]
+    metavar = "PATH" if key in PATHS else "NAME"
+    return {**_OF_TYPE.get(type_of(key), {"metavar": metavar}), "help": text}
 
 
 def _at_least(least: int, kind: type) -> Callable[[str], Any]:
@@ -145,40 +182,44 @@ def _keys(known: Sequence[str]) -> dict[str, str]:
     """By the lower-case name of a configuration key, alone and with its section: the flag, of those that are `known`,
     or the option that sets it.
     """
-    from paddlevit.config import flat, get_config
-    from paddlevit.schema import FLAGS, OF_EVALUATION
-
     refused = () if "eval" in known else OF_EVALUATION
-    flags = {key: f"-{flag}" for flag, key in FLAGS.items() if flag in known}
+    own = {key: f"-{flag}" for flag, (key, _) in FLAGS.items() if flag in known}
     found = {}
     for key in (key for key, _ in flat(get_config()) if key not in refused):
-        said = flags.get(key, f"-opts {key} VALUE")
+        said = own.get(key, f"-opts {key} VALUE")
         found[key.lower()] = said
         found.setdefault(key.rsplit(".", 1)[-1].lower(), said)
     return found
 
 
-def choose(
-    argv: Sequence[str], commands: Mapping[str, str], what: str, examples: Sequence[str]
-) -> tuple[str, list[str]] | None:
-    """The command that the first of `argv` names, and the words for it; None where that is -h or nothing, after a list
-    of `commands`, what they do, and examples. UserError names the nearest one for a name that is none.
+def choose(argv: Sequence[str], commands: Mapping[str, str], examples: Sequence[str]) -> str | None:
+    """The command that the first of `argv` names; None where that is -h, -version or nothing, which are answered here.
+
+    `commands` are what each does. UserError names the nearest one for a name that is none.
     """
-    if not argv or argv[0] in ("-h", "-help", "--help"):
+    word = argv[0] if argv else "-h"
+    if word in ("-h", "-help", "--help"):
         width = max(map(len, commands))
-        lines = [f"usage: {program} {what.upper()} [flags]\n"]
-        lines += [f"  {name:{width}}  {summary}" for name, summary in commands.items()]
-        lines += [f"\n{what.upper()} -h lists its flags\n\nexamples:"]
-        print("\n".join([*lines, *(f"    {program} {example}" for example in examples)]))
-        return None
-    if argv[0] in ("-version", "--version"):
+        listed = "\n".join(f"  {name:{width}}  {summary}" for name, summary in commands.items())
+        shown = "\n".join(f"    {program} {example}" for example in examples)
+        print(f"usage: {program} COMMAND [flags]\n\n{listed}\n\nCOMMAND -h lists its flags\n\nexamples:\n{shown}")
+    elif word in ("-version", "--version"):
         print(f"paddlevit {paddlevit.__version__}")
-        return None
-    if argv[0] not in commands:
-        near = difflib.get_close_matches(argv[0], commands, n=1)
+    elif word in commands:
+        return word
+    else:
+        near = difflib.get_close_matches(word, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(commands)}"
-        raise UserError(f"there is no {what} '{argv[0]}'; {hint}")
-    return argv[0], list(argv[1:])
+        raise UserError(f"there is no command '{word}'; {hint}")
+    return None
+
+
+def table(rows: Sequence[Sequence[str]], align: str = "<") -> str:
+    """Rows of cells in columns; `align` is that of all columns but the first."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    sides = ["<", *[align] * len(widths)]
+    lines = ([f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths)] for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _show_warnings() -> None:
@@ -195,8 +236,8 @@ def _show_warnings() -> None:
         package.propagate = False
 
 
-def exit_code(main: Main) -> Main:
-    """`main(argv=None, ...) -> int` that turns a UserError into a message and 2, and Ctrl-C into 130."""
+def exit_code(main: Main) -> Callable[..., int]:
+    """`main(argv=None, ...)` that returns 0 for None, 2, after a message, for a UserError, and 130 for Ctrl-C."""
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None, **options: Any) -> int:
@@ -205,7 +246,7 @@ def exit_code(main: Main) -> Main:
             settings.prepare_command()
             _show_warnings()
             with path_mistakes():
-                return main(list(sys.argv[1:] if argv is None else argv), **options)
+                return main(list(sys.argv[1:] if argv is None else argv), **options) or 0
         except UserError as error:
             print(f"error: {streams.escaped(str(error))}", file=sys.stderr)
             return 2

@@ -39,7 +39,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
     parser = Parser(
         description="Name the most likely classes of images.",
-        usage="%(prog)s -pretrained FILE [flags] IMAGE_OR_FOLDER ...",
         examples=(
             "-pretrained output/flowers/best.pdparams photo.jpg more_photos -topk 3",
             "-cfg pit_b_224 -pretrained pit_b_224.pdparams -data_path data/imagenet -json photo.jpg",
@@ -49,12 +48,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add_flags(parser, exported=True)
     flag = parser.flag
     flag("topk", type=int, least=1, default=5, help="classes to name for each image (default 5)")
-    flag("tta", choices=("none", "flip", "shift"), default="none", help="test-time augmentation (default: none)")
-    flag("json", action="store_true", help="print one JSON object a line for each image, and nothing else")
-    flag("batch_size", type=int, least=1, default=_BATCH_SIZE, help="images at a time (32)")
-    flag("num_workers", type=int, default=-1, help="decoding threads (default: by the cores)")
-    args = parser.parse_intermixed_args(argv)
-    return args
+    flag("tta", default="none")
+    flag("json", help="print one JSON object a line for each image, and nothing else")
+    flag("batch_size", least=1, default=_BATCH_SIZE, help="images at a time (32)")
+    flag("num_workers", default=-1, help="decoding threads (default: by the cores)")
+    return parser.parse_intermixed_args(argv)
 
 
 def _predict(args: argparse.Namespace, out: TextIO) -> int:
@@ -65,7 +63,7 @@ def _predict(args: argparse.Namespace, out: TextIO) -> int:
     paths = list(find_images(_named(args.images)))
     if not paths:
         raise UserError("no image is named on standard input")
-    classifier = open_classifier(args, precision=args.precision)
+    classifier = open_classifier(args, precision=args.precision, tta=args.tta)
     write, code = _json if args.json else _text, 0
     for image, found in zip(paths, _guesses(classifier, paths, args)):
         if isinstance(found, UserError):
@@ -74,7 +72,7 @@ def _predict(args: argparse.Namespace, out: TextIO) -> int:
             code = 2
         else:
             with tqdm.external_write_mode(sys.stderr):  # where the progress bar is
-                print(write(image, found, "" if args.tta == "none" else args.tta), file=out, flush=True)
+                print(write(image, found, args.tta), file=out, flush=True)
     return code
 
 
@@ -124,7 +122,7 @@ def _json(image: str, found: list[dict[str, Any]], tta: str) -> str:
     classes = [
         {"class": each["index"], "name": each["label"], "probability": round(each["probability"], 6)} for each in found
     ]
-    how = {"tta": tta} if tta else {}
+    how = {} if tta == "none" else {"tta": tta}
     how |= {key: found[0][key] for key in ("known", "energy") if key in found[0]}
     return json.dumps({"image": utf8_names(image), **how, "classes": classes}, allow_nan=False)
 
@@ -132,4 +130,4 @@ def _json(image: str, found: list[dict[str, Any]], tta: str) -> str:
 def _text(image: str, found: list[dict[str, Any]], tta: str) -> str:
     lines = [] if found[0].get("known", True) else ["  none of these classes; the closest:"]
     lines += [f"  {100 * each['probability']:6.2f} %  {each['label']}" for each in found]
-    return escaped("\n".join([image + (f"  (-tta {tta})" if tta else ""), *lines]))
+    return escaped("\n".join([image if tta == "none" else f"{image}  (-tta {tta})", *lines]))

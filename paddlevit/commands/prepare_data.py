@@ -9,8 +9,8 @@ from paddlevit.errors import UserError
 
 
 @exit_code
-def main(argv: list[str]) -> int:
-    """Do what `argv` says, print what was done, and return the exit code."""
+def main(argv: list[str]) -> None:
+    """Do what `argv` says, and print what was done."""
     args = _parser().parse_args(argv)
     from paddlevit.commands.prepared import COMMANDS
 
@@ -20,7 +20,6 @@ def main(argv: list[str]) -> int:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{error.filename or args.folder}: {error.strerror or error}") from error
-    return 0
 
 
 def _parser() -> Parser:
@@ -49,8 +48,8 @@ def _parser() -> Parser:
     )
     audit.add_argument("folder", type=Path, metavar="DATA_DIR", help="list files, or train/<class>/* and val/<class>/*")
     audit.flag("output", type=Path, metavar="OUT_DIR", help="where page and lists go (default: DATA_DIR-audit)")
-    audit.flag("pretrained", metavar="W", help="weights whose features show wrong labels (default: the pixels do)")
-    audit.flag("cfg", metavar="FILE", help="of the weights (default: the one beside them)")
+    audit.flag("pretrained", help="weights whose features show wrong labels (default: the pixels do)")
+    audit.flag("cfg")
     audit.flag("seed", type=int, default=0, help="of the folds (default: 0)")
     for command in (digits, photos, lists, split, zips, audit):
         command.flag("force", action="store_true", help="replace what is there and has other content")

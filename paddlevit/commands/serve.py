@@ -27,7 +27,7 @@ _UVICORN: dict[str, Any] = {
 
 
 @exit_code
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     """Serve the model that `argv` names until SIGINT or SIGTERM; answers that are under way are given first."""
     args = parse_args(argv)
     use_all_cores()
@@ -63,14 +63,12 @@ def main(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         uvicorn.Server(config).run([listener])
-    return 0
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
     parser = Parser(
         description="Serve a model: a page to drop an image on, and POST /predict.",
-        usage="%(prog)s -pretrained FILE [flags]",
         examples=(
             "-pretrained output/flowers/best.pdparams",
             "-cfg pit_s_224 -pretrained pit_s_224.pdparams -host 0.0.0.0 -port 80",

@@ -13,52 +13,106 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
-from paddlevit.commands.parser import exit_code
-from paddlevit.commands.train_flags import train_parser
+from yacs.config import CfgNode
+
+from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.config import HEAD, find_variant, get_config, update_config, variant_names, with_values
 from paddlevit.errors import UserError, path_mistakes
-from paddlevit.metrics import read_metrics
 from paddlevit.runtime import launcher
-
-if TYPE_CHECKING:
-    from yacs.config import CfgNode
+from paddlevit.schema import refuse_keys_of_evaluation
 
 logger = logging.getLogger(__name__)
 
 _DATASETS = {"IMNET": "imagenet2012", "folder": "imagenet2012", "CIFAR": "cifar100"}  # official HVT's, and of one's own
 _FETCH = "curl -L -o regnety_160.pdparams https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth"
 
+_GROUPS = {
+    "data": "dataset data_path batch_size batch_size_eval image_size num_classes num_workers",
+    "training": "recipe epochs lr warmup_epochs weight_decay drop_path freeze patience accum_iter amp amp_dtype seed",
+    "weights": "pretrained weights reinit_head resume last_epoch teacher teacher_model_path",
+    "evaluation": "eval engine precision tta",
+    "processes": "device nprocs max_restarts hang_timeout",
+}
+_MEANT = {  # our flags and keys, and what other projects call them
+    "nprocs": "ngpus gpus num_gpus gpu_ids devices nproc nproc_per_node",
+    "cfg": "model arch",
+    "data_path": "data_dir dataset_dir",
+    "image_size": "input_size img_size",
+    "pretrained": "checkpoint finetune init_checkpoint",
+    "num_workers": "j workers",
+    "lr": "learning_rate",
+    "last_epoch": "start_epoch",
+    "teacher_model_path": "teacher_path",
+    "REPORT_FREQ": "log_interval print_freq",
+    "TRAIN.OPTIMIZER.NAME": "opt optimizer",
+    "TRAIN.END_LR": "min_lr",
+    "TRAIN.MIXUP_ALPHA": "mixup",
+    "TRAIN.RANDOM_ERASE_PROB": "reprob",
+    "TRAIN.LR_DECAY": "sched",
+}
+_EXAMPLES = {
+    "train": (
+        "-cfg pit_ti_224 -data_path data/imagenet -batch_size 256 -output output/pit_ti",
+        "-cfg pit_ti_224 -data_path data/imagenet -output output/pit_ti -resume auto",
+        "-recipe finetune -pretrained pit_s_224 -data_path data/flowers -output output/flowers",
+    ),
+    "eval": (
+        "-cfg pit_b_224 -data_path data/imagenet -pretrained pit_b_224.pdparams",
+        "-pretrained output/flowers/best.pdparams",
+        "-cfg hrt_small -data_path data/imagenet -pretrained hrt_small.pth -amp -nprocs 4",
+    ),
+    "distill": (
+        "-cfg pit_s_distilled_224 -data_path data/imagenet -teacher_model_path regnety_160.pdparams",
+        "-cfg pit_distilled_digits -data_path data/digits -teacher_model_path output/teacher/best.pdparams",
+    ),
+}
+
+
+def _parser(command: str) -> Parser:
+    parser = Parser(
+        description="Train or evaluate a model.",
+        usage="%(prog)s -cfg VARIANT -data_path DIR [flags]",
+        examples=_EXAMPLES[command],
+        synonyms={"config": "cfg", "data_set": "dataset"},  # official HVT's
+        meant={other: ours for ours, others in _MEANT.items() for other in others.split()},
+    )
+    parser.flag("cfg", action="append")
+    parser.flag("output")
+    parser.opts()
+    for title, names in _GROUPS.items():
+        parser.flags(names, title)
+    return parser
+
 
 def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespace:
     """The flags of `argv`, as `paddlevit train`, `eval` or `distill` understand them. Raises UserError."""
-    args = train_parser(command).parse_args(argv)
+    args = _parser(command).parse_args(argv)
     named = args.cfg or [None]
     if len(set(named)) > 1 and not launcher.launched():  # a launcher adds what it has found
         raise UserError(f"-cfg is given twice, as {' and as '.join(named)}")
     args.cfg = named[-1]
     args.eval = args.eval or command == "eval"
-    paddle_trains = "training runs in Paddle, in f32 or with -amp"
-    for name, why in (
-        ("engine", paddle_trains),
-        ("precision", paddle_trains),
-        ("tta", "training has augmentation of its own"),
-    ):
+    for name in ("engine", "precision", "tta"):
         if getattr(args, name) is not None and not args.eval:
-            raise UserError(f"-{name} {getattr(args, name)} works only with -eval: {why}")
+            raise UserError(f"-{name} {getattr(args, name)} works only with -eval")
     if args.eval and args.weights is None:
         args.weights = "model"  # a run's own config.yaml says which it started from
     if args.eval and args.resume:  # as official HVT and HRFormer have it
         if args.pretrained:
-            raise UserError(
-                f"-eval: name the weights once, got -pretrained {args.pretrained} and -resume {args.resume}"
-            )
+            given = f"-pretrained {args.pretrained} and -resume {args.resume}"
+            raise UserError(f"-eval: name the weights once, got {given}")
         if args.resume == "auto":
             raise UserError("-eval: -resume auto is for training; name the weights with -pretrained FILE")
         args.pretrained, args.resume = args.resume, None
     if args.cfg is None and args.pretrained not in (None, "official"):
-        args.cfg = _cfg_of(args.pretrained, whole_run=args.eval)
-        if Path(args.cfg).name == "config.yaml":  # which may name a folder that the run is no longer in
+        from paddlevit.classifier import config_beside
+
+        args.cfg = str(config_beside(args.pretrained))
+        if Path(args.cfg).name == "config.yaml" and not args.eval:  # of another run, whose keys are not taken
+            args.cfg = get_config(args.cfg).MODEL.NAME or args.cfg
+        elif Path(args.cfg).name == "config.yaml":  # which may name a folder that the run is no longer in
             args.output = args.output or str(Path(args.cfg).parent)
     if args.eval and args.cfg and _of_a_run(Path(args.cfg)):  # which says how that one was started
         started = {"nprocs": ["NPROCS", "null"], "max_restarts": ["MAX_RESTARTS", "0"]}
@@ -69,18 +123,7 @@ def parse_args(argv: Sequence[str], command: str = "train") -> argparse.Namespac
 
 
 def _of_a_run(cfg: Path) -> bool:
-    from paddlevit.config import HEAD
-
     return cfg.is_file() and cfg.read_bytes().startswith(HEAD.encode())
-
-
-def _cfg_of(weights: str, *, whole_run: bool) -> str:
-    """The variant that `weights` are of; with `whole_run`, of a run's weights, all of its config.yaml."""
-    from paddlevit.classifier import config_beside
-    from paddlevit.config import get_config
-
-    cfg = str(config_beside(weights))
-    return cfg if whole_run or Path(cfg).name != "config.yaml" else get_config(cfg).MODEL.NAME or cfg
 
 
 @exit_code
@@ -140,6 +183,7 @@ def train(
     other keys, such as `{"TRAIN.LAYER_DECAY": 0.75}`, or a list as in `get_config`. With `teacher_model_path` it
     distils. Raises UserError; once the run is saved, KeyboardInterrupt after Ctrl-C and SystemExit after SIGTERM.
     """
+    from paddlevit.metrics import read_metrics
     from paddlevit.runtime import process
 
     with path_mistakes():
@@ -180,28 +224,25 @@ def _again(words: Sequence[str], config: CfgNode) -> Callable[[bool], list[str]]
     """What each process runs, `paddlevit` with `words`; restarted, it resumes what those before it have saved."""
     program = str(Path(__file__).resolve().parents[1] / "__main__.py")
     folder = Path(config.OUTPUT)
-    before = _checkpoints(folder)
+
+    def checkpoints() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in folder.glob("epoch_*.pdstate")}
+
+    before = checkpoints()
 
     def command(restarted: bool) -> list[str]:
         resume: list[str] = []
         if restarted and not config.EVAL:
             # Whatever -resume named still counts while the run has saved nothing of its own.
-            saved = _checkpoints(folder).items() - before.items()
+            saved = checkpoints().items() - before.items()
             resume = ["-opts", "MODEL.RESUME", "auto" if saved else config.MODEL.RESUME or "auto"]
         return [sys.executable, program, *words, *resume]
 
     return command
 
 
-def _checkpoints(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("epoch_*.pdstate")}
-
-
 def _configure(args: argparse.Namespace, *, distill: bool) -> CfgNode:
     """The configuration that `args` mean; names of other projects in `args` become ours."""
-    from paddlevit.config import find_variant, get_config, update_config, with_values
-    from paddlevit.schema import refuse_keys_of_evaluation
-
     if not os.path.isfile(args.cfg):
         args.cfg = find_variant(args.cfg)
         if args.dataset == "CIFAR":
@@ -213,20 +254,18 @@ def _configure(args: argparse.Namespace, *, distill: bool) -> CfgNode:
     if not config.EVAL:
         refuse_keys_of_evaluation(args.opts, "training does not use it")
     values: dict[str, Any] = {}
-    if distill and config.TRAIN.DISTILLATION_TYPE == "none":
-        values["TRAIN.DISTILLATION_TYPE"] = "hard"
     if not config.OUTPUT and config.MODEL.RESUME:
         values["OUTPUT"] = _resumed_folder(config.MODEL.RESUME)
-    config = with_values(config, values)
-    if config.TRAIN.DISTILLATION_TYPE == "none" or config.TRAIN.TEACHER_MODEL_PATH or config.EVAL:
-        return config
-    return with_values(config, {"TRAIN.TEACHER_MODEL_PATH": _default_teacher(config)})
+    distilled = config.TRAIN.DISTILLATION_TYPE != "none"
+    if distill and not distilled:
+        values["TRAIN.DISTILLATION_TYPE"] = "hard"
+    if (distill or distilled) and not (config.TRAIN.TEACHER_MODEL_PATH or config.EVAL):
+        values["TRAIN.TEACHER_MODEL_PATH"] = _default_teacher(config)
+    return with_values(config, values)
 
 
 def _cifar_variant(name: str) -> str:
     """The variant for CIFAR-100 of the one called `name`, or that one: official HVT has one file for both."""
-    from paddlevit.config import variant_names
-
     for variant in variant_names("*_cifar100"):
         if name.startswith(variant[: -len("cifar100")]) and name != variant:
             logger.warning("-data_set CIFAR: taking the variant %s", variant)
@@ -236,8 +275,6 @@ def _cifar_variant(name: str) -> str:
 
 def _drop_path(args: argparse.Namespace) -> list[Any]:
     """The option that -drop_path means: a family's own key. Where stages have rates of their own, that of the last."""
-    from paddlevit.config import get_config
-
     if not 0 <= args.drop_path < 1:
         raise UserError(f"-drop_path must be >= 0 and < 1, got {args.drop_path}")
     model, prefix = get_config(args.cfg, args.opts).MODEL, "MODEL"
@@ -266,22 +303,18 @@ def _resumed_folder(resume: str) -> str:
 
 
 def _with_folder(config: CfgNode, cfg: str) -> CfgNode:
-    """`config`, with a folder of its own where it names none."""
-    from paddlevit.config import with_values
+    """`config`, with a new folder ./output/<cfg>-<train or eval>-<time> where it names none.
 
+    Jobs that start in the same second get folders of their own.
+    """
+    if config.OUTPUT:
+        return config
     kind = "eval" if config.EVAL else "train"
-    return config if config.OUTPUT else with_values(config, {"OUTPUT": _new_folder(f"{Path(cfg).stem}-{kind}")})
-
-
-def _new_folder(what: str) -> str:
-    """Make ./output/<what>-<time> and return it; jobs that start in the same second get folders of their own."""
-    stem = f"./output/{what}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in itertools.count(1):
-        folder = stem if number == 1 else f"{stem}-{number}"
+    stem = f"./output/{Path(cfg).stem}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for folder in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
         with path_mistakes(), contextlib.suppress(FileExistsError):
             os.makedirs(folder)
-            Path(folder, ".new").touch()  # run.folder removes what is new where the run cannot begin
-            return folder
+            return with_values(config, {"OUTPUT": folder})
     raise AssertionError("there are more numbers")
 
 

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
     parser.flag("steps", type=int, least=1, help="replay at least so many (default: the first REPORT_FREQ of an epoch)")
-    parser.flag("data_path", metavar="DIR", help="folder of its data set (default: as the run's config.yaml has it)")
+    parser.flag("data_path", help="folder of its data set (default: as the run's config.yaml has it)")
     parser.flag("device", help="default: as the run; cpu: bit for bit, others: losses to rounding")
     args = parser.parse_args(argv)
     from paddlevit.run.certificate import read_certificate, verify

@@ -29,8 +29,8 @@ _OF_A_CLASS = tuple(method for method, shown in _SHOWS.items() if "{}" in shown)
 
 
 @exit_code
-def main(argv: list[str]) -> int:
-    """Write the picture that `argv` asks for and say what it shows; 0."""
+def main(argv: list[str]) -> None:
+    """Write the picture that `argv` asks for and say what it shows."""
     args = parse_args(argv)
     from paddlevit.attention_maps import heat_map, methods
     from paddlevit.attention_maps.picture import sheet
@@ -59,20 +59,18 @@ def main(argv: list[str]) -> int:
         if not heat.any():
             print(f"no evidence for {name} in this image", file=sys.stderr)
         picture = view.over(heat)
-    _save(picture, Path(args.output))
+    _save(picture, args.output)
     shown = _SHOWS[method].format(name)
     print(f"{args.image}: {found}{'' if view.known else '; by its energy it is none of these classes'}")
     print(f"written to {args.output}: {shown} ({method}), {picture.width} x {picture.height} pixels")
     if args.method is None:
         print("other methods show other things: -method all draws them side by side")
-    return 0
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """The flags of `argv`. Raises UserError."""
     parser = Parser(
         description="Show what a model looks at.",
-        usage="%(prog)s -pretrained FILE -image FILE [flags]",
         examples=(
             "-pretrained output/flowers/best.pdparams -image photo.jpg -output heat.png",
             "-pretrained output/flowers/best.pdparams -image photo.jpg -output all.png -method all",
@@ -81,14 +79,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add_flags(parser)
     flag = parser.flag
     flag("image", required=True, metavar="FILE", help="the image")
-    flag("output", metavar="PNG", help="the picture to write (default: the image's name with -heat.png)")
-    flag("method", help=f"{', '.join(_SHOWS)} (default: grad-rollout for PiT, grad-cam for the others)")
+    flag("output", type=Path, metavar="PNG", help="the picture to write (default: the image's name with -heat.png)")
+    flag("method", choices=tuple(_SHOWS), help="default: grad-rollout for PiT, grad-cam for the others")
     flag("class", dest="of", metavar="CLASS", help="grad-...: name or number of the class (default: the top-1 class)")
     flag("stage", type=int, metavar="N", help="grad-cam, attention: the stage, or HVT's block (default: the last)")
     args = parser.parse_args(argv)
-    if args.method not in (None, *_SHOWS):
-        raise UserError(f"-method {args.method}, allowed: {', '.join(_SHOWS)}")
-    args.output = args.output or f"{Path(args.image).stem}-heat.png"
+    args.output = args.output or Path(f"{Path(args.image).stem}-heat.png")
     if Path(args.image).is_dir():
         raise UserError(f"-image {args.image} is a folder: name one image")
     if args.stage is not None and args.method not in (None, "grad-cam", "attention"):

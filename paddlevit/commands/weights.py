@@ -7,13 +7,15 @@ import fnmatch
 import functools
 from pathlib import Path
 
-from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.commands.parser import Parser, exit_code, table
+from paddlevit.config import get_config
 from paddlevit.errors import UserError
+from paddlevit.schema import refuse_keys_of_evaluation
 
 
 @exit_code
-def main(argv: list[str]) -> int:
-    """List, fetch or average the weights that `argv` names; the exit code."""
+def main(argv: list[str]) -> None:
+    """List, fetch or average the weights that `argv` names."""
     parser = Parser(
         description="List published weights, fetch them into the cache (PADDLEVIT_CACHE, ~/.cache/paddlevit), or "
         "average weights of one model.",
@@ -37,51 +39,42 @@ def main(argv: list[str]) -> int:
         default="greedy",
         help="greedy (default): add file after file to the best where the average is no worse; uniform: all",
     )
-    mean.flag("data_path", metavar="DIR", help="folder of the data set (default: the run's)")
-    mean.flag("cfg", metavar="FILE", help="yaml file or variant (default: the config.yaml beside the first weights)")
-    mean.flag("device", help="auto (a GPU where there is one), gpu, cpu, custom:NAME (default: the run's)")
+    mean.flags("data_path cfg device")
     mean.opts()
     args = parser.parse_args(argv)
-    if args.command == "list":
-        _list(args.pattern)
-    elif args.command == "average":
-        _average(args)
-    else:
-        for weights in args.weights:
-            print(_pull(weights))
-    return 0
+    {"list": _list, "pull": _pull, "average": _average}[args.command](args)
 
 
-def _list(pattern: str) -> None:
+def _list(args: argparse.Namespace) -> None:
     from paddlevit.weights.hub import published
 
-    rows = [row for row in published() if fnmatch.fnmatchcase(row["variant"], pattern)]
+    rows = [row for row in published() if fnmatch.fnmatchcase(row["variant"], args.pattern)]
     if not rows:
-        raise UserError(f"no published weights are known of '{pattern}'; paddlevit weights list shows all")
-    width = max(len(row["variant"]) for row in rows)
+        raise UserError(f"no published weights are known of '{args.pattern}'; paddlevit weights list shows all")
+    cells = []
     for row in rows:
         where = row.get("address") or f"by hand from {row['page']}"
         sha256 = "by the hub" if where.startswith("hf:") else row.get("sha256", "not known")
-        print(f"{row['variant']:{width}}  {row['licence']:10}  sha256 {sha256:10}  {where}")
+        cells.append((row["variant"], row["licence"], f"sha256 {sha256}", where))
+    print(table(cells))
 
 
-def _pull(weights: str) -> Path:
+def _pull(args: argparse.Namespace) -> None:
     from paddlevit.weights.hub import changed, fetch
 
-    file = fetch(weights)
-    if file is None:
-        raise UserError(f"no published weights of '{weights}' are known (paddlevit weights list)")
-    if changed(file):
-        raise UserError(f"{file} is not what was fetched: delete it, and pull again")
-    return file
+    for name in args.weights:
+        file = fetch(name)
+        if file is None:
+            raise UserError(f"no published weights of '{name}' are known (paddlevit weights list)")
+        if changed(file):
+            raise UserError(f"{file} is not what was fetched: delete it, and pull again")
+        print(file)
 
 
 def _average(args: argparse.Namespace) -> None:
     from paddlevit.classifier import config_beside
-    from paddlevit.config import get_config
     from paddlevit.run.average import average
     from paddlevit.runtime import process
-    from paddlevit.schema import refuse_keys_of_evaluation
 
     if args.output.suffix != ".pdparams":
         raise UserError(f"-output must end in .pdparams, got {args.output}")

@@ -376,7 +376,7 @@ MISTAKES = {
     "no gpu": (GOOD + " -device gpu", "-device gpu", "-device cpu"),
     "more epochs done than there are": (
         GOOD + " -last_epoch 3 -opts TRAIN.NUM_EPOCHS 2",
-        *("LAST_EPOCH", "which is 2", "got 3"),
+        *("LAST_EPOCH", "NUM_EPOCHS, 2,", "got 3"),
     ),
     "nothing to resume": (GOOD + " -resume {tmp}/gone", "gone"),
     "loss without end": (

@@ -219,7 +219,7 @@ def test_mistakes(data, run, capsys, tmp_path, monkeypatch):
     feed(monkeypatch, "\n\n")
     assert "no image is named" in error("-", *own)
     assert "required" in error(*own)
-    assert "-exported is required" in error(image)
+    assert "required: -pretrained" in error(image)
     assert "precision bf16 of trained weights by paddle, allowed: auto, f32" in error(image, *own, "-precision", "bf16")
 
 
