@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from paddlevit.classifier import Classifier
 from paddlevit.commands.benchmark import by_turns
 from paddlevit.commands.comparison import Comparison, calibration_images, compare, comparison_images
+from paddlevit.commands.parser import table
 from paddlevit.export import export, open_exported
 from paddlevit.export.read import Exported
 from paddlevit.export.write import Bound
@@ -30,6 +31,15 @@ class Taken(NamedTuple):
     measured: dict[str, Any] | None = None
 
 
+def exported_as_asked(classifier: Classifier, args: argparse.Namespace, folder: Path) -> Taken:
+    """Exported in the one -precision that is asked for, and compared on what `comparison_images` has."""
+    calibration = calibration_images(classifier, args) if args.precision == "int8" else None
+    images, where = comparison_images(classifier, args)
+    path = export(classifier.model, classifier.image_shape, args.format, folder, calibration=calibration)
+    (compared,) = compare(classifier, [open_exported(path, precision=args.precision)], images)
+    return Taken(path, args.precision, compared, where)
+
+
 def fastest_within(classifier: Classifier, args: argparse.Namespace, folder: Path) -> Taken:
     """Of OpenVINO in f32, bf16 and int8 the fastest that loses at most -max_drop points of top-1 on the validation
     images of -data_path; its file alone stays in `folder`. Where int8 would be that but for its top-1, mixed int8 is
@@ -43,23 +53,23 @@ def fastest_within(classifier: Classifier, args: argparse.Namespace, folder: Pat
     files = {name: open_exported(int8 if name == "int8" else plain, precision=name) for name in ("f32", "bf16", "int8")}
     files = {name: file for name, file in files.items() if file.precision == name}  # not all processors have bf16
     compared = dict(zip(files, compare(classifier, list(files.values()), batches)))
-    table = _table(files, compared, batches[0][0], args.max_drop)
-    if min(table, key=lambda row: row["ms_per_image"])["precision"] == "int8" and not table[-1]["within"]:
+    rows = _rows(files, compared, batches[0][0], args.max_drop)
+    if min(rows, key=lambda row: row["ms_per_image"])["precision"] == "int8" and not rows[-1]["within"]:
         mixed = write(calibration=calibration, bound=Bound(batches, args.max_drop))  # in place of int8
         files[_MIXED] = open_exported(mixed, precision="int8")
         compared[_MIXED] = compare(classifier, [files[_MIXED]], batches)[0]
-        table = _table(files, compared, batches[0][0], args.max_drop)
-    best = min((row for row in table if row["within"]), key=lambda row: row["ms_per_image"])["precision"]
+        rows = _rows(files, compared, batches[0][0], args.max_drop)
+    best = min((row for row in rows if row["within"]), key=lambda row: row["ms_per_image"])["precision"]
     path = files[best].path
     for file in {plain, int8} - {path}:
         file.unlink()
         file.with_suffix(".bin").unlink()
     num_images = compared[best].num_images
-    measured = {"taken": best, "max_drop": args.max_drop, "images": num_images, "rows": table}
+    measured = {"taken": best, "max_drop": args.max_drop, "images": num_images, "rows": rows}
     return Taken(path, files[best].precision, compared[best], where, measured)
 
 
-def _table(
+def _rows(
     files: dict[str, Exported], compared: dict[str, Comparison], images: Any, max_drop: float
 ) -> list[dict[str, Any]]:
     """A row for each precision: milliseconds per image, by turns, and top-1 in percent."""
@@ -78,10 +88,9 @@ def _table(
 
 def as_text(measured: dict[str, Any]) -> str:
     """The table, the row that was taken marked."""
-    lines = ["precision   ms/image    top-1     drop"]
-    lines += [
-        "{precision:11} {ms_per_image:8.3f} {top1:6.2f} % {drop:+8.2f}".format(**row)
-        + ("  taken" if row["precision"] == measured["taken"] else "" if row["within"] else "  loses too much")
-        for row in measured["rows"]
-    ]
-    return "\n".join(lines)
+    rows = [("precision", "ms/image", "top-1", "drop", "")]
+    for row in measured["rows"]:
+        note = "taken" if row["precision"] == measured["taken"] else "" if row["within"] else "loses too much"
+        numbers = f"{row['ms_per_image']:.3f}", f"{row['top1']:.2f} %", f"{row['drop']:+.2f}"
+        rows.append((row["precision"], *numbers, note))
+    return table(rows, ">")

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -231,7 +232,7 @@ def test_int8(trained, tmp_path, capsys):
     for package in (*NEEDS["openvino"], "nncf"):
         pytest.importorskip(package, reason="paddle2onnx has no build for Python 3.13")
     small_set = ["-images", trained / "data" / "val", "-num_images", "6"]
-    run(trained, tmp_path, "-format", "openvino", "-int8", *small_set)
+    run(trained, tmp_path, "-format", "openvino", "-precision", "int8", *small_set)
     difference = float(capsys.readouterr().out.split("largest difference ")[1].split()[0])
     assert 1e-4 < difference < 0.5, "of rounding to 8 bits"
     described = description.read_description(tmp_path)
@@ -310,7 +311,7 @@ def test_command_exports_for_bf16_and_predictions_run_in_it(trained, tmp_path, c
     for flags, precision in (((), said.split(", in ")[1][:4]), (("-precision", "f32"), "f32")):
         argv = [trained / "data" / "val", "-exported", tmp_path, *flags]
         assert predict.main([str(word) for word in argv]) == 0
-        assert f"model.xml runs in {precision.strip(';')}" in capsys.readouterr().err
+        assert f"model.xml runs by openvino in {precision.strip(';')}" in capsys.readouterr().err
 
 
 class Faked:
@@ -361,7 +362,7 @@ def test_auto_takes_the_fastest_that_keeps_top1(ms, wrong, max_drop, taken, trie
     assert {file.name for file in tmp_path.iterdir()} == {chosen.path.name, f"{chosen.path.stem}.bin"}
     assert chosen.path.name == ("model_int8.xml" if "int8" in taken else "model.xml")
     (line,) = (line for line in precisions.as_text(chosen.measured).splitlines() if line.endswith("taken"))
-    assert line.startswith(f"{taken:11} {milliseconds[taken]:8.3f} ")
+    assert re.match(rf"{taken} +{milliseconds[taken]:.3f} ", line)
 
 
 @pytest.mark.slow
@@ -370,13 +371,12 @@ def test_command_chooses_the_precision(trained, tmp_path, capsys):
     pytest.importorskip("nncf")
     run(trained, tmp_path, "-precision", "auto", "-max_drop", "100", "-data_path", trained / "data")
     said = capsys.readouterr().out
-    assert "\nprecision   ms/image    top-1     drop\nf32 " in said and said.count("taken") == 1
+    assert re.search(r"\nprecision +ms/image +top-1 +drop\nf32 ", said) and said.count("taken") == 1
     described = description.read_description(tmp_path)
     ((file, measured),) = described["measured"].items()
     assert described["files"] == [file] and described["precision"] == {file: measured["taken"]}
     assert measured["max_drop"] == 100 and measured["images"] == 15
     assert min(measured["rows"], key=lambda row: row["ms_per_image"])["precision"] == measured["taken"]
-    assert (tmp_path / "precisions.svg").exists()
     run(trained, tmp_path)
     assert description.read_description(tmp_path)["measured"] == {file: measured}, "it stays beside further files"
     assert guesses(capsys, trained / "data" / "val", "-exported", tmp_path / file)
@@ -474,11 +474,13 @@ def test_mistakes_are_named(trained, tmp_path, capsys, monkeypatch):
     assert "invalid choice: 'tflite' (choose from" in said("-format", "tflite")
     with pytest.raises(UserError, match="format tflite, allowed: paddle, onnx, openvino"):
         export.export(small("pit_digits"), [3, 32, 32], "tflite", tmp_path)
-    assert "-precision int8 of -format paddle, allowed: f32 (others: openvino)" in said("-int8", "-format", "paddle")
+    assert "-precision int8 of -format paddle, allowed: f32 (others: openvino)" in said(
+        "-precision", "int8", "-format", "paddle"
+    )
     assert "-precision bf16 of -format onnx, allowed: f32" in said("-precision", "bf16", "-format", "onnx")
     with pytest.raises(UserError, match="int8, which goes with the format openvino, not onnx"):
         export.export(small("pit_digits"), [3, 32, 32], "onnx", tmp_path, calibration=[])
-    assert "images to find ranges on" in said("-int8")
+    assert "images to find ranges on" in said("-precision", "int8")
     assert "-precision auto needs validation images with labels" in said("-precision", "auto", "-images", "x.png")
     assert "-max_drop 1.0 of -precision f32: it is for -precision auto" in said("-max_drop", "1")
     auto = ["-precision", "auto", "-data_path", trained / "data"]
@@ -496,14 +498,14 @@ def test_what_cannot_be_opened_is_named(trained, tmp_path, capsys):
         assert predict.main([str(word) for word in (trained / "data" / "val", *argv)]) == 2
         return capsys.readouterr().err
 
-    assert "there is no export.json" in said("-exported", tmp_path / "none")
-    assert "there is no export.json" in said("-exported", tmp_path)
-    assert "-exported is required" in said()
+    assert "there is no weights file" in said("-exported", tmp_path / "none")
+    assert "is no exported model" in said("-exported", tmp_path)
+    assert "required: -pretrained" in said()
     run(trained, tmp_path)
     capsys.readouterr()
-    assert "not allowed with argument" in said("-exported", tmp_path, "-pretrained", "x")
-    assert "-cfg cannot be combined with -exported" in said("-exported", tmp_path, "-cfg", "pit_digits")
-    assert "there is no export.json" in said("-exported", tmp_path / "model.pdiparams")
+    assert "pit_digits cannot be combined with" in said("-exported", tmp_path, "-cfg", "pit_digits")
+    assert "DATA.IMAGE_SIZE 64 cannot be combined with" in said("-exported", tmp_path, "-image_size", "64")
+    assert "is no exported model" in said("-exported", tmp_path / "model.pdiparams")
     assert "model.onnx is not in" in said("-exported", tmp_path / "model.onnx")
     assert "precision bf16" in said("-exported", tmp_path, "-precision", "bf16")
     with pytest.raises(UserError, match=r"allowed: \*.json, \*.onnx, \*.xml"):
