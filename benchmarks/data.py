@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
+import numpy as np
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from benchmarks.paddle_vision import NAMES, Baseline
 from benchmarks.rates import loader_rate
-from paddlevit.commands.benchmark import data_stages
 from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.config import get_config, with_values
 from paddlevit.data import build_eval_loader, build_train_loader
@@ -29,6 +29,7 @@ from paddlevit.data.opencv import read_part
 from paddlevit.data.prepare import write_large_cuts
 
 _BATCH = 32
+_PLAIN = ["TRAIN.RAND_AUGMENT", "TRAIN.AUTO_AUGMENT", "TRAIN.THREE_AUGMENT"]
 _BASELINE = "PaddleViT: "
 
 Measures = dict[str, Callable[[], Any]]
@@ -77,6 +78,29 @@ def by_turns(measures: Measures, rounds: int) -> dict[str, list[Any]]:
         for name, measure in measures.items():
             taken[name].append(measure())
     return {name: values[1:] for name, values in taken.items()}
+
+
+def data_stages(config: CfgNode, images: int) -> Measures:
+    """The stages of the data path for as many images, as a worker or, in the end, the main process does them."""
+    plain = {**dict.fromkeys(_PLAIN, False), "TRAIN.COLOR_JITTER": 0.0}
+    full, cropped = build_train_loader(config), build_train_loader(with_values(config, plain))
+    evaluation = build_eval_loader(config)
+    samples = [(i % len(full.source), (0, 0, i)) for i in range(images)]
+    planes = np.zeros((images, config.DATA.IMAGE_CHANNELS, *[config.DATA.IMAGE_SIZE] * 2), np.uint8)
+    pixels = planes.transpose(0, 2, 3, 1)  # as in the memory that workers write to
+
+    def on_device() -> None:
+        for first in range(0, images, _BATCH):
+            full.prepare(pixels[first : first + _BATCH], (first,))[0, 0, 0, 0].item()  # waits for the device
+
+    return {
+        "read": lambda: [full.source.read(i) for i, _ in samples],
+        "decode by Pillow": lambda: [full.source.image(i) for i, _ in samples],
+        "crop, flip": lambda: cropped.dataset.read(samples, pixels),
+        "training": lambda: full.dataset.read(samples, pixels),
+        "evaluation": lambda: evaluation.dataset.read([(i % len(evaluation.source), None) for i, _ in samples], pixels),
+        "normalize, erase": on_device,
+    }
 
 
 def chains(config: CfgNode, baseline: Baseline, images: int) -> Measures:

@@ -10,72 +10,61 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
-from paddlevit.commands import parser
 from paddlevit.commands.parser import Parser, exit_code
+from paddlevit.config import get_config, with_values
 from paddlevit.errors import UserError
 from paddlevit.runtime.streams import only_results
-
-if TYPE_CHECKING:
-    from yacs.config import CfgNode
 
 ENGINES = ("auto", "paddle", "program", "onnx", "openvino")
 Step = Callable[[], Any]
 
-_SUMMARIES = {"model": "the speed of a model, or of its exports", "data": "the speed of the data path, stage by stage"}
-_EXAMPLES = {
-    "model": ("-cfg pit_s_224 -engine paddle openvino", "-cfg pit_digits -train -batch_size 64"),
-    "data": ("-data_path data/imagenet -workers 1 2 4", "-cfg pit_s_224 -json"),
-}
 _SECONDS = 0.2  # that a measurement lasts at least, so that a small model's steps are many
 _BATCH = 32
-_PLAIN = ["TRAIN.RAND_AUGMENT", "TRAIN.AUTO_AUGMENT", "TRAIN.THREE_AUGMENT"]
 
 
 @exit_code
-def main(argv: list[str]) -> int:
-    """Run the benchmark that the first word of `argv` names; the exit code."""
-    examples = [f"{name} {example}" for name, examples in _EXAMPLES.items() for example in examples]
-    chosen = parser.choose(argv, _SUMMARIES, "benchmark", examples)
-    if chosen is None:
-        return 0
-    name, words = chosen
-    args = _parse_args(name, words)
+def main(argv: list[str]) -> None:
+    """Run the benchmark that the first word of `argv` names."""
+    args = _parser().parse_args(argv)
     with only_results() as out:
-        print({"model": _model, "data": _data}[name](args), file=out)
-    return 0
+        print({"model": _model, "data": _data}[args.command](args), file=out)
 
 
-def _parse_args(command: str, argv: Sequence[str]) -> argparse.Namespace:
-    own = Parser(
-        prog=f"{parser.program} {command}",
+def _parser() -> Parser:
+    parser = Parser(
         description="Warm up, then measure; medians are printed.",
-        examples=_EXAMPLES[command],
+        examples=(
+            "model -cfg pit_s_224 -engine paddle openvino",
+            "model -cfg pit_digits -train -batch_size 64",
+            "data -data_path data/imagenet -workers 1 2 4",
+        ),
     )
-    flag = own.flag
-    if command == "model":
-        flag("cfg", required=True, metavar="FILE", help="yaml file, or the name of a shipped variant")
-        flag("train", action="store_true", help="a training step (forward, loss, backward, AdamW), not inference")
-        flag("engine", nargs="+", default=["paddle"], choices=ENGINES, help="the model itself, or exported; by turns")
-        flag(
-            "precision", default="f32", choices=("auto", "f32", "bf16", "int8"), help="of -engine openvino (auto: f32)"
-        )
-        flag("batch_size", type=int, least=1, default=8, help="images per step (default 8)")
-        flag("threads", type=int, least=1, default=1, help="threads of a CPU (default 1)")
-        flag("device", default="cpu", help="cpu (default), gpu, auto, custom:NAME")
-        flag("amp", action="store_true", help="mixed precision, on a GPU")
-    else:
-        flag("cfg", default="pit_s_224", metavar="FILE", help="yaml file or variant (default pit_s_224)")
-        flag("data_path", metavar="DIR", help="a data set (default: cuts of scikit-learn's photographs)")
-        flag("images", type=int, least=1, default=96, help="images per round (default 96)")
-        flag("workers", type=int, nargs="*", default=[], help="measure the loader too, with so many processes")
-    flag("rounds", type=int, least=1, default=9, help="(default 9)")
-    flag("json", action="store_true", help="print one JSON object instead of a table")
-    own.opts()
-    return own.parse_args(argv)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    model = commands.add_parser("model", help="the speed of a model, or of its exports")
+    flag = model.flag
+    flag("cfg", required=True)
+    flag("train", action="store_true", help="a training step (forward, loss, backward, AdamW), not inference")
+    flag("engine", nargs="+", default=["paddle"], choices=ENGINES, help="the model itself, or exported; by turns")
+    flag("precision", default="f32", choices=("auto", "f32", "bf16", "int8"), help="of -engine openvino (auto: f32)")
+    flag("batch_size", least=1, default=8, help="images per step (default 8)")
+    flag("threads", type=int, least=1, default=1, help="threads of a CPU (default 1)")
+    flag("device", default="cpu", help="cpu (default), gpu, auto, custom:NAME")
+    flag("amp")
+    data = commands.add_parser("data", help="the speed of the training images, from files to batches")
+    flag = data.flag
+    flag("cfg", default="pit_s_224", help="yaml file or variant (default pit_s_224)")
+    flag("data_path", help="a data set (default: cuts of scikit-learn's photographs)")
+    flag("images", type=int, least=1, default=96, help="such cuts (default 96)")
+    flag("workers", type=int, nargs="+", default=[0], help="decoding processes, by turns (default 0: this one decodes)")
+    for each in (model, data):
+        each.flag("rounds", type=int, least=1, default=9, help="(default 9)")
+        each.flag("json")
+        each.opts()
+    return parser
 
 
 def by_turns(steps: Mapping[Any, Step], rounds: int, clock: Callable[[], float]) -> dict[Any, list[float]]:
@@ -105,7 +94,6 @@ def _model(args: argparse.Namespace) -> str:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # Paddle reads it when it is imported
     import paddle
 
-    from paddlevit.config import get_config
     from paddlevit.export.engines import choose_engine
     from paddlevit.flops import count
     from paddlevit.models import build_model
@@ -129,7 +117,8 @@ def _model(args: argparse.Namespace) -> str:
     else:
         how = {"threads": args.threads, "amp": args.amp, "precision": args.precision}
         steps = {engine: inference_step(engine, model, images, **how) for engine in engines}
-    seconds = by_turns(steps, args.rounds, _clock(args))
+    own = args.threads == 1 and paddle.device.get_device() == "cpu"  # then others on the machine do not count
+    seconds = by_turns(steps, args.rounds, time.process_time if own else synchronized)
     return _told(args, config.MODEL.NAME, macs, {engine: statistics.median(each) for engine, each in seconds.items()})
 
 
@@ -148,13 +137,6 @@ def _told(args: argparse.Namespace, name: str, macs: int, seconds: dict[str, flo
     title = f"{name}, {what}; {macs / 1e9:.2f} GMACs a step; {peak_memory():.0f} MiB at most"
     line = "{:9} {seconds:.4f} s/step {images_per_sec:9.1f} images/s {:7.1f} GMACs/s"
     return "\n".join([title, *(line.format(e, row["macs_per_sec"] / 1e9, **row) for e, row in rows.items())])
-
-
-def _clock(args: argparse.Namespace) -> Callable[[], float]:
-    """Seconds: with one thread those of this process alone, so that others on the machine do not count."""
-    import paddle
-
-    return time.process_time if args.threads == 1 and paddle.device.get_device() == "cpu" else synchronized
 
 
 def synchronized() -> float:
@@ -218,55 +200,23 @@ def inference_step(
 
 
 def _data(args: argparse.Namespace) -> str:
-    from paddlevit.config import get_config, with_values
     from paddlevit.data import build_train_loader
     from paddlevit.data.prepare import write_large_cuts
 
     with contextlib.suppress(ImportError):
         import cv2
 
-        cv2.setNumThreads(0)  # as in workers: figures are per core
+        cv2.setNumThreads(0)  # as in workers
     logging.getLogger("paddlevit").setLevel(logging.WARNING)  # every loader logs which package it uses
     with tempfile.TemporaryDirectory() as folder:
         if args.data_path is None:
             write_large_cuts(Path(folder), args.images)
-        own = ["DATA.DATA_PATH", args.data_path or folder, "MODEL.NUM_CLASSES", 0, "DATA.NUM_WORKERS", 0]
-        config = get_config(args.cfg, [*own, "DATA.BATCH_SIZE", min(_BATCH, args.images), *args.opts])
-        stages = by_turns(data_stages(config, args.images), args.rounds, time.process_time)
+        own = ["DATA.DATA_PATH", args.data_path or folder, "DATA.BATCH_SIZE", min(_BATCH, args.images)]
+        config = get_config(args.cfg, [*own, "MODEL.NUM_CLASSES", 0, *args.opts])
         loaders = {n: build_train_loader(with_values(config, {"DATA.NUM_WORKERS": n})) for n in args.workers}
         epochs = {n: (lambda loader=loader: sum(1 for _ in loader.epoch(0))) for n, loader in loaders.items()}
         seconds = by_turns(epochs, args.rounds, time.perf_counter)
-    cpu_ms = {name: statistics.median(each) / args.images * 1e3 for name, each in stages.items()}
     rates = {n: loaders[n].steps_per_epoch * loaders[n].batch_size / statistics.median(s) for n, s in seconds.items()}
     if args.json:
-        return json.dumps({"cpu_ms_per_image": cpu_ms, "images_per_sec": rates})
-    lines = [f"{name:18} {ms:7.3f} CPU ms an image, {1e3 / ms:8,.0f} images/s per core" for name, ms in cpu_ms.items()]
-    return "\n".join([*lines, *(f"loader with {n} workers: {rate:,.0f} images/s" for n, rate in rates.items())])
-
-
-def data_stages(config: CfgNode, images: int) -> dict[str, Step]:
-    """The stages of the data path for as many images, as a worker or, in the end, the main process does them."""
-    import numpy as np
-
-    from paddlevit.config import with_values
-    from paddlevit.data import build_eval_loader, build_train_loader
-
-    plain = {**dict.fromkeys(_PLAIN, False), "TRAIN.COLOR_JITTER": 0.0}
-    full, cropped = build_train_loader(config), build_train_loader(with_values(config, plain))
-    evaluation = build_eval_loader(config)
-    samples = [(i % len(full.source), (0, 0, i)) for i in range(images)]
-    planes = np.zeros((images, config.DATA.IMAGE_CHANNELS, *[config.DATA.IMAGE_SIZE] * 2), np.uint8)
-    pixels = planes.transpose(0, 2, 3, 1)  # as in the memory that workers write to
-
-    def on_device() -> None:
-        for first in range(0, images, _BATCH):
-            full.prepare(pixels[first : first + _BATCH], (first,))[0, 0, 0, 0].item()  # waits for the device
-
-    return {
-        "read": lambda: [full.source.read(i) for i, _ in samples],
-        "decode by Pillow": lambda: [full.source.image(i) for i, _ in samples],
-        "crop, flip": lambda: cropped.dataset.read(samples, pixels),
-        "training": lambda: full.dataset.read(samples, pixels),
-        "evaluation": lambda: evaluation.dataset.read([(i % len(evaluation.source), None) for i, _ in samples], pixels),
-        "normalize, erase": on_device,
-    }
+        return json.dumps({"images_per_sec": rates})
+    return "\n".join(f"loader with {n} workers: {rate:,.0f} images/s" for n, rate in rates.items())

@@ -11,8 +11,6 @@ from PIL import Image
 from paddlevit.commands.benchmark import ENGINES, by_turns, main
 from paddlevit.data.prepare import write_large_cuts
 
-STAGES = ["read", "decode by Pillow", "crop, flip", "training", "evaluation", "normalize, erase"]
-
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
@@ -79,8 +77,6 @@ def test_data(capsys):
     argv = ["data", "-images", "1", "-rounds", "1", "-json", "-workers", "0", "1", "-opts", "DATA.IMAGE_SIZE", "32"]
     assert main(argv) == 0
     result = json.loads(capsys.readouterr().out)
-    assert list(result["cpu_ms_per_image"]) == STAGES
-    assert all(ms > 0 for ms in result["cpu_ms_per_image"].values())
     assert list(result["images_per_sec"]) == ["0", "1"] and all(rate > 0 for rate in result["images_per_sec"].values())
 
 
@@ -89,14 +85,13 @@ def test_data_table(photographs, capsys):
     argv = ["data", "-images", "4", "-rounds", "1", "-data_path", str(photographs), "-workers", "0"]
     assert main([*argv, "-opts", "DATA.IMAGE_SIZE", "32", "DATA.BATCH_SIZE", "2", "TRAIN.RESIZER", "pillow"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:18].strip() for line in lines[:-1]] == STAGES
-    assert lines[-1].startswith("loader with 0 workers: ")
+    assert [line.partition(":")[0] for line in lines] == ["loader with 0 workers"]
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["speed"], "there is no benchmark 'speed'; allowed: model, data"),
+        (["speed"], "invalid choice: 'speed'"),
         (["model"], "-cfg"),
         (["model", "-cfg", "pit_digits", "-engine", "tflite"], "invalid choice: 'tflite'"),
         (["model", "-cfg", "pit_digits", "-train", "-engine", "onnx"], "-engine must be paddle with -train, got onnx"),
