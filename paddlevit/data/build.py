@@ -19,7 +19,6 @@ from paddlevit.data.decode import Decoding
 from paddlevit.data.imagenet_sets import SETS, open_imagenet_set
 from paddlevit.data.loader import (
     BatchStream,
-    EvalBatchSampler,
     EvalLoader,
     Normalize,
     TrainBatchSampler,
@@ -95,9 +94,8 @@ def build_eval_loader(
     stride = world_size if most is None else -(-len(source) // most)
     dataset = ImageDataset(source, build_eval_transform(config), channels=_channels(config))
     batch_size = config.DATA.BATCH_SIZE_EVAL or config.DATA.BATCH_SIZE
-    sampler = EvalBatchSampler(len(dataset), batch_size, rank=rank, world_size=stride)
     stream = _stream(config, dataset, batch_size, world_size=world_size, split=split)
-    return EvalLoader(stream, sampler, normalize=_normalize(config))
+    return EvalLoader(stream, batch_size, normalize=_normalize(config), rank=rank, world_size=stride)
 
 
 def build_preparation(config: CfgNode) -> tuple[Callable[[Image.Image], np.ndarray], Normalize]:

@@ -84,7 +84,7 @@ def follow(source: Source, classes: Classes, root: Path, split: str) -> None:
     if missing and classes.whole and split == "train":
         what = f"class {missing[0]} is '{theirs[missing[0]]}' in {classes.where}, but {root} has no image of it"
         raise UserError(f"{what}{classes.advice}")
-    source.relabel(new[source.labels])
+    source.labels = new[source.labels]
     source.class_names = classes.names
 
 

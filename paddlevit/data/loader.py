@@ -137,23 +137,6 @@ class TrainBatchSampler:
             yield [(int(order[i]), (self.seed, epoch, i)) for i in places]
 
 
-class EvalBatchSampler:
-    """Batches that cover every image once over all processes, nothing added; a process may have none."""
-
-    def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = np.arange(rank, num_samples, world_size)
-        self.batch_size = batch_size
-        self.common_batches = -(-(num_samples // world_size) // batch_size)  # that every process has
-
-    def __len__(self) -> int:
-        """Batches of this process."""
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        for first in range(0, len(self.indices), self.batch_size):
-            yield [(int(i), None) for i in self.indices[first : first + self.batch_size]]
-
-
 class _Loader:
     def __init__(self, stream: BatchStream, normalize: Normalize) -> None:
         self.dataset, self.source = stream.dataset, stream.dataset.source
@@ -185,11 +168,11 @@ class TrainLoader(_Loader):
         """The batch of each step of an epoch, counted from 0, from `first_step`. An epoch may be left at any step; the
         next one that is asked for ends it. Raises UserError where an image cannot be read.
         """
-
-        def prepare(step: int, pixels: np.ndarray) -> Tensor:
-            return self.prepare(pixels, (self._sampler.seed, epoch, first_step + step, self._sampler.rank))
-
-        return self._stream.run(self._sampler.batches(epoch, first_step), prepare)
+        seed, rank = self._sampler.seed, self._sampler.rank
+        batches = self._sampler.batches(epoch, first_step)
+        return self._stream.run(
+            batches, lambda step, pixels: self.prepare(pixels, (seed, epoch, first_step + step, rank))
+        )
 
     def prepare(self, pixels: np.ndarray, key: Key) -> Tensor:
         """float32 [N, C, H, W] on the current device, normalized and erased, of uint8 [N, H, W, C]."""
@@ -212,18 +195,22 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """Batches of this process's share of the images: those of all processes together are every image once."""
 
-    def __init__(self, stream: BatchStream, sampler: EvalBatchSampler, *, normalize: Normalize) -> None:
+    def __init__(
+        self, stream: BatchStream, batch_size: int, *, normalize: Normalize, rank: int = 0, world_size: int = 1
+    ) -> None:
         super().__init__(stream, normalize)
-        self.indices = sampler.indices  # which images this process has, in the order of its batches
-        self.common_batches = sampler.common_batches  # that every process has
-        self._sampler = sampler
+        self.indices = np.arange(rank, self.num_images, world_size)  # of this process's images, batch by batch
+        self.common_batches = -(-(self.num_images // world_size) // batch_size)  # that every process has
+        self._firsts = range(0, len(self.indices), batch_size)
 
     def __len__(self) -> int:
         """Batches of this process; there may be none."""
-        return len(self._sampler)
+        return len(self._firsts)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._stream.run(self._sampler, lambda step, pixels: self.normalize(pixels))
+        parts = (self.indices[first : first + self._firsts.step] for first in self._firsts)
+        batches: Iterator[list[Sample]] = ([(int(i), None) for i in part] for part in parts)
+        return self._stream.run(batches, lambda step, pixels: self.normalize(pixels))
 
     def thumbnail(self, i: int) -> bytes:
         """The i-th image of all, made small, as a PNG or JPEG file."""
@@ -268,9 +255,8 @@ class BatchStream:
         return prepared if paddle.get_device() == "cpu" else self._ahead(prepared)
 
     def _prepared(self, run: int, batches: Iterable[list[Sample]], prepare: Prepare) -> Iterator[Batch]:
-        here = (
-            (self.dataset.read(samples, self._slots[0], max_bad=self._max_bad), self._slots[0]) for samples in batches
-        )
+        slot = self._slots[0]
+        here = ((self.dataset.read(samples, slot, max_bad=self._max_bad), slot) for samples in batches)
         replies = self._by_workers(batches) if self._workers else here
         for step, (reply, pixels) in enumerate(replies):
             if reply.error is not None:

@@ -6,7 +6,6 @@ Every source reads safely in many processes, and names an image as a person woul
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import logging
 import os
@@ -70,10 +69,6 @@ class Source(ABC):
         """Where the label of the i-th image is written."""
         return self.name(i)
 
-    def relabel(self, labels: np.ndarray) -> None:
-        """Give all images other labels [N]."""
-        self.labels = labels
-
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -88,12 +83,9 @@ class _IndexedSource(Source):
     _index: Index
     _root: Path
 
-    @property
+    @functools.cached_property
     def labels(self) -> np.ndarray:  # type: ignore[override]
         return self._index.labels
-
-    def relabel(self, labels: np.ndarray) -> None:
-        self._index = dataclasses.replace(self._index, labels=labels)
 
     def name(self, i: int) -> str:
         return os.path.join(self._root, self.relative_path(i))
@@ -118,7 +110,8 @@ class ListSource(_IndexedSource):
         self._root = root
         self._list_file = list_file
         self._index = read_list(list_file)
-        for i in range(len(self)) if b".." in self._index.text else ():  # absolute paths are meant as they are
+        inside = b".." not in self._index.text
+        for i in range(0 if inside else len(self)):  # absolute paths are meant as they are
             if os.path.normpath(self._index.path(i).replace(b"\\", b"/")).split(b"/")[0] == b"..":
                 raise UserError(f"{self.label_place(i)}: '{self.relative_path(i)}' leads out of {self._root}")
         self._find_files()
