@@ -65,7 +65,6 @@ class _Images:
         return (self.sources[0], i) if i < self.num_train else (self.sources[1], i - self.num_train)
 
     def name(self, i: int) -> str:
-        """Absolute path of the i-th image."""
         source, own = self.place(i)
         return os.path.abspath(source.name(own))
 

@@ -41,14 +41,12 @@ class CifarSource(Source):
 
     encoded = False
 
-    def __init__(
-        self, pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str], *, files: Sequence[tuple[str, int]]
-    ) -> None:
-        """`pixels` uint8 [N, 32, 32, 3]; `files`: path and number of images of each file that they came from."""
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, class_names: Sequence[str], *, place: str) -> None:
+        """`pixels` uint8 [N, 32, 32, 3]; `place`: what messages say of where they came from."""
         self.class_names = class_names
         self._pixels = pixels
         self.labels = labels
-        self._files = files
+        self._place = place
 
     def read(self, i: int) -> bytes:
         return self._pixels[i].tobytes()
@@ -57,11 +55,7 @@ class CifarSource(Source):
         return Image.fromarray(self._pixels[i])
 
     def name(self, i: int) -> str:
-        for path, count in self._files:
-            if i < count:
-                return f"{path}, image {i}"
-            i -= count
-        raise IndexError(i)
+        return f"{self._place}, image {i}"
 
 
 def open_cifar(path: Path, dataset: str, *, split: str) -> CifarSource:
@@ -76,13 +70,10 @@ def open_cifar(path: Path, dataset: str, *, split: str) -> CifarSource:
     if not isinstance(names, list):
         raise UserError(f"{place / layout.names_file} is damaged: it does not hold a list of names")
     class_names = [str(_text(name)) for name in names]
-    pixels, labels, counts = [], [], []
-    for name in files:
-        images, classes = _images(contents[name], place / name, f"{layout.prefix}labels", len(class_names))
-        pixels.append(images)
-        labels.append(classes)
-        counts.append((str(place / name), len(images)))
-    return CifarSource(np.concatenate(pixels), np.concatenate(labels), class_names, files=counts)
+    labels_field, num_classes = f"{layout.prefix}labels", len(class_names)
+    parts = [_images(contents[name], place / name, labels_field, num_classes) for name in files]
+    pixels, labels = map(np.concatenate, zip(*parts))
+    return CifarSource(pixels, labels, class_names, place=f"{place}, {split}")
 
 
 def _find(path: Path, layout: _Layout) -> Path:

@@ -1,5 +1,4 @@
-"""What is drawn for a whole batch, on the device: mixup, CutMix and label smoothing, mixup(images, labels, key) ->
-(images, soft targets), and random erasing, erase(images, key) -> images."""
+"""What is drawn for a whole batch: mixup, CutMix and label smoothing, and random erasing."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ from paddlevit.errors import UserError
 from paddlevit.runtime.seeding import ERASING, MIXUP, Key, generator
 
 Images = Union[Tensor, np.ndarray]
-_Box = tuple[int, int, int, int]  # top, bottom, left, right
-_Rectangle = tuple[int, int, int, int]  # top, left, height, width
+_Box = tuple[int, int, int, int]
 _AREA, _RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)
 _TRIES = 10
 _POOL_SIZE = 1 << 20
@@ -51,22 +49,17 @@ class Mixup(SmoothTargets):
 
     Image i is mixed with image N - 1 - i. Mixup blends, lam x_i + (1 - lam) x_j with lam ~ Beta(a, a); CutMix pastes a
     box of x_j with the share 1 - lam of the area, its centre anywhere in the image. Targets are mixed alike, with lam
-    corrected to the area that the box has within the image. `prob` is the probability of mixing at all, `switch_prob`
-    that of CutMix where both are on (alpha above 0). `cutmix_minmax`: smallest and largest share of each side for the
-    box, in place of lam ~ Beta.
-
-    `mode`: one lam and box per 'batch', per image ('elem') or per 'pair' of images that are mixed with each other. From
-    `until_epoch` of the keys (seed, epoch, ...) on nothing is mixed.
+    corrected to the area that the box has within the image.
     """
 
     smoothing: float = 0.1
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
-    cutmix_minmax: Sequence[float] | None = None
-    prob: float = 1.0
-    switch_prob: float = 0.5
-    mode: str = "batch"
-    until_epoch: int | None = None
+    cutmix_minmax: Sequence[float] | None = None  # least and largest share of each side for the box, in place of lam
+    prob: float = 1.0  # of mixing at all
+    switch_prob: float = 0.5  # of CutMix, where both are on
+    mode: str = "batch"  # one lam and box each; per image: 'elem'; per two that are mixed with each other: 'pair'
+    until_epoch: int | None = None  # of the keys (seed, epoch, ...)
 
     @paddle.no_grad()
     def __call__(self, images: Tensor, labels: Tensor, key: Key) -> tuple[Tensor, Tensor]:
@@ -99,6 +92,7 @@ class Mixup(SmoothTargets):
         return _Mix(lam=1.0 - (bottom - top) * (right - left) / (height * width), box=box)
 
     def _box(self, height: int, width: int, rng: np.random.Generator) -> _Box:
+        """Top, bottom, left, right."""
         if self.cutmix_minmax:
             low, high = self.cutmix_minmax
             h, w = (int(rng.integers(int(side * low), int(side * high), endpoint=True)) for side in (height, width))
@@ -169,18 +163,14 @@ def build_mixup(config: CfgNode) -> Callable[[Tensor, Tensor, Key], tuple[Tensor
 class RandomErasing:
     """Overwrites rectangles of some images of a batch (Zhong et al. 2020, algorithm 1).
 
-    An image is chosen with probability `prob` and loses `count` rectangles, each of which has 2 % to 1/3 of the image's
-    area divided by `count` (the recipes' bounds; the paper goes up to 40 %). Height / width is log-uniform in
-    [0.3, 1 / 0.3] (uniform in the paper, which favours high rectangles), the place uniform among those that fit; after
+    Each has 2 % to 1/3 of the image's area divided by `count` (the paper goes up to 40 %). Height /
+    width is log-uniform (uniform in the paper, which favours high ones), the place uniform among those that fit; after
     ten sizes that do not fit, the rectangle is left out.
-
-    `mode` says what is written: 'pixel', a standard normal number per value; 'rand', one normal color per rectangle;
-    'const', zero, which is the mean color of normalised images.
     """
 
-    prob: float
-    mode: str = "pixel"
-    count: int = 1
+    prob: float  # of an image
+    mode: str = "pixel"  # a normal number per value; per rectangle and channel: 'rand'; zero, the mean color: 'const'
+    count: int = 1  # rectangles of an image
     _pool: Images | None = None
 
     @paddle.no_grad()
@@ -195,7 +185,7 @@ class RandomErasing:
                 images[index, :, top : top + h, left : left + w] = value
         return images
 
-    def rectangles(self, height: int, width: int, rng: np.random.Generator) -> Iterator[_Rectangle]:
+    def rectangles(self, height: int, width: int, rng: np.random.Generator) -> Iterator[_Box]:
         """Up to `count` rectangles (top, left, height, width) in an image of height x width."""
         low, high = math.log(_RATIO[0]), math.log(_RATIO[1])
         for _ in range(self.count):

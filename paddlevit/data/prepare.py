@@ -137,9 +137,7 @@ def _datasets() -> Any:
 
 
 def write_lists(folder: Path, *, force: bool = False) -> str:
-    """Write the lists of the images in train/<class>/ and val/<class>/, and the names of the classes. Returns what was
-    done.
-    """
+    """Write the lists of the images in train/<class>/ and val/<class>/, and class_names.txt. Returns what was done."""
     splits = [split for split in SPLITS if (folder / split).is_dir()]
     if not splits:
         raise MissingFileError(f"{folder} has neither a folder train nor a folder val")
@@ -343,7 +341,7 @@ def look_at_images(source: Source, look: Callable[[Source, int], Any], *, num_wo
             yield from pool.map(_look, range(len(source)), chunksize=_IMAGES_PER_TASK)
         except BrokenProcessPool:
             raise UserError(
-                "a process that decodes images has died, often as memory ran out: use fewer -workers"
+                "a process that decodes images has died, often for lack of memory: use fewer -workers"
             ) from None
 
 

@@ -25,7 +25,7 @@ _MAX_RESIZED_PIXELS = 1 << 25
 
 
 def to_array(image: Image.Image | np.ndarray) -> np.ndarray:
-    """The pixels [H, W, C], writable; C is 1 for mode L."""
+    """The pixels [H, W, C], writable."""
     pixels = image if isinstance(image, np.ndarray) else np.array(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 

@@ -283,7 +283,7 @@ class TestTransform:
 
     def test_images_that_are_no_files(self):
         pixels = photograph(32, 32)
-        source = CifarSource(pixels[None], np.zeros(1, np.int32), ["a"], files=[("x", 1)])
+        source = CifarSource(pixels[None], np.zeros(1, np.int32), ["a"], place="x")
         assert (read_part(source, 0, lambda w, h: (3, 4, 20, 30), side=8) == pixels[4:30, 3:20]).all()
 
 

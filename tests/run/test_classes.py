@@ -156,7 +156,7 @@ def test_numbers_in_another_order_are_names_too(tmp_path):
 
 
 def test_images_in_memory_follow_names_too():
-    source = CifarSource(np.zeros((3, 32, 32, 3), "uint8"), np.arange(3), ["cat", "dog", "ship"], files=[("x", 3)])
+    source = CifarSource(np.zeros((3, 32, 32, 3), "uint8"), np.arange(3), ["cat", "dog", "ship"], place="x")
     follow(source, Classes(["ship", "frog", "cat", "dog"], "the run"), Path("cifar"), "val")
     assert [source.label(i) for i in range(3)] == [2, 3, 0] and source.num_classes == 4
     with pytest.raises(UserError, match="class 0 of cifar is 'ship', which the run does not have: class 0 is 'cat'"):
