@@ -24,6 +24,7 @@ class _Layout(NamedTuple):
     prefix: str  # of the fields with labels and their names
 
 
+_HOME = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _LAYOUTS = {
     "cifar10": _Layout("cifar-10-python.tar.gz", "cifar-10-batches-py", "batches.meta", ""),
     "cifar100": _Layout("cifar-100-python.tar.gz", "cifar-100-python", "meta", "fine_"),
@@ -85,11 +86,8 @@ def _find(path: Path, layout: _Layout) -> Path:
             return folder
     if (path / layout.archive).is_file():
         return path / layout.archive
-    raise MissingFileError(
-        f"the data set is not at {path} (-data_path, DATA.DATA_PATH). Looked for {path / layout.names_file}, "
-        f"{path / layout.folder / layout.names_file} and {path / layout.archive}; the archive is at "
-        "https://www.cs.toronto.edu/~kriz/cifar.html"
-    )
+    wanted = f"{path / layout.names_file}, {path / layout.folder / layout.names_file} or {path / layout.archive}"
+    raise MissingFileError(f"there is no {wanted}: name its folder with -data_path; {layout.archive} is at {_HOME}")
 
 
 def _read_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:

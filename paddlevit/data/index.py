@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,21 +94,13 @@ def read_class_names(file: Path) -> list[str] | None:
 
 
 def refuse_namesakes(
-    where: Path | str, names: dict[int, str], place: str = "line", *, many: float = _MANY_CLASSES
+    where: Path | str, names: dict[Any, str], place: str = "line", *, many: float = _MANY_CLASSES
 ) -> None:
     """Raises UserError where two have one name; of `many` two may be called alike, as ImageNet's cranes."""
-    first: dict[str, int] = {}
-    for number, name in names.items():
-        if first.setdefault(name, number) != number and len(names) < many:
-            raise UserError(f"{where}, {place} {number}: '{name}' is given twice, first in {place} {first[name]}")
-
-
-def refuse_twins(folder: Path, names: Sequence[str]) -> None:
-    """Raises UserError where two folders have one name but for spaces, or for how Unicode writes a letter."""
-    by_name = {plain_name(name): name for name in names}
-    for name in set(names).difference(by_name.values()):
-        pair = f"{ascii(name)} and {ascii(by_name[plain_name(name)])}"
-        raise UserError(f"{folder}: the class folders {pair} have one name: rename one")
+    first: dict[str, Any] = {}
+    for key, name in names.items():
+        if first.setdefault(name, key) != key and len(names) < many:
+            raise UserError(f"{where}, {place} {key}: '{name}' is given twice, first in {place} {first[name]}")
 
 
 def class_names_text(names: Sequence[str]) -> str:

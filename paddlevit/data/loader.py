@@ -116,10 +116,8 @@ class TrainBatchSampler:
     def __post_init__(self) -> None:
         if not len(self):
             step = f"{self.batch_size} x {self.world_size} processes = {self.batch_size * self.world_size}"
-            raise UserError(
-                f"{self.num_samples} training images are fewer than a step takes, {step}: lower -batch_size "
-                "(DATA.BATCH_SIZE), or train on fewer processes"
-            )
+            images = f"{self.num_samples} training images are fewer than a step takes"
+            raise UserError(f"{images}, {step}: lower -batch_size (DATA.BATCH_SIZE) or -nprocs")
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -152,13 +150,9 @@ class TrainLoader(_Loader):
     """
 
     def __init__(
-        self,
-        stream: BatchStream,
-        sampler: TrainBatchSampler,
-        *,
-        normalize: Normalize,
-        erase: Callable[..., Images] | None = None,  # (images, key)
+        self, stream: BatchStream, sampler: TrainBatchSampler, *, normalize: Normalize, erase: Callable[..., Images]
     ) -> None:
+        """`erase`: (images, key) -> images."""
         super().__init__(stream, normalize)
         self.batch_size = sampler.batch_size  # per process and step
         self.steps_per_epoch = len(sampler)  # the batches of all processes at once are one step
@@ -176,8 +170,6 @@ class TrainLoader(_Loader):
 
     def prepare(self, pixels: np.ndarray, key: Key) -> Tensor:
         """float32 [N, C, H, W] on the current device, normalized and erased, of uint8 [N, H, W, C]."""
-        if self._erase is None:
-            return self.normalize(pixels)
         return self.normalize(pixels, functools.partial(self._erase, key=key))
 
     def names(self, epoch: int, step: int) -> list[str]:

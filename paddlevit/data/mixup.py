@@ -212,8 +212,7 @@ class RandomErasing:
         return self._pool[start : start + math.prod(shape)].reshape(shape)
 
 
-def build_erasing(config: CfgNode) -> Callable[[Images, Key], Images] | None:
-    """Random erasing as TRAIN asks for it; None where its probability is 0."""
+def build_erasing(config: CfgNode) -> Callable[..., Images]:
+    """Random erasing as TRAIN asks for it."""
     train = config.TRAIN
-    erasing = RandomErasing(train.RANDOM_ERASE_PROB, train.RANDOM_ERASE_MODE, train.RANDOM_ERASE_COUNT)
-    return erasing if train.RANDOM_ERASE_PROB else None
+    return RandomErasing(train.RANDOM_ERASE_PROB, train.RANDOM_ERASE_MODE, train.RANDOM_ERASE_COUNT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import functools
 import logging
+import math
 import os
 import unicodedata
 from abc import ABC, abstractmethod
@@ -28,7 +29,7 @@ from paddlevit.data.index import (
     read_file,
     read_list,
     readable,
-    refuse_twins,
+    refuse_namesakes,
     stamp,
 )
 from paddlevit.data.ziparchive import ZipArchive, top_folder
@@ -308,7 +309,8 @@ def class_folders(folder: Path) -> list[str]:
     if lists:
         say_once(f"{folder}: skipped {', '.join(lists)}, where lists are that a split has written")
         names = [name for name in names if name not in lists]
-    refuse_twins(folder, names)
+    # But for spaces, or for how Unicode writes a letter, two folders may have one name.
+    refuse_namesakes(folder, {ascii(name): plain_name(name) for name in names}, "class folder", many=math.inf)
     return names
 
 

@@ -116,5 +116,5 @@ def test_an_identifier_given_twice_is_refused_and_one_word_for_two_is_not_used(t
 
 @pytest.mark.parametrize("pair", [("caf\u00e9", "cafe\u0301"), ("a b", "a b ")])
 def test_two_folders_of_one_name_are_refused(tmp_path, pair):
-    with pytest.raises(UserError, match=r"train: the class folders '.*' and '.*' have one name: rename one"):
+    with pytest.raises(UserError, match=r"train, class folder '.*': '.*' is given twice, first in class folder '"):
         open_imagenet(folders(tmp_path, *pair), "train")

@@ -192,7 +192,8 @@ class TestBuild:
     def test_what_the_keys_ask_for(self):
         built = build_erasing(get_config(None, ["TRAIN.RANDOM_ERASE_MODE", "rand", "TRAIN.RANDOM_ERASE_COUNT", 2]))
         assert (built.prob, built.mode, built.count) == (0.25, "rand", 2)
-        assert build_erasing(get_config(None, ["TRAIN.RANDOM_ERASE_PROB", 0.0])) is None
+        images = paddle.ones([8, 3, 16, 16])
+        assert (build_erasing(get_config(None, ["TRAIN.RANDOM_ERASE_PROB", 0.0]))(images, (0, 0)) == 1).all()
 
     @pytest.mark.parametrize(
         ("key", "value"),

@@ -242,7 +242,7 @@ def test_splits_that_write_letters_in_different_ways(tmp_path, forms):
     twin = tmp_path / "val" / unicodedata.normalize(forms.split()[0], "Käse")
     twin.mkdir()
     picture(200).save(twin / "y.png")
-    with pytest.raises(UserError, match="have one name: rename one"):
+    with pytest.raises(UserError, match="class folder '.*': 'Käse' is given twice, first in class folder '"):
         open_imagenet(tmp_path, "val")
 
 
