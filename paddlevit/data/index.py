@@ -192,11 +192,8 @@ def read_list(file: Path) -> Index:
 
 def stamp(file: Path) -> tuple[int, int] | None:
     """What changes when a file does; None where there is none."""
-    try:
-        state = os.stat(file)
-    except OSError:
-        return None
-    return state.st_mtime_ns, state.st_size
+    state = os.stat(file) if os.path.exists(file) else None
+    return state and (state.st_mtime_ns, state.st_size)
 
 
 @functools.lru_cache(maxsize=2)  # one run asks for the lists of both splits several times

@@ -310,18 +310,14 @@ def refuse_filled(folder: Path, force: bool) -> None:
 def _refuse_other(folder: Path, texts: dict[str, str], force: bool) -> None:
     """Raises UserError where one of the files `texts`, content by name, is there with other content."""
     for file, text in ((folder / name, text) for name, text in texts.items()):
-        if not force and file.exists() and file.read_bytes() != _encoded(text):
+        if not force and file.exists() and file.read_bytes() != text.encode("utf-8", "surrogateescape"):
             raise UserError(f"{file} is there already, with other content: use another folder, or -force")
 
 
 def write_texts(folder: Path, texts: dict[str, str]) -> None:
     """Write files, content by name, each at once or not at all."""
     for name, text in texts.items():
-        write_bytes(folder / name, _encoded(text))
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")  # file names that are no UTF-8 stay as they are
+        write_bytes(folder / name, text.encode("utf-8", "surrogateescape"))  # file names that are no UTF-8 stay
 
 
 def check_image(source: Source, i: int) -> str:

@@ -32,7 +32,7 @@ from paddlevit.data.index import (
     refuse_namesakes,
     stamp,
 )
-from paddlevit.data.ziparchive import ZipArchive, top_folder
+from paddlevit.data.ziparchive import ZipArchive
 from paddlevit.errors import MissingFileError, UserError
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,8 @@ def _mapped_archive(zip_file: Path, map_file: Path, _: object) -> ZipArchive:
     """The archive with the map's members, in its order; paths may be relative to the zip's one top folder."""
     index, archive = read_list(map_file), ZipArchive(zip_file)
     names = archive.names
-    top = b"" if index.path(0) in names else top_folder(names)
+    tops = {name[: name.find(b"/") + 1] for name in names} - {b"__MACOSX/"}  # that macOS adds for itself
+    top = tops.pop() if index.path(0) not in names and len(tops) == 1 else b""
     found = np.fromiter((names.get(top + index.path(i), -1) for i in range(len(index))), np.int64, len(index))
     for i in np.flatnonzero(found < 0).tolist():
         others = [folder + other for other in _other_forms(index.path(i)) for folder in (b"", top)]

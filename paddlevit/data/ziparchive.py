@@ -7,7 +7,6 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -81,12 +80,6 @@ class ZipArchive:
                 what = "encrypted" if member.flag_bits & _ENCRYPTED else f"compressed by method {member.compress_type}"
                 raise UserError(f"{self.path}: {member.filename} is {what}, allowed: stored or deflated members")
         return members
-
-
-def top_folder(names: Iterable[bytes]) -> bytes:
-    """The one folder, with its slash, in which all members lie; empty where there is none."""
-    tops = {name[: name.find(b"/") + 1] for name in names} - {b"__MACOSX/"}  # that macOS adds for itself
-    return tops.pop() if len(tops) == 1 else b""
 
 
 def _inflated(data: bytes) -> bytes:
