@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import logging
 import os
+import shutil
 import signal
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # NumPy and Paddle read it as they are imported, here and in programs
 
@@ -12,6 +16,12 @@ import pytest
 from browser import CHROMIUM, browser
 
 import paddlevit  # noqa: F401
+from paddlevit.runtime.settings import keep_memory
+
+# Kept, whatever the environment says: each worker, and each program that a test starts, would compile everything again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+keep_memory()
 
 # What is ignored here, as under nohup, programs that tests start would ignore too.
 for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
@@ -30,12 +40,39 @@ def pytest_collection():
     settings.load_profile("patient")
 
 
+def pytest_collection_finish():
+    """Thousands of tests and all modules stay: the collector need not look through them, time after time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def package_logger():
     """A run that a test starts in this process, or one that a module's tests share, sets up the package's logger."""
     _put_back()
     yield
     _put_back()
+
+
+@pytest.fixture(scope="session")
+def once(request, tmp_path_factory):
+    """once(name, make) -> the folder that make(folder) has filled, in whichever of pytest's workers came first."""
+    base = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        base = base.parent  # of all workers of this session
+
+    def filled(name, make):
+        folder, done = base / name, base / f"{name}.done"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return filled
 
 
 @pytest.fixture(scope="session")

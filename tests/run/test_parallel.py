@@ -48,20 +48,20 @@ def run(processes, *args):
 
 
 def steps(folder, processes, *cases):
-    """What parallel_steps.py computes, by process."""
+    """Let parallel_steps.py write what it computes, by process."""
     image_folder(folder, classes=10, val=101)
     run(processes, "cpu", folder, *cases)
-    return [np.load(folder / f"{rank}.npz") for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return steps(tmp_path_factory.mktemp("alone"), 1, "32x1", "8x4")[0]
+def alone(once):
+    return np.load(once("alone", lambda folder: steps(folder, 1, "32x1", "8x4")) / "0.npz")
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    return steps(tmp_path_factory.mktemp("together"), 2, "16x1", "8x2", "16x1s", "8x2s", "8x2r")
+def together(once):
+    folder = once("together", lambda folder: steps(folder, 2, "16x1", "8x2", "16x1s", "8x2s", "8x2r"))
+    return [np.load(folder / f"{rank}.npz") for rank in range(2)]
 
 
 def assert_same(result, case, alone):

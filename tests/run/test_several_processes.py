@@ -76,11 +76,13 @@ def final_weights(folder):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory):
-    folder, out = (tmp_path_factory.mktemp("runs") / name for name in ("undisturbed", "out"))
-    with started(out, ROOT / "tools/main_multi_gpu.py", *flags(data, folder, "-nprocs", 2)) as process:
-        assert process.wait(timeout=300) == 0, out.read_text()
-    return folder
+def undisturbed(data, once):
+    def run(folder):
+        out = folder / "out"
+        with started(out, ROOT / "tools/main_multi_gpu.py", *flags(data, folder / "run", "-nprocs", 2)) as process:
+            assert process.wait(timeout=300) == 0, out.read_text()
+
+    return once("undisturbed", run) / "run"
 
 
 @pytest.mark.slow

@@ -55,15 +55,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="no 
 
 
 @pytest.fixture(scope="module")
-def plugin(tmp_path_factory):
+def plugin(once):
     """The folder that CUSTOM_DEVICE_ROOT names."""
-    folder, installed = tmp_path_factory.mktemp("plugin"), Path(paddle.__file__).parent
+    return once("plugin", compiled)
+
+
+def compiled(folder):
+    installed = Path(paddle.__file__).parent
     include = ["-I", installed / "include", "-I", installed / "include" / "third_party"]
     sources = [Path(__file__).with_name(name) for name in ("fake_device.cc", "fake_ccl.cc", "half_kernels.cc")]
     libraries = [installed / name for name in ("base/libpaddle.so", "libs/libphi_core.so", "libs/libcommon.so")]
     command = [COMPILER, "-O1", "-std=c++17", "-fPIC", "-shared", "-w", *include, *sources, *libraries]
     subprocess.run([*map(str, command), "-o", str(folder / "libfake.so")], check=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
