@@ -15,7 +15,7 @@ from paddlevit.config import get_config
 from paddlevit.run.build import build_trainer
 from paddlevit.runtime import process, settings
 
-BATCHES = 4
+BATCHES = 2
 OWN = ["TRAIN.NUM_EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "DATA.BATCH_SIZE", 8, "TRAIN.BASE_LR", 1e-3]
 OWN += ["TRAIN.MIXUP_ALPHA", 0.0, "TRAIN.CUTMIX_ALPHA", 0.0]
 OWN += ["TRAIN.MODEL_EMA", True, "TRAIN.MODEL_EMA_WARMUP", False, "TRAIN.MODEL_EMA_DECAY", 0.9]
