@@ -43,7 +43,7 @@ def cell(value: Any) -> str:
 
 
 def table(rows: list[tuple[str, Any, str, str]]) -> str:
-    flags = {key: f"`-{flag}`" for flag, (key, _) in FLAGS.items()}
+    flags = {key: f"`-{flag}`" for flag, key in FLAGS.items()}
     lines = ["| key | meaning | default | allowed | flag |", "|---|---|---|---|---|"]
     for name, default, allowed, meaning in rows:
         row = f"| `{name}` | {meaning} | {cell(default)} | {allowed} | {flags.get(name, '')} |"
@@ -65,7 +65,7 @@ def general(section: str) -> str:
     for name, key in leaves(f"{section}." if section else "", keys):
         key = key if isinstance(key, Key) else Key(key)
         allowed = ", ".join(f"`{word}`" for word in key.allowed) if isinstance(key.allowed, tuple) else key.allowed
-        rows.append((name, key.default, allowed, said.get(f"KEYS.{name}", "")))
+        rows.append((name, key.default, allowed, key.flag[1] or said.get(f"KEYS.{name}", "")))
     return table(rows)
 
 

@@ -23,7 +23,7 @@ import yaml
 from yacs.config import CfgNode
 
 from paddlevit.errors import MissingFileError, UserError, quoted
-from paddlevit.schema import FLAGS, KEYS, PATHS, Key
+from paddlevit.schema import FLAGS, KEYS, PATHS, ROWS, Key
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def update_config(config: CfgNode, args: Namespace) -> CfgNode:
     recipe = getattr(args, "recipe", None) or "official"
     if recipe != "official":
         start += _read(CONFIG_DIR / f"_{recipe}.yaml")
-    given = {flag: (key, getattr(args, flag, None)) for flag, (key, _) in FLAGS.items()}
+    given = {flag: (key, getattr(args, flag, None)) for flag, key in FLAGS.items()}
     flags = [
         _Source(key, value, f"-{flag}")
         for flag, (key, value) in given.items()
@@ -379,7 +379,7 @@ def _keys_of(family: str) -> dict[str, Key]:
     own = yaml.safe_load((CONFIG_DIR / family / "_family.yaml").read_text(encoding="utf-8")) or {}
     allowed = {key: tuple(words) for key, words in own.get("CHOICES", {}).items()}
     allowed |= {key: span for span, keys in own.get("RANGES", {}).items() for key in keys}
-    keys = {key: row if isinstance(row, Key) else Key(row) for key, row, *_ in _flat(KEYS, "")}
+    keys = dict(ROWS)
     for key, default, *_ in _flat(own.get("MODEL", {}), ""):
         keys[f"MODEL.{key}"] = Key(default, allowed.get(key, ""), own.get("OPTIONAL", {}).get(key))
     return keys

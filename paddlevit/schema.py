@@ -6,7 +6,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -25,11 +25,17 @@ _COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operato
 
 
 class Key(NamedTuple):
-    """A key with a range, a choice of words, or that may be null. A key without any of these is its default alone."""
+    """A key with a range, a choice of words, or that may be null, or a flag. Any other is its default alone."""
 
     default: Any
     allowed: str | tuple[str, ...] = ""  # a range (of every entry, where the value is a list), or the words
     like: Any = None  # where the key may be null: a value of its type
+    flag: tuple[str, str] = ("", "")  # of the command line, and its help, which is the key's meaning
+
+    @property
+    def type(self) -> type:
+        """Of its values, where they are not null."""
+        return type(self.default if self.like is None else self.like)
 
     def checked(self, value: Any) -> Any:
         """`value` in the key's type; text, as files and the command line have it, is read as that type.
@@ -92,21 +98,22 @@ _SHARE = ">= 0 and <= 1"
 
 _DATASETS = ("imagenet2012", "cifar10", "cifar100", *(f"imagenet-{of}" for of in ("v2", "a", "r", "sketch", "real")))
 TTA = ("none", "flip", "shift")
+_ENGINES, _PRECISIONS = ("auto", "paddle", "openvino", "onnx"), ("auto", "f32", "bf16", "int8")
 
 KEYS: dict[str, Any] = {
     "DATA": {
-        "DATASET": Key("imagenet2012", _DATASETS),  # imagenet2012: any folder of images; the last five to evaluate on
-        "DATA_PATH": "./data/imagenet",  # folder of the data set
-        "BATCH_SIZE": Key(128, ">= 1"),  # per process
-        "BATCH_SIZE_EVAL": Key(None, ">= 1", like=1),  # per process; null: BATCH_SIZE
-        "IMAGE_SIZE": Key(224, ">= 1"),  # side of the square image
+        "DATASET": Key("imagenet2012", _DATASETS, flag=("dataset", "imagenet2012: any folder; the last five: -eval")),
+        "DATA_PATH": Key("./data/imagenet", flag=("data_path", "folder of the data set")),
+        "BATCH_SIZE": Key(128, ">= 1", flag=("batch_size", "images per process and step")),
+        "BATCH_SIZE_EVAL": Key(None, ">= 1", like=1, flag=("batch_size_eval", "to validate with; null: BATCH_SIZE")),
+        "IMAGE_SIZE": Key(224, ">= 1", flag=("image_size", "side of the square image")),
         "IMAGE_CHANNELS": Key(3, ">= 1"),  # 1: grey
         "CROP_PCT": Key(0.875, "> 0 and <= 1"),  # evaluation: resize the shorter side to IMAGE_SIZE / CROP_PCT, crop
         "RESIZE_MODE": Key("crop", ("crop", "squash")),  # evaluation; squash: both sides to IMAGE_SIZE, no crop
         "INTERPOLATION": Key("bicubic", ("bicubic", "bilinear")),  # filter that resizes images
         "IMAGENET_MEAN": Key([0.485, 0.456, 0.406], _SHARE),  # of pixels from 0 to 1
         "IMAGENET_STD": Key([0.229, 0.224, 0.225], "> 0 and <= 1"),  # of pixels from 0 to 1
-        "NUM_WORKERS": Key(-1, ">= -1"),  # per process; -1: one per core that is free for it, at most 8
+        "NUM_WORKERS": Key(-1, ">= -1", flag=("num_workers", "decoding processes; -1: one per free core, at most 8")),
         "ON_ERROR": Key("stop", ("stop", "skip")),  # a training image that cannot be read; skip: take the next one
         "MAX_BAD": Key(100, ">= 0"),  # images per process that may be skipped
         "EXIF_ORIENTATION": Key("ignore", ("ignore", "apply")),  # apply: turn photographs as the camera was held
@@ -116,27 +123,27 @@ KEYS: dict[str, Any] = {
     "MODEL": {
         "TYPE": "pit",  # the family: hvt, cvt, hrformer, pit, regnet
         "NAME": "",  # the variant's name
-        "NUM_CLASSES": Key(1000, ">= 0"),  # 0: no head, the model returns features
-        "PRETRAINED": "",  # weights: a file of any source, hf:OWNER/NAME, a variant, or official
-        "WEIGHTS": Key("model", ("model", "ema")),  # which of PRETRAINED, where it has both
-        "REINIT_HEAD": False,  # start with a new classifier, not with that of PRETRAINED
-        "RESUME": "",  # a checkpoint, a run's folder, or auto
+        "NUM_CLASSES": Key(1000, ">= 0", flag=("num_classes", "by default the data's or the weights'; 0: no head")),
+        "PRETRAINED": Key("", flag=("pretrained", "weights: a file of any source, hf:OWNER/NAME, a variant, official")),
+        "WEIGHTS": Key("model", ("model", "ema"), flag=("weights", "which of -pretrained, where it has both")),
+        "REINIT_HEAD": Key(False, flag=("reinit_head", "start with a new classifier, not with that of -pretrained")),
+        "RESUME": Key("", flag=("resume", "a checkpoint, a run's folder, or auto: the newest in -output")),
     },
     "TRAIN": {
-        "LAST_EPOCH": Key(0, ">= 0"),  # completed epochs; training starts after them
-        "NUM_EPOCHS": Key(300, ">= 1"),  # epochs to train
-        "BASE_LR": Key(5.0e-4, ">= 0"),  # at LINEAR_SCALED_LR images per optimizer step
+        "LAST_EPOCH": Key(0, ">= 0", flag=("last_epoch", "completed epochs; training starts after them")),
+        "NUM_EPOCHS": Key(300, ">= 1", flag=("epochs", "epochs to train")),
+        "BASE_LR": Key(5.0e-4, ">= 0", flag=("lr", "learning rate at LINEAR_SCALED_LR images per optimizer step")),
         "LINEAR_SCALED_LR": Key(512, ">= 1", like=1),  # null: BASE_LR is used as it is
         "SCALE_ALL_LRS": False,  # scale WARMUP_START_LR and END_LR as well
         # The learning rate follows the iteration, the epoch, or the epoch before.
         "LR_SCHEDULE": Key("previous_epoch", ("epoch", "previous_epoch", "iteration")),
         "LR_DECAY": Key("cosine", ("cosine", "constant", "step")),  # of the learning rate after the warm-up
         "LR_STEP_EPOCHS": Key(30, ">= 1"),  # LR_DECAY step: the learning rate is a tenth after each so many epochs
-        "WARMUP_EPOCHS": Key(5.0, ">= 0"),  # epochs in which the learning rate rises, linearly
+        "WARMUP_EPOCHS": Key(5.0, ">= 0", flag=("warmup_epochs", "epochs in which the learning rate rises, linearly")),
         "WARMUP_PREFIX": False,  # the decay begins after the warm-up, not at epoch 0 under it
         "WARMUP_START_LR": Key(1.0e-6, ">= 0"),  # learning rate at the start of the warm-up
         "END_LR": Key(1.0e-5, ">= 0"),  # learning rate at the end of the decay
-        "WEIGHT_DECAY": Key(0.05, ">= 0"),  # norms and biases do not decay
+        "WEIGHT_DECAY": Key(0.05, ">= 0", flag=("weight_decay", "weight decay; norms and biases have none")),
         # Last parts of names, in place of the model's own (pos_embed, cls_token).
         "NO_WEIGHT_DECAY": Key(None, like=[""]),
         "GRAD_CLIP": Key(None, "> 0", like=1.0),  # largest global norm of the gradient; null: not clipped
@@ -147,9 +154,8 @@ KEYS: dict[str, Any] = {
         # Fit the new classifier to the features of the body: before training, or that only (a linear probe).
         "PROBE": Key("none", ("none", "first", "only")),
         "LAYER_DECAY": Key(1.0, _SHARE),  # factor of the learning rate from each layer to the one below; 1 at the head
-        # Names of parameters that stay as they are, as file name patterns; "!..." takes some back.
-        "FREEZE": Key(None, like=[""]),
-        "ACCUM_ITER": Key(1, ">= 1"),  # batches per optimizer step
+        "FREEZE": Key(None, like=[""], flag=("freeze", "patterns of frozen parameters' names; '!...' takes some back")),
+        "ACCUM_ITER": Key(1, ">= 1", flag=("accum_iter", "batches per optimizer step")),
         "OPTIMIZER": {
             "NAME": Key("AdamW", ("AdamW", "SGD", "Lamb")),
             "EPS": Key(1.0e-8, ">= 0"),  # added to the root of the second moment
@@ -191,29 +197,28 @@ KEYS: dict[str, Any] = {
         "BALANCE": Key(0.0, _SHARE),  # 1: an epoch has images of all classes equally often; 0: as often as they are
         "CLASS_WEIGHTS": "none",  # of the loss: none, balanced, or a file with a number per line and class
         "BEST_BY": Key("acc1", ("acc1", "balanced_acc", "macro_f1", "loss")),  # what the best weights are best in
-        "PATIENCE": Key(0, ">= 0"),  # epochs without a better BEST_BY after which training ends; 0: it never does
+        "PATIENCE": Key(0, ">= 0", flag=("patience", "epochs without a better BEST_BY until training ends; 0: never")),
         "MIN_DELTA": Key(0.0, ">= 0"),  # what counts as better, in points of percent (BEST_BY loss: of the loss)
         "DISTILLATION_TYPE": Key("none", ("none", "soft", "hard")),  # teacher's probabilities (soft), its class (hard)
         "DISTILLATION_ALPHA": Key(0.5, _SHARE),  # share of the distillation in the loss
         "DISTILLATION_TAU": Key(1.0, "> 0"),  # temperature of soft distillation
-        "TEACHER_MODEL": "regnety_160",  # a variant, or a yaml file
-        "TEACHER_MODEL_PATH": "",  # its weights; "": ./<teacher>.pdparams
+        "TEACHER_MODEL": Key("regnety_160", flag=("teacher", "the teacher: a variant, or a yaml file")),
+        "TEACHER_MODEL_PATH": Key("", flag=("teacher_model_path", "its weights; by default ./<teacher>.pdparams")),
     },
-    "OUTPUT": "",  # "": ./output/<variant>-<train or eval>-<time>
-    "DEVICE": "auto",  # gpu where there is one, else cpu; custom:NAME is another maker's plug-in
-    "NPROCS": Key(None, ">= 1", like=1),  # processes to start; null: one per visible GPU, 1 on CPU
-    "MAX_RESTARTS": Key(0, ">= 0"),  # times that a run which died, failed or hung is started again
-    "HANG_TIMEOUT": Key(1800, ">= 0"),  # seconds without progress after which a process counts as hung; 0: never
-    "EVAL": False,  # evaluate PRETRAINED and stop
+    "OUTPUT": Key("", flag=("output", "folder of the run; by default ./output/<variant>-<train or eval>-<time>")),
+    "DEVICE": Key("auto", flag=("device", "auto (a GPU where there is one), gpu, cpu, or a plug-in: custom:NAME")),
+    "NPROCS": Key(None, ">= 1", like=1, flag=("nprocs", "processes to start; null: one per visible GPU, 1 on CPU")),
+    "MAX_RESTARTS": Key(0, ">= 0", flag=("max_restarts", "times that a run which died, failed or hung starts again")),
+    "HANG_TIMEOUT": Key(1800, ">= 0", flag=("hang_timeout", "seconds without progress that count as hung; 0: never")),
+    "EVAL": Key(False, flag=("eval", "evaluate -pretrained and stop")),
     "SAVE_PREDICTIONS": False,  # with EVAL: predictions.csv, a line per image
-    "ENGINE": Key("paddle", ("auto", "paddle", "openvino", "onnx")),  # with EVAL: what computes the logits
-    "PRECISION": Key("auto", ("auto", "f32", "bf16", "int8")),  # of ENGINE; auto: f32
-    # With EVAL: logits are the mean over an image and its mirror image (flip), or four that are moved a little (shift).
-    "TTA": Key("none", TTA),
-    "AMP": False,  # mixed precision; nothing on a CPU
-    "AMP_DTYPE": Key("float16", ("float16", "bfloat16")),  # bfloat16: compute capability 8.0 and above
+    "ENGINE": Key("paddle", _ENGINES, flag=("engine", "what computes (-eval); auto: openvino on a CPU that has it")),
+    "PRECISION": Key("auto", _PRECISIONS, flag=("precision", "of -engine openvino; auto: as exported, or f32")),
+    "TTA": Key("none", TTA, flag=("tta", "mean logits of an image and its mirror image (flip), or four moved (shift)")),
+    "AMP": Key(False, flag=("amp", "mixed precision; nothing on a CPU")),
+    "AMP_DTYPE": Key("float16", ("float16", "bfloat16"), flag=("amp_dtype", "bfloat16: compute capability >= 8.0")),
     "AMP_OPT_LEVEL": Key("O1", ("O0", "O1", "O2")),  # O1: operators in half precision; O2: weights too; O0: neither
-    "SEED": Key(0, ">= 0 and < 2147483648"),  # of everything random
+    "SEED": Key(0, ">= 0 and < 2147483648", flag=("seed", "seed of everything random")),
     "SAVE_FREQ": Key(1, ">= 1"),  # epochs between checkpoints
     "KEEP_LAST": Key(3, ">= 1"),  # checkpoints that stay, beside the best
     "VALIDATE_FREQ": Key(1, ">= 1"),  # epochs between evaluations
@@ -232,56 +237,18 @@ PATHS = (
     "OUTPUT",
 )
 
-# Command-line flags: the key that each sets, and its help.
-FLAGS: dict[str, tuple[str, str]] = {
-    "dataset": ("DATA.DATASET", "imagenet2012 (default; or folder: your own images), cifar10, imagenet-v2 and so on"),
-    "data_path": ("DATA.DATA_PATH", "folder of the data set"),
-    "batch_size": ("DATA.BATCH_SIZE", "images per process and step"),
-    "batch_size_eval": ("DATA.BATCH_SIZE_EVAL", "images per process and step of the evaluation"),
-    "image_size": ("DATA.IMAGE_SIZE", "side of the square input image"),
-    "num_workers": ("DATA.NUM_WORKERS", "decoding processes per process (-1: chosen by the cores)"),
-    "num_classes": ("MODEL.NUM_CLASSES", "number of classes (default: what the data or the weights have)"),
-    "pretrained": (
-        "MODEL.PRETRAINED",
-        "weights of any source: a file, a run's folder, hf:OWNER/NAME, a variant, official",
-    ),
-    "weights": ("MODEL.WEIGHTS", "model (default) or ema, where -pretrained has both"),
-    "reinit_head": ("MODEL.REINIT_HEAD", "start with a new classifier, not with that of -pretrained"),
-    "resume": ("MODEL.RESUME", "checkpoint, run's folder, or auto: the newest in -output (-eval: the weights)"),
-    "epochs": ("TRAIN.NUM_EPOCHS", "epochs to train"),
-    "lr": ("TRAIN.BASE_LR", "learning rate, scaled by the images of a step where the recipe does so"),
-    "warmup_epochs": ("TRAIN.WARMUP_EPOCHS", "epochs in which the learning rate rises"),
-    "weight_decay": ("TRAIN.WEIGHT_DECAY", "weight decay"),
-    "freeze": ("TRAIN.FREEZE", "parameters that stay as they are, such as 'patch_embed*'"),
-    "patience": ("TRAIN.PATIENCE", "epochs without a better validation after which training ends"),
-    "accum_iter": ("TRAIN.ACCUM_ITER", "batches per optimizer step"),
-    "last_epoch": ("TRAIN.LAST_EPOCH", "completed epochs; training starts after them"),
-    "teacher": ("TRAIN.TEACHER_MODEL", "variant of the teacher (default regnety_160)"),
-    "teacher_model_path": ("TRAIN.TEACHER_MODEL_PATH", "weights of the teacher (default: ./<teacher>.pdparams)"),
-    "output": ("OUTPUT", "folder of the run (default: output/<variant>-<train or eval>-<time>, or the evaluated run)"),
-    "eval": ("EVAL", "evaluate and stop"),
-    "engine": ("ENGINE", "computed by paddle (default), openvino, onnx, or auto: openvino on a CPU that has it"),
-    "precision": ("PRECISION", "auto (default: as exported, or f32), f32, or with openvino bf16 or int8"),
-    "tta": ("TTA", "test-time augmentation: none (default), flip or shift"),
-    "amp": ("AMP", "mixed precision"),
-    "amp_dtype": ("AMP_DTYPE", "float16 (default) or bfloat16"),
-    "device": ("DEVICE", "auto (default: a GPU where there is one), gpu, cpu, custom:NAME"),
-    "nprocs": ("NPROCS", "processes to start (default: one per visible GPU)"),
-    "max_restarts": ("MAX_RESTARTS", "times that a run which died, failed or hung is started again (default 0)"),
-    "hang_timeout": ("HANG_TIMEOUT", "seconds without progress after which a process counts as hung (0: never)"),
-    "seed": ("SEED", "seed of everything random (default 0)"),
-}
 
+def _rows(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
+    for name, row in section.items():
+        if isinstance(row, dict):
+            yield from _rows(row, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", row if isinstance(row, Key) else Key(row)
+
+
+ROWS = dict(_rows(KEYS))  # by dotted key
+FLAGS = {row.flag[0]: key for key, row in ROWS.items() if row.flag[0]}  # command-line flag -> key
 OF_EVALUATION = ("ENGINE", "PRECISION", "TTA", "SAVE_PREDICTIONS")  # used with EVAL alone
-
-
-def type_of(key: str) -> type:
-    """The type of the values of a dotted key."""
-    row: Any = KEYS
-    for name in key.split("."):
-        row = row[name]
-    row = row if isinstance(row, Key) else Key(row)
-    return type(row.default if row.like is None else row.like)
 
 
 def refuse_keys_of_evaluation(opts: Sequence[Any] | None, why: str) -> None:

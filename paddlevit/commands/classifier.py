@@ -29,7 +29,7 @@ def open_classifier(args: argparse.Namespace, **options: Any) -> Classifier:
     from paddlevit.classifier import Classifier
 
     keys = ("weights", "data_path", "num_classes", "image_size", "amp")
-    given = {FLAGS[key][0]: getattr(args, key) for key in keys if getattr(args, key) not in (None, False)}
+    given = {FLAGS[key]: getattr(args, key) for key in keys if getattr(args, key) not in (None, False)}
     opts = [*(word for pair in given.items() for word in pair), *getattr(args, "opts", ())]
     options |= {"device": args.device, "labels": args.labels, "engine": getattr(args, "engine", "paddle")}
     classifier = Classifier(args.pretrained, args.cfg, opts=opts, **options)

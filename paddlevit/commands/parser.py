@@ -16,7 +16,7 @@ import paddlevit
 from paddlevit.config import flat, get_config
 from paddlevit.errors import UserError, path_mistakes
 from paddlevit.runtime import settings, streams
-from paddlevit.schema import FLAGS, OF_EVALUATION, PATHS, type_of
+from paddlevit.schema import FLAGS, OF_EVALUATION, PATHS, ROWS
 
 Main = Callable[..., Optional[int]]
 
@@ -158,9 +158,9 @@ def _of_all(name: str) -> dict[str, Any]:
     """What argparse is told of a flag in every command that has it; nothing where that differs."""
     if name not in FLAGS:
         return _WITHOUT_KEY.get(name, {})
-    key, text = FLAGS[name]
-    metavar = "PATH" if key in PATHS else "NAME"
-    return {**_OF_TYPE.get(type_of(key), {"metavar": metavar}), "help": text}
+    row, metavar = ROWS[FLAGS[name]], "PATH" if FLAGS[name] in PATHS else "NAME"
+    words = f"{', '.join(row.allowed)}; " if isinstance(row.allowed, tuple) else ""
+    return {**_OF_TYPE.get(row.type, {"metavar": metavar}), "help": words + row.flag[1]}
 
 
 def _at_least(least: int, kind: type) -> Callable[[str], Any]:
@@ -183,7 +183,7 @@ def _keys(known: Sequence[str]) -> dict[str, str]:
     or the option that sets it.
     """
     refused = () if "eval" in known else OF_EVALUATION
-    own = {key: f"-{flag}" for flag, (key, _) in FLAGS.items() if flag in known}
+    own = {key: f"-{flag}" for flag, key in FLAGS.items() if flag in known}
     found = {}
     for key in (key for key, _ in flat(get_config()) if key not in refused):
         said = own.get(key, f"-opts {key} VALUE")
