@@ -123,18 +123,13 @@ def _scientific(tick: float, place: int) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def _runs(points: Sequence[Point]) -> list[list[Point]]:
-    """The finite points, thinned, by the stretches between the NaNs."""
-    gaps = [x for x, y in points if math.isnan(y)]
-    finite = thinned([point for point in points if not math.isnan(point[1])])
-    return [list(run) for _, run in itertools.groupby(finite, lambda point: bisect.bisect(gaps, point[0]))]
-
-
 def _curve(
     series: Series, place: Callable[[float, float], tuple[float, float]], text: Callable[[float], str]
 ) -> dict[str, Any]:
-    """A series as it is drawn, and its last value for the legend."""
-    runs = _runs(series.points)
+    """A series as it is drawn, thinned and with gaps for the NaNs, and its last value for the legend."""
+    gaps = [x for x, y in series.points if math.isnan(y)]
+    finite = thinned([point for point in series.points if not math.isnan(point[1])])
+    runs = [list(run) for _, run in itertools.groupby(finite, lambda point: bisect.bisect(gaps, point[0]))]
     few = series.markers and sum(map(len, runs)) <= _MOST_MARKERS
     dots = [
         {"at": place(x, y), "shown": few or len(run) == 1, "epoch": f"{x:.4g}", "value": text(y)}
@@ -144,7 +139,7 @@ def _curve(
     return {
         "name": series.name,
         "style": series.style,
-        "last": next(text(y) for _, y in reversed(series.points) if not math.isnan(y)),
+        "last": text(finite[-1][1]),
         "path": "".join(line_path(place(x, y) for x, y in run) for run in runs if len(run) > 1),
         "dense": len(dots) > _MOST_POINTS // 2,
         "dots": dots,

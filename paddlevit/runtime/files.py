@@ -22,7 +22,12 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-        _sync_folder(path.parent)
+        with contextlib.suppress(OSError):  # Windows opens no folders; some network file systems cannot, and need not
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # its names too: only then may what they replace be removed
+            finally:
+                os.close(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -63,13 +68,3 @@ def fingerprint(weights: Mapping[str, Any]) -> str:
     for name, value in sorted(weights.items()):
         found.update(name.encode() + value.numpy().tobytes())
     return found.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk: only then may what they replace be removed."""
-    with contextlib.suppress(OSError):  # Windows opens no folders; some network file systems cannot, and need not
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

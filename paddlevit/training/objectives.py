@@ -38,9 +38,7 @@ def _two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class Supervised:
-    """`loss` with the targets, classes weighted by `class_weights` [K]; the mean of both heads' where the model
-    has two.
-    """
+    """`loss` with the targets, classes weighted by `class_weights` [K]; of two heads the mean."""
 
     def __init__(self, class_weights: Tensor | None = None, loss: Callable[..., Tensor] = soft_cross_entropy) -> None:
         self.class_weights = class_weights
@@ -68,7 +66,6 @@ class Renormalized(nn.Layer):
         self.register_buffer("shift", (mean - own_mean) / own_std, persistable=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The model's output for images [N, C, H, W]."""
         return self.model(images * self.scale + self.shift)
 
 
@@ -83,7 +80,6 @@ class Restricted(nn.Layer):
         self.register_buffer("others", paddle.to_tensor(others), persistable=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, K] of images [N, C, H, W]."""
         return self.model(images).astype("float32") + self.others
 
 
@@ -119,10 +115,7 @@ class Distilled:
         if self.kind == "hard":
             distillation = F.cross_entropy(distill_logits.astype("float32"), teacher_logits.argmax(axis=-1))
         else:
-            distillation = self._divergence(distill_logits.astype("float32"), teacher_logits)
+            log_student = F.log_softmax(distill_logits.astype("float32") / self.tau, axis=-1)
+            log_teacher = F.log_softmax(teacher_logits / self.tau, axis=-1)
+            distillation = (log_teacher.exp() * (log_teacher - log_student)).sum(axis=-1).mean() * self.tau**2
         return (1 - self.alpha) * base + self.alpha * distillation, logits
-
-    def _divergence(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        log_student = F.log_softmax(logits / self.tau, axis=-1)
-        log_teacher = F.log_softmax(teacher_logits / self.tau, axis=-1)
-        return (log_teacher.exp() * (log_teacher - log_student)).sum(axis=-1).mean() * self.tau**2

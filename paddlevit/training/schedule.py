@@ -39,13 +39,12 @@ class Schedule:
         if epoch < self.warmup_epochs:
             return self.start + (self.peak - self.start) * epoch / self.warmup_epochs
         before = self.warmup_epochs if self.prefix else 0.0
-        return self.end + (self.peak - self.end) * self._left(epoch - before, self.num_epochs - before)
-
-    def _left(self, epoch: float, num_epochs: float) -> float:
-        """What is left of the way from `peak` to `end`, from 1 to 0."""
+        left = 1.0  # of the way from peak to end
         if self.decay == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * min(epoch / num_epochs, 1.0)))
-        return 1.0 if self.decay == "constant" else 0.1 ** math.floor(epoch / self.step_epochs)
+            left = 0.5 * (1.0 + math.cos(math.pi * min((epoch - before) / (self.num_epochs - before), 1.0)))
+        elif self.decay == "step":
+            left = 0.1 ** math.floor((epoch - before) / self.step_epochs)
+        return self.end + (self.peak - self.end) * left
 
 
 def peak_lr(lr_at: Callable[[float], float], num_epochs: int, steps_per_epoch: int, accum_iter: int) -> float:

@@ -52,7 +52,8 @@ def load_weights(
         logger.warning("%s: %s: %s", where, reason, how)
         report, arrays, _ = _compare(translated, target, (*kept, *target.heads))
     elif any(misfits.values()):
-        text = _text(misfits, reason)
+        lines = [f"{len(kind)} {what}: {listing(list(kind.values()))}" for what, kind in misfits.items() if kind]
+        text = "\n".join([*lines, reason]).rstrip()
         if strict:
             raise WeightsError(f"{where} (source {translated.source}) does not fit the model\n{text}", but_heads)
         logger.warning("%s: loaded in part\n%s", where, text)
@@ -112,12 +113,6 @@ def _only(heads: tuple[str, ...], misfits: dict[str, dict[str, str]]) -> tuple[s
     """`heads` where parameters of theirs misfit and no others do, else nothing."""
     names = [name for kind in misfits.values() for name in kind]
     return heads if names and all(name.startswith(heads) for name in names) else ()
-
-
-def _text(misfits: dict[str, dict[str, str]], reason: str) -> str:
-    """A line for each kind of misfits, and the reason, if it is known."""
-    lines = (f"{len(kind)} {what}: {listing(list(kind.values()))}" for what, kind in misfits.items() if kind)
-    return "\n".join([*lines, reason]).rstrip()
 
 
 def _reason(translated: Translated, target: Target, but_heads: tuple[str, ...]) -> str:

@@ -114,8 +114,12 @@ def _read(path: str) -> tuple[Any, int]:
         return _read_safetensors(path, data), len(data)
     if start.startswith(b"PK\x03\x04"):
         return torch_files.read_zip(path, data), len(data)
-    if start[:1] == b"\x80":
-        return _read_pickle(data), len(data)
+    if start[:1] == b"\x80":  # Paddle's files, and torch's from before 1.6, which begin with a number
+        unpickler = Unpickler(data)
+        content = unpickler.load()
+        if isinstance(content, int) and content == torch_files.MAGIC:
+            content = torch_files.read_legacy(data, unpickler.window.at)
+        return content, len(data)
     raise WeightsError(
         f"{path} begins with {start!r}, so it is not a .pdparams, .pth or .safetensors file"
         + (": a web page was saved in its place" if start.lstrip()[:1] == b"<" else "")
@@ -139,14 +143,6 @@ def _read_shards(path: str) -> tuple[dict[str, Any], int]:
     if missing:
         raise WeightsError(f"{path} names {missing[0]}, which is in none of its shards")
     return content, total
-
-
-def _read_pickle(data: memoryview) -> Any:
-    """Paddle's files, and torch's from before 1.6, which begin with a number."""
-    unpickler = Unpickler(data)
-    content = unpickler.load()
-    legacy = isinstance(content, int) and content == torch_files.MAGIC
-    return torch_files.read_legacy(data, unpickler.window.at) if legacy else content
 
 
 def _read_safetensors(path: str, data: memoryview) -> dict[str, Any]:
