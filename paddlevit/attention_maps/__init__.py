@@ -6,26 +6,12 @@ Hooks watch a model only while one looks; two threads must not look into the sam
 
 from __future__ import annotations
 
-from paddlevit.attention_maps.heat import (
-    attention_rollout,
-    class_activation,
-    class_attention,
-    class_rollout,
-    feature_maps,
-    grad_cam,
-    heat_map,
-    methods,
-)
-from paddlevit.attention_maps.picture import overlay
-
-__all__ = [
-    "attention_rollout",
-    "class_activation",
-    "class_attention",
-    "class_rollout",
-    "feature_maps",
-    "grad_cam",
-    "heat_map",
-    "methods",
-    "overlay",
-]
+from paddlevit.attention_maps.heat import attention_rollout as attention_rollout
+from paddlevit.attention_maps.heat import class_activation as class_activation
+from paddlevit.attention_maps.heat import class_attention as class_attention
+from paddlevit.attention_maps.heat import class_rollout as class_rollout
+from paddlevit.attention_maps.heat import feature_maps as feature_maps
+from paddlevit.attention_maps.heat import grad_cam as grad_cam
+from paddlevit.attention_maps.heat import heat_map as heat_map
+from paddlevit.attention_maps.heat import methods as methods
+from paddlevit.attention_maps.picture import overlay as overlay

@@ -47,8 +47,7 @@ def heat_map(
 
     `class_index` is one class, or one for each image, by default the top-1 class. An image without evidence for it is
     all zero. Attention (the mean over the heads) and rollout are spread from their smallest to their largest value:
-    they have no zero of their own. Raises UserError for a method, class or stage that the model does not have, and for
-    a class or a stage that means nothing to the method.
+    they have no zero of their own. Raises UserError for what the model does not have, or means nothing to the method.
     """
     if method not in methods(model):
         raise UserError(f"method {method}, allowed for {type(model).__name__}: {', '.join(methods(model))}")
@@ -98,7 +97,10 @@ def grad_cam(
     target = view.layer if by_token is None else by_token
     with paddle.enable_grad():
         logits, (output, end) = _run_watched(model, images, [target, view.layer], cut=target)
-        gradients = _gradients(_class_score(logits, class_index), output)
+        parts = [output] if isinstance(output, Tensor) else [part for part in output if part is not None]
+        gradients: Any = paddle.grad(_class_score(logits, class_index), parts, allow_unused=True)
+        if isinstance(output, Tensor):
+            (gradients,) = gradients
     maps = view.maps
     if by_token is not None:
         places = _places(view, end)
@@ -117,8 +119,7 @@ def class_attention(model: nn.Layer, images: Tensor, *, stage: int | None = None
 
     `stage` 1, 2, ..., by default the last. The values of a head are shares: with that of the class tokens themselves
     they sum to one. With two class tokens it is the mean of both, as for the logits; without any, of all tokens. CvT's
-    shares of pooled keys are divided among the places that these come from. Raises UserError where the stage, or all of
-    the model, has no such attention.
+    shares of pooled keys are divided among the places that these come from. Raises UserError for a stage without it.
     """
     views = _stage_views(model)
     at = _position(views, stage)
@@ -161,8 +162,7 @@ def class_rollout(model: nn.Layer, images: Tensor, class_index: ClassIndex = Non
     Interpreting Bi-Modal and Encoder-Decoder Transformers", section 3), [N, h, w], not below 0.
 
     As `attention_rollout`, but every probability is weighted by its gradient, negative products are left out, and the
-    residual branch counts fully. Class as in `heat_map`. Raises UserError where there are no class tokens, and for a
-    class that there is not.
+    residual branch counts fully. Class as in `heat_map`. Raises UserError, also where there are no class tokens.
     """
     views = _stage_views(model)
     if not views[-1].num_tokens or not views[-1].attentions:
@@ -322,12 +322,3 @@ def _class_score(logits: Tensor, class_index: ClassIndex) -> Tensor:
         for wrong in (i for i in index.tolist() if not 0 <= i < classes):
             raise UserError(f"class {wrong}, allowed: 0 to {classes - 1}")
     return paddle.take_along_axis(logits, index.unsqueeze(1), axis=1).sum()
-
-
-def _gradients(score: Tensor, output: Any) -> Any:
-    """The gradient of `score` for every tensor in `output`, None where it does not depend on it."""
-    if isinstance(output, Tensor):
-        return paddle.grad(score, [output])[0]
-    tensors = [part for part in output if part is not None]
-    gradients = iter(paddle.grad(score, tensors, allow_unused=True))
-    return [None if part is None else next(gradients) for part in output]

@@ -58,11 +58,11 @@ def compiled_for(
     Raises UserError, for int8 without these too.
     """
     engine, precision = choose_engine(engine), "f32" if precision == "auto" else precision
-    refused = set() if images else {"int8"}
-    if precision not in PRECISIONS[engine] or precision in refused:
-        allowed = ", ".join(name for name in PRECISIONS[engine] if name not in refused)
+    allowed = [name for name in PRECISIONS[engine] if images or name != "int8"]
+    if precision not in allowed:
         hint = "bf16: -engine openvino; int8: export -precision int8"
-        raise UserError(f"precision {precision} of trained weights by {engine}, allowed: auto, {allowed} ({hint})")
+        listed = ", ".join(["auto", *allowed])
+        raise UserError(f"precision {precision} of trained weights by {engine}, allowed: {listed} ({hint})")
     ranges = images() if images and precision == "int8" else None
     return None if engine == "paddle" else compiled(model, image_shape, engine, precision=precision, calibration=ranges)
 

@@ -191,7 +191,6 @@ def _open_openvino(path: Path, threads: int, device: str, precision: str) -> Exp
         precision = "f32"
     # Without the hint it takes bfloat16 where the processor has it.
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32", "INFERENCE_NUM_THREADS": threads}
-    settings = {key: value for key, value in settings.items() if value}
     model = core.read_model(path)
     shape = [side.get_length() for side in list(model.input(0).partial_shape)[1:]]
     compiled = {-1: core.compile_model(model, "CPU", settings)}  # -1: any number of images
