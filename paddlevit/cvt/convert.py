@@ -1,4 +1,4 @@
-"""Names of CvT's parameters in other people's checkpoints (`paddlevit/hvt/convert.py` explains the tables).
+"""Names of CvT's parameters in other people's checkpoints (see `paddlevit.weights.convert.Table`).
 
 Files of `transformers` have the same names whether they need the official QuickGELU, as all published ones do, or the
 erf GELU that `transformers` itself computes and trains with: `MODEL.ACT` says which.

@@ -40,13 +40,6 @@ def join_windows(tokens: Tensor, height: int, width: int, window: int) -> Tensor
     return feature_map
 
 
-def inside_map(height: int, width: int, window: int, dtype: paddle.dtype) -> Tensor | None:
-    """1 at the tokens of the map and 0 at those of the padding, [windows, window^2, 1]; None without padding."""
-    if height % window == 0 and width % window == 0:
-        return None
-    return split_windows(paddle.ones([1, 1, height, width], dtype=dtype), window)[0]
-
-
 class RelativeAttention(nn.Layer):
     """Local-window self-attention (section 3, figure 1 a) with a bias for each relative position, that of Swin (Liu et
     al. 2021, section 3.2); [N, windows, window^2, dim] -> the same shape.
@@ -135,7 +128,9 @@ class Block(nn.Layer):
         # Tokens stay in their windows until the convolutions: norms and residuals do not care where a token is.
         tokens = split_windows(x, self.window)
         normed = self.norm1(tokens)
-        inside = inside_map(height, width, self.window, normed.dtype)
+        inside = None
+        if height % self.window or width % self.window:  # 1 at the tokens of the map, 0 at those of the padding
+            inside = split_windows(paddle.ones([1, 1, height, width], dtype=normed.dtype), self.window)[0]
         tokens = tokens + self.drop_path(self.attn.attn(normed, inside))
         normed = join_windows(self.norm2(tokens), height, width, self.window)
         return join_windows(tokens, height, width, self.window) + self.drop_path(self.mlp(normed))

@@ -1,4 +1,4 @@
-"""Names of HRFormer's parameters in other people's checkpoints (`paddlevit/hvt/convert.py` explains the tables).
+"""Names of HRFormer's parameters in other people's checkpoints (see `paddlevit.weights.convert.Table`).
 
 Our names are the official ones.
 """

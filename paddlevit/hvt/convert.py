@@ -1,8 +1,4 @@
-"""Names of HVT's parameters in other people's checkpoints.
-
-A source's table is plain data that `paddlevit.weights` reads in both directions: `layout` (torch keeps linear weights
-as [out, in], paddle as [in, out]) and `rules`, pairs of their words and ours (see `paddlevit.weights.convert.Table`).
-"""
+"""Names of HVT's parameters in other people's checkpoints, in tables as `paddlevit.weights.convert.Table` has them."""
 
 from __future__ import annotations
 

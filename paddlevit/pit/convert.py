@@ -1,4 +1,4 @@
-"""Names of PiT's parameters in other people's checkpoints (`paddlevit/hvt/convert.py` explains the tables)."""
+"""Names of PiT's parameters in other people's checkpoints (see `paddlevit.weights.convert.Table`)."""
 
 from __future__ import annotations
 

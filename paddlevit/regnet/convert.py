@@ -1,4 +1,4 @@
-"""Names of RegNetY's parameters in other people's checkpoints (`paddlevit/hvt/convert.py` explains the tables).
+"""Names of RegNetY's parameters in other people's checkpoints (see `paddlevit.weights.convert.Table`).
 
 The official teacher file of DeiT has timm's names. PaddleViT gives the last convolution of a block a bias, which the
 model does not have: the BatchNorm after it absorbs the bias, (x + b) - mean = x - (mean - b).

@@ -148,15 +148,15 @@ class _Service:
 
     async def _answer(self, data: bytes, top_k: int, overlay: bool) -> dict[str, Any]:
         pixels = await self._in_thread(self._prepare, data)
-        outcome = await self.batcher.classify(pixels, explain=overlay)
-        if not np.isfinite(outcome.logits).all():
+        logits, heat = await self.batcher.classify(pixels, explain=overlay)
+        if not np.isfinite(logits).all():
             raise HTTPException(422, "the model's logits for this image are not finite")
-        best, calibration = np.argsort(-outcome.logits, kind="stable")[:top_k].tolist(), self.model.calibration
-        probabilities = calibration.probabilities(outcome.logits).astype(float).round(6).tolist()
+        best, calibration = np.argsort(-logits, kind="stable")[:top_k].tolist(), self.model.calibration
+        probabilities = calibration.probabilities(logits).astype(float).round(6).tolist()
         classes = [{"class": i, "name": self.names[i], "probability": probabilities[i]} for i in best]
-        answer: dict[str, Any] = {"classes": classes, **calibration.verdict(outcome.logits)}
+        answer: dict[str, Any] = {"classes": classes, **calibration.verdict(logits)}
         if overlay:
-            picture = await self._in_thread(self.model.overlay, data, outcome.heat)
+            picture = await self._in_thread(self.model.overlay, data, heat)
             answer["overlay"] = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         return answer
 

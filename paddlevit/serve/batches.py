@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, NamedTuple, Protocol
+from typing import Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 
@@ -34,11 +34,8 @@ class Model(Protocol):
         """The heat map over the part of the image that the model sees, as a PNG file."""
 
 
-class Outcome(NamedTuple):
-    """Logits [classes], and the heat map [h, w] of the top-1 class, if that was asked for."""
-
-    logits: np.ndarray
-    heat: np.ndarray | None
+# Logits [classes], and the heat map [h, w] of the top-1 class, if that was asked for.
+Outcome = tuple[np.ndarray, Optional[np.ndarray]]
 
 
 class _Job(NamedTuple):
@@ -50,11 +47,10 @@ class _Job(NamedTuple):
 class Batcher:
     """A queue before the model. It has no bound of its own: those who wait in it were admitted before.
 
-    The model runs in one thread, so that it never sees two batches at a time.
+    The model runs in one thread, so that it never sees two batches at a time. `observe` is told their sizes.
     """
 
     def __init__(self, model: Model, limits: Limits, *, observe: Callable[[int], None]) -> None:
-        """`observe` is told the size of every batch."""
         self._model = model
         self._limits = limits
         self._observe = observe
@@ -100,4 +96,4 @@ class Batcher:
         self._observe(len(jobs))
         explain = [i for i, job in enumerate(jobs) if job.explain]
         logits, heats = self._model.classify(np.stack([job.pixels for job in jobs]), explain)
-        return [Outcome(row, heats.get(i)) for i, row in enumerate(logits)]
+        return [(row, heats.get(i)) for i, row in enumerate(logits)]
