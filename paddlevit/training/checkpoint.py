@@ -133,10 +133,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def load(path: Path, read_weights: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The state that `save` wrote, from its .pdstate: "model", "ema" (None without one), "optimizer", "progress".
-
-    Raises UserError for a damaged file.
-    """
+    """What `save` wrote: "model", "ema" (None without one), "optimizer", "progress". UserError for a damaged file."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             progress = json.loads(str(archive["progress"]))

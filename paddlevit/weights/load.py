@@ -36,8 +36,7 @@ def load_weights(
     dtype; position embeddings are interpolated to the model's image size. Parameters whose name begins with one of
     `reinit` keep their values, whatever the file has for them; with `new_head` so does the classifier where the file
     has none or one of other classes, which a warning says. Where anything else is missing, unexpected or of another
-    shape, WeightsError lists it and the model stays as it was; `strict=False` loads what fits and logs the rest.
-    WeightsError also for a damaged file, MissingFileError where there is none.
+    shape, or the file damaged, WeightsError says so and the model stays as it was; `strict=False` loads what fits.
     """
     where, state = _open(path_or_state, which)
     target = Target.of(model)
@@ -45,13 +44,14 @@ def load_weights(
         translated = recognise(state.arrays, target, source)
     kept = _prefixes(reinit, target.heads, [*target.shapes, *translated.arrays])
     report, arrays, misfits = _compare(translated, target, kept)
-    but_heads = _only(target.heads, misfits)
+    names = [name for kind in misfits.values() for name in kind]
+    but_heads = target.heads if names and all(name.startswith(target.heads) for name in names) else ()
     reason = _reason(translated, target, but_heads)
     if new_head and but_heads:
         how = "it starts with a new classifier" if _classes(target.shapes, target.heads) else "its classifier is unused"
         logger.warning("%s: %s: %s", where, reason, how)
         report, arrays, _ = _compare(translated, target, (*kept, *target.heads))
-    elif any(misfits.values()):
+    elif names:
         lines = [f"{len(kind)} {what}: {listing(list(kind.values()))}" for what, kind in misfits.items() if kind]
         text = "\n".join([*lines, reason]).rstrip()
         if strict:
@@ -107,12 +107,6 @@ def _compare(
     report.loaded, report.missing, report.mismatched = list(arrays), list(missing), list(misshapen)
     misfits = {"missing in the file": missing, "unknown to the model": unknown}
     return report, arrays, {**misfits, "of another shape in the file": misshapen}
-
-
-def _only(heads: tuple[str, ...], misfits: dict[str, dict[str, str]]) -> tuple[str, ...]:
-    """`heads` where parameters of theirs misfit and no others do, else nothing."""
-    names = [name for kind in misfits.values() for name in kind]
-    return heads if names and all(name.startswith(heads) for name in names) else ()
 
 
 def _reason(translated: Translated, target: Target, but_heads: tuple[str, ...]) -> str:
