@@ -105,11 +105,8 @@ class _Service:
         self.admission = Admission(limits)
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        requests = "Requests to /predict, by status."
-        self.requests = Counter("paddlevit_requests", requests, ["status"], registry=registry)
-        seconds = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-        text = "Seconds per request to /predict."
-        self.seconds = Histogram("paddlevit_request_seconds", text, buckets=seconds, registry=registry)
+        self.requests = Counter("paddlevit_requests", "Requests to /predict, by status.", ["status"], registry=registry)
+        self.seconds = Histogram("paddlevit_request_seconds", "Seconds per request to /predict.", registry=registry)
         images = (1, 2, 4, 8, 16, 32, 64)
         self.batches = Histogram("paddlevit_batch_images", "Images per batch.", buckets=images, registry=registry)
         under_way = Gauge("paddlevit_requests_under_way", "Requests being answered.", registry=registry)
