@@ -210,8 +210,9 @@ def _read_list(file: Path, _: tuple[int, int] | None) -> Index:
             continue
         if len(words) == 1 or not words[1].isdigit() or len(words[1]) > _MAX_LABEL_DIGITS:
             word, number = quoted(words[-1].decode("utf-8", "replace")), text.count(10, 0, end - len(line)) + 1
-            said = f"the label is {word}, allowed: whole numbers, 0 to 999999"
-            said = said if len(words) == 2 else f"{word} has no label after it"
+            said = f"{word} has no label after it"
+            if len(words) == 2:
+                said = f"the label is {word}, allowed: whole numbers, 0 to 999999"
             raise UserError(f"{file}, line {number}: {said}")
         label = int(words[1])
         starts.append(end - len(line))

@@ -85,8 +85,8 @@ class Mixup(SmoothTargets):
     def _draw(self, height: int, width: int, rng: np.random.Generator) -> _Mix:
         if rng.random() >= self.prob:
             return _Mix()
-        both = self.mixup_alpha and (self.cutmix_alpha or self.cutmix_minmax)
-        if rng.random() >= (self.switch_prob if both else not self.mixup_alpha):
+        cutmix_prob = self.switch_prob if self.cutmix_alpha or self.cutmix_minmax else 0.0
+        if rng.random() >= (cutmix_prob if self.mixup_alpha else 1.0):
             return _Mix(lam=float(rng.beta(self.mixup_alpha, self.mixup_alpha)))
         top, bottom, left, right = box = self._box(height, width, rng)
         return _Mix(lam=1.0 - (bottom - top) * (right - left) / (height * width), box=box)

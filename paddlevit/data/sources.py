@@ -111,10 +111,10 @@ class ListSource(_IndexedSource):
         self._root = root
         self._list_file = list_file
         self._index = read_list(list_file)
-        inside = b".." not in self._index.text
-        for i in range(0 if inside else len(self)):  # absolute paths are meant as they are
-            if os.path.normpath(self._index.path(i).replace(b"\\", b"/")).split(b"/")[0] == b"..":
-                raise UserError(f"{self.label_place(i)}: '{self.relative_path(i)}' leads out of {self._root}")
+        if b".." in self._index.text:  # absolute paths are meant as they are
+            for i in range(len(self)):
+                if os.path.normpath(self._index.path(i).replace(b"\\", b"/")).split(b"/")[0] == b"..":
+                    raise UserError(f"{self.label_place(i)}: '{self.relative_path(i)}' leads out of {self._root}")
         self._find_files()
 
     def _find_files(self) -> None:

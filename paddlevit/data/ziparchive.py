@@ -26,9 +26,9 @@ class ZipArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         members = self._members()
-        # As they stand in the file: maps hold bytes, and not all writers say that theirs are UTF-8.
-        codes = ("utf-8" if member.flag_bits & _UTF8 else "cp437" for member in members)
-        self.names = {m.orig_filename.encode(code): i for i, (m, code) in enumerate(zip(members, codes))}
+        self.names: dict[bytes, int] = {}
+        for i, member in enumerate(members):  # as they stand in the file: not all writers say that theirs are UTF-8
+            self.names[member.orig_filename.encode("utf-8" if member.flag_bits & _UTF8 else "cp437")] = i
         places = ((member.header_offset, member.compress_size, bool(member.compress_type)) for member in members)
         self._places = np.fromiter(places, _PLACE, len(members))
         offsets = self._places["offset"]
