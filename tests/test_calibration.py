@@ -126,9 +126,12 @@ def test_several_processes_fit_what_one_does(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(once):
     """A short run on a third of the digits 0 to 8, and all images of 9."""
-    folder = tmp_path_factory.mktemp("made")
+    return once("made", a_short_run)
+
+
+def a_short_run(folder):
     assert prepare_data.main(["digits", str(folder / "data")]) == 0
     for listed in (folder / "data").glob("*.txt"):
         listed.unlink()
@@ -140,7 +143,6 @@ def made(tmp_path_factory):
             os.remove(image)
     argv = ["-cfg", "pit_digits", "-data_path", folder / "data", "-output", folder / "run", "-epochs", "2"]
     assert train.main([str(word) for word in argv], nprocs=1) == 0
-    return folder
 
 
 @pytest.fixture

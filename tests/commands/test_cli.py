@@ -50,15 +50,17 @@ def run(*args):
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
+def digits(once):
     """A fifth of the handwritten digits: 288 to train on, 72 to validate."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn (pip install '.[demo]')")
-    folder = tmp_path_factory.mktemp("digits")
+    return once("digits", write_digits)
+
+
+def write_digits(folder):
     assert prepare_data.main(["digits", str(folder)]) == 0
     for split in ("train", "val"):
         lines = (folder / f"{split}_list.txt").read_text().splitlines()
         (folder / f"{split}_list.txt").write_text("".join(line + "\n" for line in lines[::5]))
-    return folder
 
 
 def run_here(*args):
@@ -70,11 +72,17 @@ def train_args(digits, output, *more):
 
 
 @pytest.fixture(scope="module")
-def trained(digits, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    result = run(*train_args(digits, folder))
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder, result
+def trained(digits, once):
+    """The folder of a run, and what it printed and said of errors."""
+
+    def train(folder):
+        result = run(*train_args(digits, folder / "run"))
+        assert result.returncode == 0, result.stdout + result.stderr
+        for name in ("stdout", "stderr"):
+            (folder / name).write_text(getattr(result, name))
+
+    folder = once("trained", train)
+    return folder / "run", (folder / "stdout").read_text(), (folder / "stderr").read_text()
 
 
 def records(folder):
@@ -82,7 +90,7 @@ def records(folder):
 
 
 def test_the_runs_folder_holds_what_is_promised(trained):
-    folder, _ = trained
+    folder, *_ = trained
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "log.txt", "metrics.jsonl", "best.pdparams", "report.html"} <= names
     checkpoints = {f"epoch_{n:03d}{suffix}" for n in (2, 3) for suffix in (".pdparams", "_ema.pdparams", ".pdstate")}
@@ -96,7 +104,7 @@ def test_the_report_calls_images_as_below_the_data(trained, digits):
 
 
 def test_metrics_say_what_happened(trained):
-    folder, _ = trained
+    folder, *_ = trained
     lines = records(folder)
     train = [line for line in lines if line["phase"] == "train"]
     assert [(line["epoch"], line["step"]) for line in train] == [(e, s) for e in (1, 2, 3) for s in (1, 2, 3, 4)]
@@ -109,13 +117,13 @@ def test_metrics_say_what_happened(trained):
 
 
 def test_the_log_in_a_pipe_has_plain_lines(trained):
-    _, result = trained
-    for text in (result.stdout, result.stderr):
+    _, stdout, stderr = trained
+    for text in (stdout, stderr):
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
-    assert "effective batch: 64 images" in result.stdout
-    assert re.search(r"epoch 1/3  step 2/4  loss \d", result.stdout)
-    assert "weight decay 0.05 on" in result.stdout
-    assert result.stderr == ""
+    assert "effective batch: 64 images" in stdout
+    assert re.search(r"epoch 1/3  step 2/4  loss \d", stdout)
+    assert "weight decay 0.05 on" in stdout
+    assert stderr == ""
 
 
 @pytest.mark.slow
@@ -139,7 +147,7 @@ def test_on_a_terminal_there_is_a_progress_bar(digits, tmp_path):
 
 
 def test_evaluation_of_best_gives_the_last_line_digit_for_digit(trained, digits, tmp_path):
-    folder, _ = trained
+    folder, *_ = trained
     words = [
         "-cfg",
         "pit_digits",
@@ -157,7 +165,7 @@ def test_evaluation_of_best_gives_the_last_line_digit_for_digit(trained, digits,
 
 
 def test_a_runs_weights_know_their_configuration(trained, tmp_path):
-    folder, _ = trained
+    folder, *_ = trained
     assert run_here(f"-output={tmp_path}", "-eval", "-pretrained", folder / "best") == 0
     assert json.loads((tmp_path / "eval.json").read_text())["acc1"] == records(folder)[-1]["acc1"]
     assert parse_args(["-pretrained", str(folder / "best")]).cfg == "pit_digits", "another run's keys are not taken"
@@ -169,7 +177,7 @@ def test_a_runs_weights_know_their_configuration(trained, tmp_path):
 
 
 def test_the_four_lines_of_a_notebook(trained, digits):
-    folder, _ = trained
+    folder, *_ = trained
     config = get_config(str(ROOT / "configs/demo/pit_digits.yaml"))
     model = build_model(config)
     model.set_state_dict(paddle.load(str(folder / "best.pdparams")))
