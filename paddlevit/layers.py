@@ -15,7 +15,7 @@ from paddle import Tensor, nn
 from yacs.config import CfgNode
 
 from paddlevit.errors import UserError, about_keys
-from paddlevit.paddle_internals import conv_options, has_hooks
+from paddlevit.paddle_internals import conv_options, epsilon, has_hooks, running_statistics
 from paddlevit.runtime import kernels
 from paddlevit.runtime.kernels import gelu as gelu
 
@@ -129,7 +129,23 @@ class Conv2D(nn.Conv2D):
         if self.bias is None:
             return y
         bias = self.bias.reshape([-1, 1, 1])
-        return y + (bias if bias.dtype == y.dtype else bias.astype(y.dtype))
+        return kernels.add_bias(y, bias if bias.dtype == y.dtype else bias.astype(y.dtype))
+
+
+def conv_norm_gelu(conv: Conv2D, norm: nn.BatchNorm2D, x: Tensor) -> Tensor:
+    """gelu(norm(conv(x))), of a convolution with a bias; compiled in evaluation, if nothing wants what is between."""
+    statistics = (*running_statistics(norm), norm.weight, norm.bias)
+    wanted = norm.training or paddle.is_grad_enabled() or has_hooks(conv) or has_hooks(norm)
+    if wanted or not kernels.takes(x, conv.bias, *statistics):
+        return gelu(norm(conv(x)))
+    return kernels.norm_gelu(kernels.conv2d(x, conv.weight, *conv_options(conv)), conv.bias, statistics, epsilon(norm))
+
+
+class Linear(nn.Linear):
+    """nn.Linear, its bias compiled where PADDLEVIT_KERNELS asks for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.linear(x, self.weight, self.bias)
 
 
 @paddle.jit.not_to_static
@@ -181,8 +197,8 @@ class Mlp(nn.Layer):
         hidden_dim = int(dim * mlp_ratio)
         if hidden_dim < 1:
             raise UserError(f"mlp_ratio must be at least 1/{dim} for a width of {dim}, got {mlp_ratio:g}")
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.dropout = nn.Dropout(dropout)
         self.activation = activation
 
@@ -197,7 +213,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout, bias: Tensor
     The probabilities [N, heads, Lq, Lk] pass through `dropout`, where a forward hook can read them.
     """
     scores = paddle.matmul(q, k, transpose_y=True)
-    return paddle.matmul(dropout(F.softmax(scores if bias is None else scores + bias)), v)
+    return paddle.matmul(dropout(kernels.softmax(scores if bias is None else kernels.add_bias(scores, bias))), v)
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout) -> Tensor:
@@ -244,8 +260,8 @@ class Attention(nn.Layer):
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         # Paddle reads bias_attr=None as "with a bias"; only False leaves it out.
-        self.qkv = nn.Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias_attr=None if qkv_bias else False)
+        self.proj = Linear(dim, dim)
         self.attn_dropout = nn.Dropout(attention_dropout)
         self.proj_dropout = nn.Dropout(dropout)
 

@@ -15,7 +15,7 @@ from paddlevit.errors import UserError
 
 _OPERATORS = ("squared_l2_norm", "check_finite_and_unscale_", "update_loss_scaling_")
 _OF_A_CONVOLUTION = ("_stride", "_padding", "_dilation", "_groups")
-_OF_A_BATCH_NORM = ("_mean", "_variance", "_momentum", "_use_global_stats")
+_OF_A_BATCH_NORM = ("_mean", "_variance", "_momentum", "_epsilon", "_use_global_stats")
 _OF_A_LAYER = ("_forward_pre_hooks", "_forward_post_hooks")
 _OF_AN_OPTIMIZER = (
     "_create_global_learning_rate",
@@ -70,6 +70,11 @@ def running_statistics(norm: nn.BatchNorm2D) -> tuple[Tensor, Tensor]:
 def momentum(norm: nn.BatchNorm2D) -> float:
     """What the constructor was given."""
     return norm._momentum
+
+
+def epsilon(norm: nn.BatchNorm2D) -> float:
+    """What the constructor was given."""
+    return norm._epsilon
 
 
 def set_momentum(norm: nn.BatchNorm2D, value: float) -> None:

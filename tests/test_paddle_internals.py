@@ -74,6 +74,10 @@ def test_has_hooks(register):
     assert not internals.has_hooks(layer)
 
 
+def test_epsilon_is_what_was_given():
+    assert internals.epsilon(nn.BatchNorm2D(1, epsilon=0.25)) == 0.25
+
+
 def test_running_statistics_are_those_of_the_state():
     norm, x = normed()
     mean, variance = internals.running_statistics(norm)

@@ -17,6 +17,7 @@ from paddlevit.layers import (
     Conv2D,
     DropPath,
     LayerNorm,
+    Linear,
     Mlp,
     attention,
     classifier,
@@ -115,10 +116,10 @@ class ConvAttention(nn.Layer):
         self.conv_proj_v = depthwise_projection(dim, spec.kernel_qkv, spec.stride_kv, spec.padding_kv)
         # Paddle reads bias_attr=None as "with a bias"; only False leaves it out.
         bias = None if spec.qkv_bias else False
-        self.proj_q = nn.Linear(dim, dim, bias_attr=bias)
-        self.proj_k = nn.Linear(dim, dim, bias_attr=bias)
-        self.proj_v = nn.Linear(dim, dim, bias_attr=bias)
-        self.proj = nn.Linear(dim, dim)
+        self.proj_q = Linear(dim, dim, bias_attr=bias)
+        self.proj_k = Linear(dim, dim, bias_attr=bias)
+        self.proj_v = Linear(dim, dim, bias_attr=bias)
+        self.proj = Linear(dim, dim)
         self.attn_dropout = nn.Dropout(spec.attn_drop_rate)
         self.proj_dropout = nn.Dropout(spec.drop_rate)
 

@@ -7,7 +7,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from paddlevit.hrformer.convert import relative_position_index
-from paddlevit.layers import Conv2D, DropPath, LayerNorm, attention, create_parameter, gelu
+from paddlevit.layers import Conv2D, DropPath, LayerNorm, Linear, attention, conv_norm_gelu, create_parameter
 
 
 def window_padding(size: int, window: int) -> tuple[int, int]:
@@ -57,10 +57,10 @@ class RelativeAttention(nn.Layer):
         self.scale = (dim // num_heads) ** -0.5
         self.relative_position_bias_table = create_parameter([(2 * window - 1) ** 2, num_heads])
         self._number_positions()
-        self.k_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
-        self.q_proj = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.k_proj = Linear(dim, dim)
+        self.v_proj = Linear(dim, dim)
+        self.q_proj = Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         self.attn_dropout = nn.Dropout(0.0)
 
     def _number_positions(self) -> None:
@@ -104,9 +104,9 @@ class ConvMlp(nn.Layer):
         self.norm3 = nn.BatchNorm2D(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = gelu(self.norm1(self.fc1(x)))
-        x = gelu(self.norm2(self.dw3x3(x)))
-        return gelu(self.norm3(self.fc2(x)))
+        x = conv_norm_gelu(self.fc1, self.norm1, x)
+        x = conv_norm_gelu(self.dw3x3, self.norm2, x)
+        return conv_norm_gelu(self.fc2, self.norm3, x)
 
 
 class Block(nn.Layer):

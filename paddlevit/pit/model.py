@@ -14,6 +14,7 @@ from paddlevit.layers import (
     Block,
     Conv2D,
     LayerNorm,
+    Linear,
     classifier,
     create_parameter,
     for_each_image,
@@ -32,7 +33,7 @@ class Pooling(nn.Layer):
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
         self.conv = Conv2D(dim, out_dim, kernel_size=3, stride=2, padding=1, groups=dim)
-        self.fc = nn.Linear(dim, out_dim)
+        self.fc = Linear(dim, out_dim)
 
     def forward(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return self.conv(feature_map), self.fc(tokens)

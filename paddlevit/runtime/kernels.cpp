@@ -1,6 +1,7 @@
-// What Paddle 3.3 is slow at on a CPU, in float32: depthwise 3 x 3 convolutions with a padding of 1, GELU, and layer
-// normalisation. kernels.py compiles this file and calls it. NAME takes tensors, the result, and numbers; NAME_grad the
-// same tensors, the result's gradient, theirs, and the numbers. Results do not depend on the number of threads.
+// What Paddle 3.3 is slow at on a CPU, in float32: depthwise 3 x 3 convolutions with a padding of 1, GELU, layer and
+// batch normalisation, biases, softmax. kernels.py compiles this file and calls it. NAME takes tensors, the result, and
+// numbers; NAME_grad the same tensors, the result's gradient, theirs, and the numbers. From `bias` on they work in place.
+// Results do not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -64,6 +65,12 @@ inline void normal(float x, float& density, float& distribution) {
   distribution = x < 0 ? density * ratio : 1 - density * ratio;
 }
 
+inline float gelu_of(float x) {
+  float density, distribution;
+  normal(x, density, distribution);
+  return x * distribution;
+}
+
 // A row, normalised; returns 1 / its standard deviation.
 inline float normalise(const float* x, float* normed, int64_t c, float epsilon) {
   float mean = 0, variance = 0;
@@ -76,6 +83,16 @@ inline float normalise(const float* x, float* normed, int64_t c, float epsilon) 
 #pragma omp simd
   for (int64_t i = 0; i < c; i++) normed[i] = (x[i] - mean) * rstd;
   return rstd;
+}
+
+// The sum of what f(first row, last row, sums) adds for each part of the rows: the same for any number of threads.
+template <typename F> void sum_parts(int64_t rows, int64_t size, float* total, F f) {
+  constexpr int64_t PARTS = 16;
+  Floats sums(PARTS * size);
+#pragma omp parallel for
+  for (int64_t part = 0; part < PARTS; part++) f(rows * part / PARTS, rows * (part + 1) / PARTS, &sums[part * size]);
+  std::fill_n(total, size, 0.0f);
+  for (int64_t i = 0; i < PARTS * size; i++) total[i % size] += sums[i];
 }
 
 }  // namespace
@@ -145,11 +162,7 @@ void depthwise_grad(const float* x, const float* w, const float* dy, float* dx, 
 
 void gelu(const float* x, float* y, int64_t size) {
 #pragma omp parallel for simd
-  for (int64_t i = 0; i < size; i++) {
-    float density, distribution;
-    normal(x[i], density, distribution);
-    y[i] = x[i] * distribution;
-  }
+  for (int64_t i = 0; i < size; i++) y[i] = gelu_of(x[i]);
 }
 
 void gelu_grad(const float* x, const float* dy, float* dx, int64_t size) {
@@ -176,16 +189,13 @@ void layer_norm(const float* x, const float* scale, const float* bias, float* y,
   }
 }
 
-// The rows in parts, whose sums are added up at the end: their order is the same for any number of threads.
 void layer_norm_grad(const float* x, const float* scale, const float*, const float* dy, float* dx, float* dscale,
                      float* dbias, int64_t rows, int64_t c, float epsilon) {
-  constexpr int64_t PARTS = 16;
-  Floats sums(2 * PARTS * c);
-#pragma omp parallel for
-  for (int64_t part = 0; part < PARTS; part++) {
-    float *scale_sum = &sums[2 * part * c], *bias_sum = scale_sum + c;
+  Floats sums(2 * c);
+  sum_parts(rows, 2 * c, sums.data(), [&](int64_t first, int64_t last, float* scale_sum) {
     Floats normed(c);
-    for (int64_t r = rows * part / PARTS; r < rows * (part + 1) / PARTS; r++) {
+    float* bias_sum = scale_sum + c;
+    for (int64_t r = first; r < last; r++) {
       const float *g = dy + r * c, rstd = normalise(x + r * c, normed.data(), c, epsilon);
       float sum = 0, product = 0;
 #pragma omp simd reduction(+ : sum, product)
@@ -199,14 +209,91 @@ void layer_norm_grad(const float* x, const float* scale, const float*, const flo
 #pragma omp simd
       for (int64_t i = 0; i < c; i++) dx[r * c + i] = (g[i] * scale[i] - sum - normed[i] * product) * rstd;
     }
+  });
+  std::copy_n(&sums[0], c, dscale);
+  std::copy_n(&sums[c], c, dbias);
+}
+
+// x [outer, c, inner] + bias [c].
+void bias(float* x, const float* bias, int64_t outer, int64_t c, int64_t inner) {
+#pragma omp parallel for
+  for (int64_t o = 0; o < outer; o++) {
+    float* row = x + o * c * inner;
+    if (inner == 1)
+      for (int64_t i = 0; i < c; i++) row[i] += bias[i];
+    else
+      for (int64_t i = 0; i < c * inner; i += inner)
+        for (int64_t j = 0; j < inner; j++) row[i + j] += bias[i / inner];
   }
-  std::fill_n(dscale, c, 0.0f);
-  std::fill_n(dbias, c, 0.0f);
-  for (int64_t part = 0; part < PARTS; part++) {
-    for (int64_t i = 0; i < c; i++) {
-      dscale[i] += sums[2 * part * c + i];
-      dbias[i] += sums[(2 * part + 1) * c + i];
+}
+
+void bias_grad(const float* dy, float* dbias, int64_t outer, int64_t c, int64_t inner) {
+  sum_parts(outer, c, dbias, [&](int64_t first, int64_t last, float* sums) {
+    for (int64_t o = first; o < last; o++) {
+      const float* row = dy + o * c * inner;
+      if (inner == 1) {
+        for (int64_t i = 0; i < c; i++) sums[i] += row[i];
+        continue;
+      }
+      for (int64_t i = 0; i < c; i++) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < inner; j++) sum += row[i * inner + j];
+        sums[i] += sum;
+      }
     }
+  });
+}
+
+// x [rows, c]. Some rows at a time, step by step, as a short one by itself only waits for one step after the other.
+void softmax(float* x, int64_t rows, int64_t c) {
+  constexpr int64_t ROWS = 8;
+#pragma omp parallel for
+  for (int64_t first = 0; first < rows; first += ROWS) {
+    float tops[ROWS], *begin = x + first * c, *end = x + std::min(first + ROWS, rows) * c;
+    for (float *row = begin, *to = tops; row < end; row += c) {
+      float top = row[0];
+#pragma omp simd reduction(max : top)
+      for (int64_t i = 0; i < c; i++) top = top < row[i] ? row[i] : top;
+      *to++ = top;
+    }
+    for (float *row = begin, *from = tops; row < end; row += c) {
+      const float top = *from++;
+#pragma omp simd
+      for (int64_t i = 0; i < c; i++) row[i] = exponential(std::max(row[i] - top, -87.0f));
+    }
+    for (float* row = begin; row < end; row += c) {
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < c; i++) sum += row[i];
+      sum = 1 / sum;
+      for (int64_t i = 0; i < c; i++) row[i] *= sum;
+    }
+  }
+}
+
+// From the result y.
+void softmax_grad(const float* y, const float* dy, float* dx, int64_t rows, int64_t c) {
+#pragma omp parallel for
+  for (int64_t r = 0; r < rows; r++) {
+    const float *row = y + r * c, *g = dy + r * c;
+    float product = 0, *to = dx + r * c;
+#pragma omp simd reduction(+ : product)
+    for (int64_t i = 0; i < c; i++) product += row[i] * g[i];
+#pragma omp simd
+    for (int64_t i = 0; i < c; i++) to[i] = row[i] * (g[i] - product);
+  }
+}
+
+// GELU of batch normalisation with its running statistics of x [n, c, plane] + bias [c].
+void norm_gelu(float* x, const float* bias, const float* mean, const float* variance, const float* scale,
+               const float* shift, int64_t n, int64_t c, int64_t plane, float epsilon) {
+#pragma omp parallel for
+  for (int64_t i = 0; i < n * c; i++) {
+    const int64_t k = i % c;
+    const float factor = scale[k] / std::sqrt(variance[k] + epsilon), term = (bias[k] - mean[k]) * factor + shift[k];
+#pragma omp simd
+    for (int64_t j = i * plane; j < (i + 1) * plane; j++) x[j] = gelu_of(x[j] * factor + term);
   }
 }
 
