@@ -13,6 +13,7 @@ from paddle import Tensor, nn
 
 from paddlevit.errors import UserError
 from paddlevit.layers import evaluating
+from paddlevit.runtime import kernels
 from paddlevit.views import Grid, StageView, Window
 
 OF_A_CLASS = ("grad-cam", "grad-rollout")
@@ -95,7 +96,7 @@ def grad_cam(
     view = views[_position(views, stage)]
     by_token = view.read_by_token if view is views[-1] else None
     target = view.layer if by_token is None else by_token
-    with paddle.enable_grad():
+    with paddle.enable_grad(), kernels.left_alone():
         logits, (output, end) = _run_watched(model, images, [target, view.layer], cut=target)
         parts = [output] if isinstance(output, Tensor) else [part for part in output if part is not None]
         gradients: Any = paddle.grad(_class_score(logits, class_index), parts, allow_unused=True)
@@ -170,7 +171,7 @@ def class_rollout(model: nn.Layer, images: Tensor, class_index: ClassIndex = Non
     views = views[_rollout_start(views) :]
     images = images.detach()
     images.stop_gradient = False  # so that there are gradients in a frozen model too
-    with paddle.enable_grad():
+    with paddle.enable_grad(), kernels.left_alone():
         logits, places, probabilities = _watch_attention(model, images, views)
         gradients = paddle.grad(_class_score(logits, class_index), probabilities)
     with paddle.no_grad():

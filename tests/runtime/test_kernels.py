@@ -10,6 +10,7 @@ import paddle.nn.functional as F
 import pytest
 
 from paddlevit import build_model
+from paddlevit.attention_maps import heat_map
 from paddlevit.layers import Conv2D, LayerNorm, Linear, conv_norm_gelu, gelu
 from paddlevit.runtime import kernels
 from paddlevit.training.recompute import recompute_blocks
@@ -273,3 +274,16 @@ def test_without_being_asked_for_or_a_compiler_they_are_paddles(monkeypatch, cap
         assert gelu(paddle.ones([1])).item() == pytest.approx(0.8413447)
         assert compiler in caplog.text
     kernels.library.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.parametrize("method", ["grad-cam", "grad-rollout"])
+def test_heat_maps_take_paddles_operators(calls, monkeypatch, method):
+    """paddle.grad leaves out the parameters, for which a PyLayer of Paddle 3.3.1 may then return nothing."""
+    model, images = build_model("pit_digits"), paddle.randn([2, 3, 32, 32])
+    found = heat_map(model, images, method=method)
+    assert not calls
+    model(images)
+    assert calls
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    np.testing.assert_array_equal(found, heat_map(model, images, method=method))
