@@ -26,17 +26,6 @@ from paddlevit.layers import (
 from paddlevit.views import PIXELS, AttentionView, StageView, Window, spread_back
 
 
-class PatchEmbed(nn.Layer):
-    """Non-overlapping patches by a convolution; [N, C, S, S] -> tokens [N, L, dim]."""
-
-    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = Conv2D(in_channels, dim, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose([0, 2, 1])
-
-
 class PooledBlock(Block):
     """A transformer block that ends with hierarchical pooling (section 3.2, equation 5); [N, L, dim] -> [N, L', dim].
 
@@ -88,7 +77,7 @@ class HVT(nn.Layer):
     ) -> None:
         super().__init__()
         length = patches_along(image_size, patch_size, patch_size) ** 2
-        self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size)
+        self.patch_embed = nn.Sequential(("proj", Conv2D(in_channels, embed_dim, patch_size, patch_size)))
         self.pos_embed = create_parameter([1, length, embed_dim])
         self.pos_dropout = nn.Dropout(dropout)
         self.layers = nn.LayerList()
@@ -107,7 +96,8 @@ class HVT(nn.Layer):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """What the head sees: the mean over the normalised tokens [N, embed_dim]."""
-        x = self.pos_dropout(self.patch_embed(images) + self.pos_embed)
+        x = self.patch_embed(images).flatten(2).transpose([0, 2, 1])
+        x = self.pos_dropout(x + self.pos_embed)
         for layer in self.layers:
             x = layer(x)
         return self.norm(x).mean(axis=1)
@@ -123,7 +113,7 @@ class HVT(nn.Layer):
     def views(self) -> list[StageView]:
         """Its blocks. Pooled tokens are spread back over the patches that they come from, so that they form maps."""
         views = []
-        patch_size = self.patch_embed.proj.weight.shape[2]
+        patch_size = self.patch_embed[0].weight.shape[2]
         grid = PIXELS.pooled(Window(patch_size, patch_size, 0))
         shares = np.eye(self.pos_embed.shape[1], dtype="float32")  # of the patches in the tokens
         for i, block in enumerate(self.layers):
