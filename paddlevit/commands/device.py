@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -10,6 +11,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
@@ -19,12 +22,13 @@ import paddle
 
 from paddlevit.commands.benchmark import by_turns, inference_step, synchronized, training_step
 from paddlevit.config import get_config, variant_names
+from paddlevit.data import build_train_loader
 from paddlevit.data.prepare import write_large_cuts
 from paddlevit.errors import UserError
 from paddlevit.layers import runs_flash_attention
 from paddlevit.models import build_model
 from paddlevit.run.build import build_trainer
-from paddlevit.runtime import process
+from paddlevit.runtime import kernels, process
 from paddlevit.runtime.settings import processor
 from paddlevit.weights import read_state_dict
 
@@ -69,6 +73,7 @@ def rows(name: str, batch_size: int | None) -> Iterator[Row]:
     half = not usable["O1 float16"]
     yield _tried("pit_digits, resumed", _resumed, device == "cpu")
     yield _tried(f"pit_digits, {_STEPS} steps", _finite, half)
+    yield _tried("pit_digits, attention logits", _attention_logits, half)
     kind = device.split(":")[0]
     devices = sum(each.startswith(f"{kind}:") for each in paddle.device.get_available_device())
     images = "" if importlib.util.find_spec("sklearn") else "it needs scikit-learn: pip install '.[demo]' in the clone"
@@ -77,6 +82,7 @@ def rows(name: str, batch_size: int | None) -> Iterator[Row]:
     yield Row(two, f"n/a: {missing}") if missing else _tried(two, _two_processes, named)
     for what in _PUBLISHED:
         yield _tried(f"{_SPEED_VARIANT}, {what}", _speed, what, batch_size or (4 if device == "cpu" else 64), half)
+    yield _tried("data path, to compare with a training step", _data_path)
 
 
 def _tried(check: str, measure: Callable[..., Result], *args: Any) -> Row:
@@ -180,13 +186,37 @@ def _resumed(exact: bool) -> Result:
     return result, bool(largest <= (0.0 if exact else 1e-3))
 
 
+@functools.cache
+def _trained(half: bool) -> tuple[Any, np.ndarray]:
+    """A trainer after _STEPS steps, and their losses."""
+    trainer = _trainer("AMP", half)
+    return trainer, np.array([loss.item() for loss in _train(trainer, _STEPS)])
+
+
 def _finite(half: bool) -> Result:
     """Whether losses stay finite."""
-    trainer, precision = _trainer("AMP", half), "O1 float16" if half else "f32"
-    losses = np.array([loss.item() for loss in _train(trainer, _STEPS)])
-    steps = f"{precision}, loss {losses[0]:.3f} to {losses[-1]:.3f}"
+    trainer, losses = _trained(half)
+    steps = f"{_kind(half)}, loss {losses[0]:.3f} to {losses[-1]:.3f}"
     skipped = f"{trainer.read_skipped()} skipped as they were not finite"
     return f"{steps}, {skipped}", bool(np.isfinite(losses).all())
+
+
+def _attention_logits(half: bool) -> Result:
+    """The largest attention logit after the steps."""
+    trainer, _ = _trained(half)
+    for layer in trainer.model.sublayers():  # fused attention, which has no softmax, is not used where hooks watch
+        layer.register_forward_post_hook(lambda *_: None)
+    softmax = paddle.nn.functional.softmax
+    watched = unittest.mock.patch.object(paddle.nn.functional, "softmax", wraps=softmax)
+    with paddle.no_grad(), trainer.autocast(), kernels.left_alone(), watched as seen:
+        trainer.model(paddle.randn([8, 3, 32, 32]))
+    largest = np.max([call.args[0].astype("float32").abs().max().item() for call in seen.call_args_list])
+    result = f"largest q k / sqrt(d) {largest:.2f} in {_kind(half)}; float16 holds up to 65,504"
+    return result, bool(largest <= 65504)
+
+
+def _kind(half: bool) -> str:
+    return "O1 float16" if half else "f32"
 
 
 def _two_processes(device: str) -> Result:
@@ -216,6 +246,18 @@ def _speed(what: str, batch_size: int, amp: bool) -> Result:
     else:
         step = training_step(model, images, config.MODEL.NUM_CLASSES, amp=amp)
     rate = batch_size / statistics.median(by_turns({what: step}, 3, synchronized)[what])
-    kind = f"{'O1 float16' if amp else 'f32'}, batch {batch_size}, {process.peak_memory():,} MiB at most"
+    kind = f"{_kind(amp)}, batch {batch_size}, {process.peak_memory():,} MiB at most"
     published = f"timm publishes {_PUBLISHED[what]:,} on an RTX 3090 with AMP"
     return f"{rate:,.1f} images/s ({kind}; {published})", None
+
+
+def _data_path() -> Result:
+    workers, batch_size = min(len(os.sched_getaffinity(0)), 8), 16
+    with tempfile.TemporaryDirectory() as folder:
+        write_large_cuts(Path(folder), 4 * workers * batch_size)
+        own = ["DATA.DATA_PATH", folder, "DATA.NUM_WORKERS", workers, "DATA.BATCH_SIZE", batch_size]
+        loader = build_train_loader(get_config(_SPEED_VARIANT, [*own, "MODEL.NUM_CLASSES", 2]))
+        for epoch in range(2):  # the first one starts the workers
+            start = time.perf_counter()
+            images = sum(len(labels) for _, labels in loader.epoch(epoch))
+    return f"{images / (time.perf_counter() - start):,.0f} JPEG images/s by {workers} workers", None

@@ -12,6 +12,7 @@ from paddlevit.commands.parser import Parser, exit_code
 from paddlevit.errors import UserError
 
 _PRECISIONS = {"paddle": ("f32",), "onnx": ("f32",), "openvino": ("f32", "bf16", "int8", "auto")}  # by format
+_PICTURE = "precisions.svg"  # of -precision auto
 _NUM_IMAGES = 512
 _MAX_DROP = 0.1
 
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> None:
     from paddlevit.commands.precisions import as_text, exported_as_asked, fastest_within
     from paddlevit.export.description import DESCRIPTION_FILE, describe, with_file
     from paddlevit.export.write import complete_in, file_name
+    from paddlevit.report.precisions import write_precisions
 
     classifier, folder = open_classifier(args), Path(args.output)
     if classifier.model is None:
@@ -36,10 +38,12 @@ def main(argv: list[str]) -> None:
         taken = export(classifier, args, scratch)
         described = with_file(described, folder, taken.path.name, taken.precision, taken.measured)
         (scratch / DESCRIPTION_FILE).write_text(json.dumps(described, indent=1, allow_nan=False) + "\n", "utf-8")
+        if taken.measured:
+            write_precisions(scratch / _PICTURE, taken.measured, classifier.config.MODEL.NAME)
     print(f"written to {folder / taken.path.name}; how to use it: {folder / DESCRIPTION_FILE}")
     print(f"compared on {taken.where}:\n{taken.compared}")
     if taken.measured:
-        print(as_text(taken.measured))
+        print(f"{as_text(taken.measured)}\npicture: {folder / _PICTURE}")
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -13,7 +14,7 @@ from paddlevit.config import variant_names
 @pytest.fixture
 def quick(monkeypatch):
     """Without the rows about speed and about 100 steps, whose parts have tests of their own."""
-    for rows in ("_finite", "_speed"):
+    for rows in ("_finite", "_attention_logits", "_speed", "_data_path"):
         monkeypatch.setattr(device, rows, lambda *_: ("", None))
 
 
@@ -27,7 +28,9 @@ def test_a_sound_cpu(capsys, monkeypatch):
     assert rows["O1 bfloat16"] == {"check": "O1 bfloat16", "result": "n/a: a CPU computes in float32", "ok": None}
     assert rows["pit_digits, resumed"]["result"].endswith("0.0e+00") and rows["pit_digits, 100 steps"]["ok"]
     assert rows["pit_digits, two processes"]["result"] == "n/a: it needs two devices"
-    assert "images/s" in rows["pit_ti_224, training step"]["result"]
+    assert re.match(r"largest q k / sqrt\(d\) \d+\.\d+ in f32;", rows["pit_digits, attention logits"]["result"])
+    for speed in ("pit_ti_224, training step", "data path, to compare with a training step"):
+        assert "images/s" in rows[speed]["result"]
 
 
 def test_plain_attention_is_checked_where_there_is_another():
@@ -61,6 +64,17 @@ def test_what_is_wrong_is_shown_and_is_the_exit_code(monkeypatch, capsys):
     assert check.main([]) == 2
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
     assert line.startswith("| pit_digits, f32 | error of logits 5.0e-01, of gradients ")
+
+
+@pytest.mark.parametrize(("factor", "ok"), [(1, True), (1e4, False)])
+def test_attention_logits_that_float16_does_not_hold(monkeypatch, factor, ok):
+    trainer = device._trainer("AMP", False)
+    for name, value in trainer.model.state_dict().items():
+        if "qkv.weight" in name:
+            value.set_value(value * factor)
+    monkeypatch.setattr(device, "_trained", lambda half: (trainer, None))
+    row = device._tried("logits", device._attention_logits, False)
+    assert row.ok is ok, row.result
 
 
 @pytest.mark.usefixtures("quick")

@@ -377,6 +377,7 @@ def test_command_chooses_the_precision(trained, tmp_path, capsys):
     assert described["files"] == [file] and described["precision"] == {file: measured["taken"]}
     assert measured["max_drop"] == 100 and measured["images"] == 15
     assert min(measured["rows"], key=lambda row: row["ms_per_image"])["precision"] == measured["taken"]
+    assert (tmp_path / "precisions.svg").exists()
     run(trained, tmp_path)
     assert description.read_description(tmp_path)["measured"] == {file: measured}, "it stays beside further files"
     assert guesses(capsys, trained / "data" / "val", "-exported", tmp_path / file)

@@ -43,7 +43,7 @@ import json, sys
 from importlib import import_module
 from paddlevit.commands import device
 device._STEPS = 10
-device._speed = lambda *_: ("", None)
+device._speed = device._data_path = lambda *_: ("", None)
 device._two_processes = lambda name: (name, None)
 for name, *argv in json.loads(sys.argv[1]):
     code = import_module(f"paddlevit.commands.{name}").main(argv)
@@ -243,6 +243,8 @@ def test_check_passes_but_for_bfloat16(plugin):
     assert rows["O1 bfloat16"]["result"].startswith("n/a: -amp_dtype bfloat16: Paddle has it on GPUs only")
     assert rows["pit_digits, resumed"]["ok"] and rows["pit_digits, two processes"]["result"] == "custom:FakeCPU"
     assert rows["pit_digits, 10 steps"]["result"].endswith(" 1 skipped as they were not finite")
+    logits = rows["pit_digits, attention logits"]
+    assert logits["ok"] and " in O1 float16; " in logits["result"]
 
 
 def test_a_device_that_there_is_not(plugin, data, tmp_path):
