@@ -7,7 +7,6 @@ import errno
 import itertools
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,8 +53,16 @@ def open_folder(config: CfgNode) -> Iterator[Path]:
             why = f"{type(error).__name__}: {error}"
             logger.error("ended by %s", why, exc_info=not mistake, extra={"file_only": True})
             if mistake and fresh and not (folder / "config.yaml").exists():
-                shutil.rmtree(folder, ignore_errors=True)
+                _leave(folder)
             raise
+
+
+def _leave(folder: Path) -> None:
+    """Remove the folder with what a run that could not begin has written; what else is there by now stays."""
+    with contextlib.suppress(OSError):
+        for own in (*folder.glob("log*.txt"), folder / ".lock", folder / "metrics.jsonl"):
+            own.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 @contextlib.contextmanager

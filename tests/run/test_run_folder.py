@@ -90,6 +90,14 @@ def test_a_run_that_cannot_begin_leaves_what_was_there(tmp_path):
     assert (tmp_path / "mine" / "notes.txt").is_file()
 
 
+def test_a_run_that_cannot_begin_leaves_what_came_meanwhile(tmp_path):
+    """Such as what another evaluation has found."""
+    with pytest.raises(UserError), room.open_folder(get_config("pit_digits", ["OUTPUT", str(tmp_path / "run")])) as path:
+        (path / "eval.json").touch()
+        raise UserError("the data")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["eval.json"]
+
+
 @pytest.mark.parametrize("main", [True, False])
 def test_best_weights_that_are_gone_are_forgotten_by_all_processes(tmp_path, monkeypatch, main):
     """One that still knew them would evaluate on, while the others are done: each would wait for the other."""
