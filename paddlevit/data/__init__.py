@@ -1,4 +1,8 @@
-"""Images from disk to normalised batches on the device."""
+"""Images from disk to normalised batches on the device.
+
+Where files, lines or keys cannot be used as they are, everything here raises UserError, or MissingFileError (one too)
+where there is nothing, that names them.
+"""
 
 from __future__ import annotations
 

@@ -157,6 +157,10 @@ class RandAugment:
     From practice, and what recipes call rand-m9-mstd0.5-inc1: an operation that was drawn is applied with probability
     0.5, its level is normal around `magnitude` with std `std`, clipped to [0, 10], levels change the image the more the
     higher they are ("increasing"), Invert and SolarizeAdd join the paper's operations and the identity leaves.
+
+    At level m: rotation by 3m degrees, shear by 0.03m, translation by 4.5m % of the side, each to either side;
+    color, contrast, brightness and sharpness times 1 +- 0.09m (at least 0.1); posterize to 4 - int(0.4m) bits;
+    solarize from 256 - int(25.6m); values below 128 plus int(11m).
     """
 
     layers: int
