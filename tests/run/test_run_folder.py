@@ -92,7 +92,8 @@ def test_a_run_that_cannot_begin_leaves_what_was_there(tmp_path):
 
 def test_a_run_that_cannot_begin_leaves_what_came_meanwhile(tmp_path):
     """Such as what another evaluation has found."""
-    with pytest.raises(UserError), room.open_folder(get_config("pit_digits", ["OUTPUT", str(tmp_path / "run")])) as path:
+    config = get_config("pit_digits", ["OUTPUT", str(tmp_path / "run")])
+    with pytest.raises(UserError), room.open_folder(config) as path:
         (path / "eval.json").touch()
         raise UserError("the data")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["eval.json"]
