@@ -208,6 +208,7 @@ def test_the_one_that_has_been_silent_longest_is_named(tmp_path, log):
     assert log.messages == ["rank 1 (log_rank1.txt) has made no progress within -hang_timeout"]
 
 
+@pytest.mark.slow
 def test_a_slow_start_and_steady_steps_are_no_hang(tmp_path):
     body = """
         time.sleep(2.5)
