@@ -26,12 +26,13 @@ def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
     order.
     """
     counter = _Counter()
-    removers = [hook for name, part in _parts(model) for hook in counter.follow(name, part)]
-    removers += [
+    removers = [
         layer.register_forward_post_hook(counter.layer)
         for layer in model.sublayers(include_self=True)
         if isinstance(layer, (nn.Conv2D, nn.Linear))
     ]
+    # After those, as a part may be such a layer itself.
+    removers += [hook for name, part in _parts(model) for hook in counter.follow(name, part)]
     try:
         with evaluating(model), counter.listening(), paddle.no_grad():
             model(paddle.zeros([1, _channels(model), image_size, image_size], dtype=paddle.get_default_dtype()))
@@ -96,7 +97,7 @@ def _parts(model: nn.Layer) -> list[tuple[str, nn.Layer]]:
     parts = []
     for name, child in model.named_children():
         if isinstance(child, (nn.LayerList, nn.Sequential)):
-            parts += [(f"{name}.{i}", layer) for i, layer in enumerate(child)]
+            parts += [(f"{name}.{inner}", layer) for inner, layer in child.named_children()]
         else:
             parts.append((name, child))
     return parts

@@ -36,7 +36,8 @@ def evaluating(model: nn.Layer) -> Iterator[None]:
 
 def learnable(model: nn.Layer) -> dict[str, Tensor]:
     """Parameters by name, frozen or not, without BatchNorm's running statistics, which Paddle counts among them."""
-    return {name: param for name, param in model.named_parameters() if not name.endswith(("._mean", "._variance"))}
+    own = {"_mean", "_variance"}
+    return {name: param for name, param in model.named_parameters() if name.rpartition(".")[2] not in own}
 
 
 def names_by_layer(model: nn.Layer, layers: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -29,6 +29,7 @@ def test_published_networks(name):
     assert counts["macs"] / 1e9 == pytest.approx(info(name)["macs_g"], rel=1e-5)
     for key in ("params", "macs"):
         assert sum(part[key] for part in counts["parts"].values()) == counts[key]
+        assert min(part[key] for part in counts["parts"].values()) >= 0
 
 
 def test_by_hand():
@@ -38,6 +39,11 @@ def test_by_hand():
     assert counts["macs"] == conv + 8 * 16 * 5
     assert counts["params"] == 8 * 27 + 8 + 128 * 5 + 5
     assert counts["attention_macs"] == 0
+    # A layer that is a part by itself has its own products.
+    assert counts["parts"] == {
+        "0": {"params": 8 * 27 + 8, "macs": conv},
+        "2": {"params": 128 * 5 + 5, "macs": 8 * 16 * 5},
+    }
     assert model.training
 
 

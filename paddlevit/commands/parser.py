@@ -51,7 +51,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *rest: Any) -> None:
         required = [action for action in actions if action.required]
         flags = [f"{action.option_strings[0]} {action.metavar}" for action in required if action.option_strings]
-        words = [str(action.metavar) for action in actions if not action.option_strings]
+        marks = {"+": "{} ...", "*": "[{} ...]", "?": "[{}]"}
+        words = [marks.get(str(a.nargs), "{}").format(a.metavar) for a in actions if not a.option_strings]
         super().add_usage(usage or " ".join(["%(prog)s", *flags, "[flags]", *words]), [], *rest)
 
 
@@ -77,6 +78,7 @@ class Parser(argparse.ArgumentParser):
         self._flags: list[str] = []
         self._has_commands = False
         super().__init__(allow_abbrev=False, add_help=False, formatter_class=_Formatter, **options)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?|\d*\.\d+)(e[+-]?\d+)?$", re.I)  # argparse: not -1e-3
         self._synonyms = {"help": "h", "exported": "pretrained", **(synonyms or {})}
         self._meant = meant or {}
         self.flag("h", action="help", help="show this")
@@ -215,9 +217,9 @@ def choose(argv: Sequence[str], commands: Mapping[str, str], examples: Sequence[
 
 
 def table(rows: Sequence[Sequence[str]], align: str = "<") -> str:
-    """Rows of cells in columns; `align` is that of all columns but the first."""
+    """Rows of cells in columns; `align` is that of all columns but the first and those without a name."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    sides = ["<", *[align] * len(widths)]
+    sides = ["<", *(align if name else "<" for name in rows[0][1:])]
     lines = ([f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths)] for row in rows)
     return "\n".join("  ".join(line).rstrip() for line in lines)
 

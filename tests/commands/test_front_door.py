@@ -198,6 +198,7 @@ def test_the_json_of_official_hvt_with_its_flag_for_cifar(caplog):
         (["-warmup_start_lr", "0"], "did you mean -opts TRAIN.WARMUP_START_LR VALUE?"),
         (["-qqq"], "there is no flag -qqq (-h lists the flags)"),
         (["-epochs", "many"], "-epochs must be an integer, got 'many'"),
+        (["-lr", "-1e-3"], "-lr: TRAIN.BASE_LR must be >= 0, got -0.001"),
         (["-lr", "high"], "-lr must be a number, got 'high'"),
         (["-eval", "-resume", "auto"], "-resume auto is for training; name the weights with -pretrained FILE"),
         (["-eval", "-resume", "a", "-pretrained", "b"], "name the weights once, got -pretrained b and -resume a"),
