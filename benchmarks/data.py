@@ -29,7 +29,10 @@ from paddlevit.data.opencv import read_part
 from paddlevit.data.prepare import write_large_cuts
 
 _BATCH = 32
-_PLAIN = ["TRAIN.RAND_AUGMENT", "TRAIN.AUTO_AUGMENT", "TRAIN.THREE_AUGMENT"]
+_PLAIN = {
+    **dict.fromkeys(["TRAIN.RAND_AUGMENT", "TRAIN.AUTO_AUGMENT", "TRAIN.THREE_AUGMENT"], False),
+    "TRAIN.COLOR_JITTER": 0.0,
+}
 _BASELINE = "PaddleViT: "
 
 Measures = dict[str, Callable[[], Any]]
@@ -82,8 +85,7 @@ def by_turns(measures: Measures, rounds: int) -> dict[str, list[Any]]:
 
 def data_stages(config: CfgNode, images: int) -> Measures:
     """The stages of the data path for as many images, as a worker or, in the end, the main process does them."""
-    plain = {**dict.fromkeys(_PLAIN, False), "TRAIN.COLOR_JITTER": 0.0}
-    full, cropped = build_train_loader(config), build_train_loader(with_values(config, plain))
+    full, cropped = build_train_loader(config), build_train_loader(with_values(config, _PLAIN))
     evaluation = build_eval_loader(config)
     samples = [(i % len(full.source), (0, 0, i)) for i in range(images)]
     planes = np.zeros((images, config.DATA.IMAGE_CHANNELS, *[config.DATA.IMAGE_SIZE] * 2), np.uint8)

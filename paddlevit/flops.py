@@ -104,6 +104,5 @@ def _parts(model: nn.Layer) -> list[tuple[str, nn.Layer]]:
 
 
 def _channels(model: nn.Layer) -> int:
-    first = next(layer for layer in model.sublayers() if isinstance(layer, nn.Conv2D))
-    *_, groups = conv_options(first)
-    return first.weight.shape[1] * groups
+    first = next((layer for layer in model.sublayers() if isinstance(layer, nn.Conv2D)), None)
+    return 3 if first is None else first.weight.shape[1] * conv_options(first)[-1]

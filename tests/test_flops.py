@@ -39,6 +39,7 @@ def test_by_hand():
     assert counts["macs"] == conv + 8 * 16 * 5
     assert counts["params"] == 8 * 27 + 8 + 128 * 5 + 5
     assert counts["attention_macs"] == 0
+    assert count(nn.Sequential(nn.AdaptiveAvgPool2D(1), nn.Flatten(), nn.Linear(3, 5)), 8)["macs"] == 3 * 5
     # A layer that is a part by itself has its own products.
     assert counts["parts"] == {
         "0": {"params": 8 * 27 + 8, "macs": conv},

@@ -133,7 +133,7 @@ class _Run:
             train = config.TRAIN
             waited = f"{train.BEST_BY} has not improved for {train.PATIENCE} epochs (TRAIN.PATIENCE)"
             logger.warning(f"training ends after epoch {trainer.epoch} of {train.NUM_EPOCHS}: {waited}")
-            rates = f"the learning rate is still {trainer.lr:.3g}, TRAIN.END_LR {train.END_LR:.3g}"
+            rates = f"the learning rate is still {trainer.lr_at(trainer.epoch):.3g}, TRAIN.END_LR {train.END_LR:.3g}"
             logger.warning(f"{rates}: with fewer TRAIN.NUM_EPOCHS it comes down to that")
 
     def _ends(self) -> bool:
