@@ -13,6 +13,7 @@ from paddle import Tensor, nn
 
 from paddlevit.layers import evaluating, learnable
 from paddlevit.paddle_internals import conv_options
+from paddlevit.runtime import kernels
 
 _OUTSIDE = "(outside)"  # of all parts
 
@@ -34,7 +35,7 @@ def count(model: nn.Layer, image_size: int) -> dict[str, Any]:
     # After those, as a part may be such a layer itself.
     removers += [hook for name, part in _parts(model) for hook in counter.follow(name, part)]
     try:
-        with evaluating(model), counter.listening(), paddle.no_grad():
+        with evaluating(model), counter.listening(), kernels.left_alone(), paddle.no_grad():
             model(paddle.zeros([1, _channels(model), image_size, image_size], dtype=paddle.get_default_dtype()))
     finally:
         for remover in removers:

@@ -9,7 +9,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from paddlevit import build_model
+from paddlevit import build_model, flops
 from paddlevit.attention_maps import heat_map
 from paddlevit.layers import Conv2D, LayerNorm, Linear, conv_norm_gelu, gelu
 from paddlevit.runtime import kernels
@@ -287,3 +287,13 @@ def test_heat_maps_take_paddles_operators(calls, monkeypatch, method):
     assert calls
     monkeypatch.setattr(kernels, "library", lambda: None)
     np.testing.assert_array_equal(found, heat_map(model, images, method=method))
+
+
+@needs_compiler
+def test_products_are_counted_once(calls, monkeypatch):
+    """A linear layer's own operator calls paddle.matmul, which counting takes for a product of attention."""
+    model = build_model("pit_digits")
+    found = flops.count(model, 32)
+    assert not calls
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert found == flops.count(model, 32)
