@@ -280,15 +280,13 @@ def _chosen(labels: FilePath | Sequence[str] | None, known: Classes | None, conf
 def _data(config: CfgNode, classes: Classes | None = None) -> Source | None:
     """The images in DATA.DATA_PATH to validate with, or else to train on. Raises UserError for other `classes`."""
     for split in ("val", "train"):
-        with contextlib.suppress(MissingFileError):
+        with contextlib.suppress(MissingFileError if classes else UserError):
             return open_source(config, split, classes)
     return None
 
 
 def _names_of_data(config: CfgNode) -> Sequence[str]:
     """The names of the classes in DATA.DATA_PATH, or ImageNet's, if they are as many as the model has; or none."""
-    found = [list(imagenet_names(Path(config.DATA.DATA_PATH)).values())]
-    with contextlib.suppress(UserError):
-        source = _data(config)
-        found.insert(0, [*source.class_names] if source else [])
+    source = _data(config)
+    found = [[] if source is None else source.class_names, list(imagenet_names(Path(config.DATA.DATA_PATH)).values())]
     return next((names for names in found if len(names) == config.MODEL.NUM_CLASSES), [])

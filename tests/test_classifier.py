@@ -108,6 +108,19 @@ def test_classes(run, photo, tmp_path):
     }
 
 
+def test_names_of_the_data_where_the_images_to_validate_with_cannot_be_used(run, photo, tmp_path):
+    """They are asked first, and one of their folders is empty."""
+    for split, classes in (("train", NAMES), ("val", NAMES[1:])):
+        for name in classes:
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "1.png").write_bytes(photo.read_bytes())
+    (tmp_path / "val" / NAMES[0]).mkdir()
+    (tmp_path / "w.pdparams").write_bytes((run / "best.pdparams").read_bytes())
+    opts = ["MODEL.NUM_CLASSES", 3, "DATA.DATA_PATH", str(tmp_path)]
+    found = Classifier(tmp_path / "w.pdparams", "pit_digits", opts=opts).class_names
+    assert list(found) == sorted(NAMES)
+
+
 def test_mistakes(run, photo, tmp_path):
     classifier = Classifier(run)
     for image, told in (

@@ -65,7 +65,8 @@ def load_weights(
 def _open(path_or_state: str | os.PathLike[str] | Mapping[str, Any], which: str) -> tuple[str, StateDict]:
     """What to call the weights in a message, and the weights."""
     if isinstance(path_or_state, Mapping):
-        return "the state dict", unwrap(path_or_state, which)
+        with naming("the state dict"):
+            return "the state dict", unwrap(path_or_state, which)
     where = find(path_or_state)
     return where, open_state_dict(where, which)
 

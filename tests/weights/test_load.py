@@ -267,3 +267,15 @@ def test_a_damaged_file_leaves_the_model_as_it_was(tmp_path):
     with pytest.raises(WeightsError, match="CRC"):
         load_weights(model, path)
     assert_filled(model, before)
+
+
+def test_an_array_in_memory_that_cannot_be_read_is_a_user_error():
+    class Bfloat16:  # torch's, which NumPy does not have
+        shape = (1,)
+
+        def __array__(self, *args, **options):
+            raise TypeError("Got unsupported ScalarType BFloat16")
+
+    model = tiny()
+    with pytest.raises(WeightsError, match="the state dict .*unsupported ScalarType"):
+        load_weights(model, {**arrays(model), "more": Bfloat16()})
