@@ -91,6 +91,8 @@ class Parser(argparse.ArgumentParser):
         """
         self._flags.append(name)
         options = {**_of_all(name), **options}
+        if options.get("required"):
+            options["help"] = options["help"].partition(" (default")[0]
         if options.get("type") in (int, float):
             options.setdefault("metavar", "N" if options["type"] is int else "X")
         if least is not None:

@@ -53,7 +53,9 @@ class OpenCVDataset(ImageDataset):
         return self.transform.augmented(pixels, rng)
 
     def write(self, out: np.ndarray, i: int, rng: np.random.Generator | None = None) -> None:
-        cv2.split(self.pixels(i, rng), list(out.transpose(2, 0, 1)))  # NumPy takes five times as long
+        pixels = self.pixels(i, rng)
+        assert (pixels.shape, pixels.dtype) == (out.shape, out.dtype), "split would write to arrays of its own"
+        cv2.split(pixels, list(out.transpose(2, 0, 1)))  # NumPy takes five times as long
 
 
 def read_part(source: Source, i: int, choose: Callable[[int, int], Box], *, side: int, fast: bool = True) -> np.ndarray:

@@ -137,6 +137,14 @@ def test_help_ends_with_examples(words, capsys):
     assert re.search(r"\nexamples:\n +paddlevit \w+ .*\n +paddlevit", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("command", ["flops", "convert", "benchmark model"])
+def test_a_flag_that_is_needed_has_no_default(command, capsys):
+    with contextlib.suppress(SystemExit):
+        paddlevit_command([*command.split(), "-h"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "-cfg PATH yaml file, or a variant such as pit_ti_224 -" in said
+
+
 def test_drop_path_is_the_familys_own_key():
     def rate(cfg, *opts):
         return configured("-drop_path", 0.3, "-opts", *opts, cfg=cfg).MODEL

@@ -267,6 +267,15 @@ class TestTransform:
         image = source.image(0) if channels == 3 else source.image(0).convert("L")
         return ours.astype(int), transform(image, np.random.default_rng(seed)).astype(int)
 
+    @pytest.mark.parametrize("kind", [[3, 30, 30], [3, 32, 32]], ids=["size", "type"])
+    def test_pixels_that_do_not_fit_a_batch_are_not_lost(self, kind):
+        """OpenCV would leave the batch as it was, with another image in it."""
+        transform = TrainTransform(self.crop, hflip=0.5, augmentation=lambda image, rng: image.astype("float32"))
+        transform = transform if kind[1] == 32 else TrainTransform(self.crop, hflip=0.5, augmentation=None)
+        dataset = OpenCVDataset(Memory(encoded(photograph(100, 80), quality=95)), transform)
+        batch = np.zeros([1, *kind], "uint8").transpose(0, 2, 3, 1)
+        assert "AssertionError" in str(dataset.read([(0, (0, 0, 0))], batch).error)
+
     @pytest.mark.parametrize("channels", [1, 3])
     def test_draws_what_pillows_does(self, channels):
         for seed in range(12):
