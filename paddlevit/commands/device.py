@@ -77,16 +77,17 @@ def rows(name: str, batch_size: int | None) -> Iterator[Row]:
     kind = device.split(":")[0]
     devices = sum(each.startswith(f"{kind}:") for each in paddle.device.get_available_device())
     images = "" if importlib.util.find_spec("sklearn") else "it needs scikit-learn: pip install '.[demo]' in the clone"
-    missing, two = images if devices > 1 else "it needs two devices", "pit_digits, two processes"
-    named = kind if kind == "gpu" else f"custom:{kind}"
-    yield Row(two, f"n/a: {missing}") if missing else _tried(two, _two_processes, named)
+    missing, named = images if devices > 1 else "it needs two devices", kind if kind == "gpu" else f"custom:{kind}"
+    yield _tried("pit_digits, two processes", _two_processes, named, missing=missing)
     for what in _PUBLISHED:
         yield _tried(f"{_SPEED_VARIANT}, {what}", _speed, what, batch_size or (4 if device == "cpu" else 64), half)
-    yield _tried("data path, to compare with a training step", _data_path)
+    yield _tried("data path, to compare with a training step", _data_path, missing=images)
 
 
-def _tried(check: str, measure: Callable[..., Result], *args: Any) -> Row:
-    """What `measure` finds, or what it fails of."""
+def _tried(check: str, measure: Callable[..., Result], *args: Any, missing: str = "") -> Row:
+    """What `measure` finds, or what it fails of, or what is `missing` here."""
+    if missing:
+        return Row(check, f"n/a: {missing}")
     try:
         return Row(check, *measure(*args))
     except Exception as error:  # Paddle has many kinds: MemoryError, OSError, ValueError, ...

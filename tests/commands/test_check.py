@@ -66,6 +66,16 @@ def test_what_is_wrong_is_shown_and_is_the_exit_code(monkeypatch, capsys):
     assert line.startswith("| pit_digits, f32 | error of logits 5.0e-01, of gradients ")
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_machine_without_scikit_learn_is_sound(monkeypatch, capsys):
+    monkeypatch.setattr(device, "VARIANTS", "nothing")
+    monkeypatch.setattr(device, "_resumed", lambda *_: ("", None))
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(device, "_data_path", lambda: pytest.fail("needs its photographs"))
+    assert check.main([]) == 0
+    assert "n/a: it needs scikit-learn: pip install '.[demo]' in the clone" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("factor", "ok"), [(1, True), (1e4, False)])
 def test_attention_logits_that_float16_does_not_hold(monkeypatch, factor, ok):
     trainer = device._trainer("AMP", False)
