@@ -60,9 +60,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     formats = "paddle (default), onnx, or openvino (default with another -precision than f32)"
     flag("format", choices=tuple(_PRECISIONS), help=formats)
     flag("output", required=True, metavar="DIR", help="folder to write into")
-    precisions = (
-        "to run and be compared in: f32 (default); for openvino bf16, int8, or auto: the fastest that keeps top-1"
-    )
+    precisions = "to run in: f32 (default); for openvino bf16, int8, or auto: the fastest that keeps top-1"
     flag("precision", default="f32", choices=_PRECISIONS["openvino"], help=precisions)
     flag("max_drop", type=float, least=0, metavar="P", help=f"top-1 points that -precision auto may lose ({_MAX_DROP})")
     images = "compare on these, not on -data_path or random ones; with int8 and auto also for its ranges"

@@ -129,7 +129,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (-h lists the flags)")
 
     def _in_our_words(self, words: Sequence[str]) -> Iterator[str]:
-        rest = iter(words)
+        rest, named = iter(words), set[str]()
         for word in rest:
             found = re.fullmatch(r"--?([A-Za-z][\w.-]*)(=.*)?", word, re.S)
             if word == "--":
@@ -138,7 +138,9 @@ class Parser(argparse.ArgumentParser):
             elif found is None:
                 yield _at_home(word)
             else:
-                name = found[1].replace("-", "_")
+                named.add(name := found[1].replace("-", "_"))
+                if named >= {"exported", "pretrained"}:
+                    self.error("-exported is another name of -pretrained: name one model")
                 name = self._synonyms.get(name, name)
                 if name not in self._flags and not self._has_commands:  # each of which has flags of its own
                     self.error(f"there is no flag -{found[1]}{self._nearest(name)}")

@@ -504,6 +504,7 @@ def test_what_cannot_be_opened_is_named(trained, tmp_path, capsys):
     assert "required: -pretrained" in said()
     run(trained, tmp_path)
     capsys.readouterr()
+    assert "name one model" in said("-exported", tmp_path, "-pretrained", "x")
     assert "pit_digits cannot be combined with" in said("-exported", tmp_path, "-cfg", "pit_digits")
     assert "DATA.IMAGE_SIZE 64 cannot be combined with" in said("-exported", tmp_path, "-image_size", "64")
     assert "is no exported model" in said("-exported", tmp_path / "model.pdiparams")
