@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import paddle
+import pytest
 from paddle import nn
 from PIL import Image
 
@@ -19,6 +20,11 @@ from paddlevit.training.objectives import Supervised
 from paddlevit.training.optim import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def but_slow(names, *slow):
+    """`names` for parametrize, of which the models `slow` are left to the whole suite."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
 def network():

@@ -205,6 +205,7 @@ def assert_same_run(folder, undisturbed):
     assert plain[0] == plain[1]
 
 
+@pytest.mark.slow
 def test_the_same_run_from_python(trained, digits, tmp_path):
     keys = {"REPORT_FREQ": 1, "KEEP_LAST": 2}
     run = paddlevit.train("pit_digits", digits, output=tmp_path / "run", epochs=3, warmup_epochs=1.0, opts=keys)
@@ -352,6 +353,7 @@ def test_evaluating_in_a_runs_folder_leaves_its_configuration(trained, digits, t
     assert (tmp_path / "run" / "eval.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over(trained, digits, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
     before = (tmp_path / "run" / "log.txt").read_text()

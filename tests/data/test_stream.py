@@ -210,9 +210,11 @@ PROGRAM = """
     ("end", "code"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("pass", 0), ("sys.exit(3)", 3))),
+        ("pass", 0),
+        ("sys.exit(3)", 3),
     ],
 )
+@pytest.mark.slow
 def test_workers_end_with_the_program_and_leave_nothing(end, code):
     before = set(os.listdir("/dev/shm"))
     script = textwrap.dedent(PROGRAM.format(root=str(ROOT), here=str(Path(__file__).parent), end=end))

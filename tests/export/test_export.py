@@ -543,6 +543,7 @@ def mkl_threads():
     return ctypes.CDLL(paths.pop()).MKL_Get_Max_Threads()
 
 
+@pytest.mark.slow
 def test_a_program_leaves_the_threads_of_the_process_as_they_are(tmp_path, monkeypatch):
     """With others, a training run beside it would no longer repeat bit for bit."""
     before = mkl_threads()

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import paddle
 import pytest
+from tiny import but_slow
 
 import paddlevit
 from paddlevit.config import ConfigError, get_config
@@ -81,7 +82,7 @@ def test_weights_of_as_many_classes_are_all_taken(files, name, caplog):
 
 
 @pytest.mark.parametrize(("num_classes", "said"), [(7, 7), (None, 10)])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", but_slow(SMALL, "hrformer_digits"))
 def test_another_number_of_classes_starts_a_new_head_and_says_so(files, name, num_classes, said, caplog):
     paddle.seed(3)
     model = paddlevit.build_model(name, num_classes=num_classes, weights=str(files / f"{name}.pdparams"))

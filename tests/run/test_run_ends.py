@@ -179,6 +179,7 @@ def test_every_signal_that_asks_to_stop_saves(data, quiet, tmp_path, monkeypatch
     assert_resumes(data, tmp_path, quiet)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_exactly_or_at_all_is_refused(data, quiet, tmp_path, monkeypatch, capsys):
     assert stopped_in_the_middle(data, tmp_path, monkeypatch) == 143
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log.txt"}

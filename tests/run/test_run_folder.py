@@ -135,6 +135,7 @@ def hold(folder):
     return process
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_run_is_refused_to_another_one_until_it_ends(tmp_path):
     process, folder = hold(tmp_path / "run"), tmp_path / "run"
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

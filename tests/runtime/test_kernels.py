@@ -18,7 +18,7 @@ from paddlevit.training.recompute import recompute_blocks
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def compiled():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PADDLEVIT_KERNELS", "1")

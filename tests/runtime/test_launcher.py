@@ -180,6 +180,7 @@ def test_it_starts_again_as_often_as_it_may(tmp_path, log, failures, restarts, c
     ]
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named_and_all_are_ended(tmp_path, log, capfd):
     body = """
         launcher.heartbeat()
@@ -196,6 +197,7 @@ def test_a_process_that_hangs_is_named_and_all_are_ended(tmp_path, log, capfd):
     assert here == "rank 0 (log.txt) is here:" and "most recent call" in waited
 
 
+@pytest.mark.slow
 def test_the_one_that_has_been_silent_longest_is_named(tmp_path, log):
     body = """
         launcher.heartbeat()
@@ -261,6 +263,7 @@ def test_a_process_that_does_not_stop_with_the_others_is_ended(tmp_path, monkeyp
     assert gone(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_processes_that_do_not_hear_it(tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "_SECONDS_TO_REPEAT", 0.2)
     body = """
@@ -291,6 +294,7 @@ def test_where_other_launchers_meet_is_not_passed_on(tmp_path, monkeypatch):
     assert run(tmp_path, "assert not any('MASTER' in name for name in os.environ)\n") == 0
 
 
+@pytest.mark.slow
 def test_under_another_launcher_a_process_that_hangs_ends_itself(tmp_path):
     body = """
         for _ in range(3):
@@ -308,6 +312,7 @@ def test_under_another_launcher_a_process_that_hangs_ends_itself(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process that its parent is dead")
+@pytest.mark.slow
 def test_no_process_outlives_its_launcher(tmp_path):
     body = """
         open(f"{folder}/ready{rank}", "w").close()

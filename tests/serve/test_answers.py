@@ -213,6 +213,7 @@ def test_uploads_that_are_held_have_a_bound_together(model):
         assert server.predict(large).status == 200
 
 
+@pytest.mark.slow
 def test_answer_that_takes_too_long(model):
     model.free.clear()
     with serve(model, timeout=0.3) as server:

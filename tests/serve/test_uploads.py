@@ -102,6 +102,7 @@ def test_lengths_that_are_lies(server, length):
         assert client.recv(100).split()[1] == (b"413" if length.isdigit() else b"400")
 
 
+@pytest.mark.slow
 def test_upload_that_stops_in_the_middle(server):
     head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(GOOD)}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
@@ -129,6 +130,7 @@ def dripped(client, seconds):
 
 
 @pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["first", "second"])
+@pytest.mark.slow
 def test_headers_that_never_end(server, monkeypatch, before):
     monkeypatch.setattr(Connection, "patience", 0.3)
     with socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as client:
@@ -137,6 +139,7 @@ def test_headers_that_never_end(server, monkeypatch, before):
     assert bool(before) == received.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_connection_that_asks_slowly_but_asks(server, monkeypatch):
     monkeypatch.setattr(Connection, "patience", 0.3)
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)

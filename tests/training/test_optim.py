@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from tiny import but_slow
 
 from golden import from_zeros
 from paddlevit import build_model
@@ -375,7 +376,7 @@ def adamw(weight, gradients, *, lrs, decay, betas=(0.9, 0.999), eps=1e-8):
     return weight
 
 
-@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize("name", but_slow(sorted(SMALL), "hrformer_digits"))
 @pytest.mark.parametrize("layer_decay", [1.0, 0.65])
 def test_a_layers_learning_rate_reaches_update_and_decay(name, layer_decay):
     config, model = small(name, "TRAIN.LAYER_DECAY", layer_decay, "TRAIN.WEIGHT_DECAY", 0.3)
