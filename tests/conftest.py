@@ -40,6 +40,12 @@ def pytest_collection():
     settings.load_profile("patient")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, or one worker would still be at them when the others have nothing left."""
+    longest = {"test_fake_device.py", "test_golden_training.py", "test_several_processes.py"}
+    items.sort(key=lambda item: item.path.name not in longest)
+
+
 def pytest_collection_finish():
     """Thousands of tests and all modules stay: the collector need not look through them, time after time."""
     gc.collect()

@@ -34,7 +34,7 @@ def test_summary_by_hand():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["-compare", "base", "compiled", "static", "program"], ["-train"]])
+@pytest.mark.parametrize("flags", [["-compare", "base", "compiled", "program"], ["-train"]])
 def test_a_tiny_model(flags, capfd):
     assert models.main(["-cfg", "pit_digits", "-rounds", "2", "-batch_size", "2", "-json", *flags]) == 0
     result = json.loads(capfd.readouterr().out)
