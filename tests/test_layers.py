@@ -30,6 +30,7 @@ def test_trunc_normal_moments():
     ],
 )
 def test_default_of_torch(layer, fan_in):
+    paddle.seed(0)
     init_like_torch(layer)
     bound = fan_in**-0.5
     for tensor in (layer.weight, layer.bias):
