@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import platform
 import sys
@@ -41,11 +42,13 @@ def engine_threads() -> int:
 
 
 def use_all_cores() -> None:
-    """Let Paddle, which is not imported yet, compute on all cores of this process, not on one, as it does by itself.
+    """Import Paddle so that it computes on all cores of this process, not on one, as it does by itself.
 
     OMP_NUM_THREADS, if the user has set it, decides.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(engine_threads()))
+    with contextlib.redirect_stderr(io.StringIO()):  # which has words for those who take more than one
+        import paddle  # noqa: F401
 
 
 def prepare_command() -> None:
